@@ -1,1 +1,5 @@
-//! Placeholder until the crate's owner fills it.
+//! Umbel's worker: takes Celery messages from Redis and runs them.
+
+pub mod job;
+pub mod jobs;
+mod lease;
