@@ -1,0 +1,62 @@
+# The only entry point, for people and for CI alike. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# One folder holds everything that is fetched or built once: keyed by the lock files, safe to delete.
+export UMBEL_CACHE ?= $(HOME)/.cache/umbel
+# CI works in a fresh clone each time, so its build results live in that folder too.
+ifeq ($(CI),true)
+export CARGO_TARGET_DIR ?= $(UMBEL_CACHE)/target
+endif
+
+# Tools that `make setup` put into the cache come before those of the machine.
+TOOLS := [ ! -f hack/env.sh ] || source hack/env.sh;
+
+##@ Getting started
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z][a-z-]*:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## Install what is missing: Debian packages, a Python venv, kubectl and helm, Kubernetes itself (cached)
+	@[ ! -x hack/setup.sh ] || hack/setup.sh all
+
+.PHONY: build
+build: ## Build the release binaries into target/release
+	cargo build --release --locked --workspace --bins
+
+##@ Checking
+
+# Kubernetes and Rust never compile at the same time: setup comes first, steps run one by one.
+STEPS := setup unit
+
+.PHONY: test
+test: ## Run every test, installing what is missing first; this is what CI runs
+	@for step in $(STEPS); do \
+	  printf '\n== %s\n' "$$step"; begin=$$SECONDS; \
+	  $(MAKE) "$$step" || { printf '\n== %s FAILED after %s s\n' "$$step" $$((SECONDS - begin)); exit 1; }; \
+	  printf '== %s: %s s\n' "$$step" $$((SECONDS - begin)); \
+	done; printf '\n== all steps passed in %s s\n' $$SECONDS
+
+.PHONY: fmt
+fmt: ## Format the Rust code
+	cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check: ## Check the formatting
+	cargo fmt --all --check
+
+.PHONY: lint
+lint: ## Run clippy, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: unit
+unit: ## Run the tests of every crate (real Redis, real API server, real Celery; no pods)
+	@$(TOOLS) cargo test --locked --workspace --exclude umbel-e2e --no-fail-fast
+
+.PHONY: deny
+deny: ## Check licences, banned crates and sources (needs cargo-deny)
+	cargo deny check bans licenses sources
