@@ -33,7 +33,7 @@ def containerd(cluster):
     (directory / "cni").mkdir()
     (directory / "cni" / "10-umbel.conflist").write_text(json.dumps({
         "cniVersion": "0.4.0",
-        "name": "umbel",
+        "name": f"umbel-{cluster.record['id']}",
         "plugins": [{
             "type": "ptp",
             "ipam": {"type": "host-local", "dataDir": f"{directory}/cni-data",

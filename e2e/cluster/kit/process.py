@@ -20,7 +20,7 @@ MARK = "UMBEL_CLUSTER_DIR"
 
 def binary(name):
     """Where a program is: prebuilt test assets first, then our cache, then Debian's."""
-    for variable in ("KUBEBUILDER_ASSETS", "UMBEL_K8S_BIN"):
+    for variable in ("KUBEBUILDER_ASSETS", "UMBEL_K8S_BIN", "UMBEL_COREDNS_BIN"):
         folder = os.environ.get(variable)
         if folder and os.access(os.path.join(folder, name), os.X_OK):
             return os.path.join(folder, name)

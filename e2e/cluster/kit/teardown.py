@@ -35,6 +35,7 @@ def down(directory, keep_logs=False):
         process.wait("the control groups to empty", lambda: cgroups.remove(record["id"]), 10)
         network.delete(record["id"], record["netns"])
         log_links(directory)
+        address_notes(record["id"])
     files(pathlib.Path(directory), keep_logs)
 
 
@@ -66,6 +67,12 @@ def log_links(directory):
     for link in folder.iterdir() if folder.is_dir() else []:
         if link.is_symlink() and os.readlink(link).startswith(f"{directory}/"):
             link.unlink()
+
+
+def address_notes(identity):
+    """The plugins note every pod's address here, whatever their own folders are."""
+    for note in pathlib.Path("/var/lib/cni/results").glob(f"umbel-{identity}-*"):
+        note.unlink()
 
 
 def files(directory, keep_logs):
