@@ -10,9 +10,10 @@ export UMBEL_CACHE ?= $(HOME)/.cache/umbel
 ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(UMBEL_CACHE)/target
 endif
+BIN_DIR := $(or $(CARGO_TARGET_DIR),target)/debug
 
 # Tools that `make setup` put into the cache come before those of the machine.
-TOOLS := [ ! -f hack/env.sh ] || source hack/env.sh;
+TOOLS := eval "$$(hack/env.sh)";
 
 ##@ Getting started
 
@@ -22,7 +23,7 @@ help: ## List the targets
 
 .PHONY: setup
 setup: ## Install what is missing: Debian packages, a Python venv, kubectl and helm, Kubernetes itself (cached)
-	@[ ! -x hack/setup.sh ] || hack/setup.sh all
+	@hack/setup.sh all
 
 .PHONY: build
 build: ## Build the release binaries into target/release
@@ -31,7 +32,7 @@ build: ## Build the release binaries into target/release
 ##@ Checking
 
 # Kubernetes and Rust never compile at the same time: setup comes first, steps run one by one.
-STEPS := setup unit
+STEPS := setup chart-check unit
 
 .PHONY: test
 test: ## Run every test, installing what is missing first; this is what CI runs
@@ -57,6 +58,16 @@ lint: ## Run clippy, warnings are errors
 unit: ## Run the tests of every crate (real Redis, real API server, real Celery; no pods)
 	@$(TOOLS) cargo test --locked --workspace --exclude umbel-e2e --no-fail-fast
 
+.PHONY: chart-check
+chart-check: ## Lint the chart, compare what it renders with charts/golden and manifests/
+	@$(TOOLS) charts/check.sh
+
 .PHONY: deny
 deny: ## Check licences, banned crates and sources (needs cargo-deny)
 	cargo deny check bans licenses sources
+
+##@ Generated files
+
+.PHONY: chart-update
+chart-update: ## Write charts/golden and manifests/ anew after a change of the chart; read the diff
+	@$(TOOLS) charts/check.sh --update

@@ -1,0 +1,36 @@
+{{/* What the operator may do in each namespace it works in: the whole list, and nothing by wildcard. */}}
+{{- define "umbel.rules" -}}
+- apiGroups: [umbel.dev]
+  resources: [taskqueues, workerpools, periodictasks, targetclusters]
+  verbs: [get, list, watch]
+- apiGroups: [umbel.dev]
+  resources: [taskqueues/status, workerpools/status, periodictasks/status, targetclusters/status]
+  verbs: [patch]
+# The fleet: the template is applied as one writer, the size goes through the scale subresource as another.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments/scale]
+  verbs: [get, update, patch]
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get, list, watch]
+# Pods are annotated (admission, deletion cost) and, once drained, deleted by name.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch, delete]
+# Broker URLs and kubeconfigs, each by its name: never a list. A pool's own Role can only pass on what is held here.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, watch]
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get, create, patch, delete]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [get, create, patch, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
