@@ -1,1 +1,3 @@
-//! Placeholder until the crate's owner fills it.
+//! Every decision of the operator, pure: values in, values and reasons out, `now` given.
+
+pub mod drain;
