@@ -12,7 +12,7 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [deployments/scale]
-  verbs: [get, update, patch]
+  verbs: [get, update]
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch]
