@@ -1,0 +1,85 @@
+//! The words that cross a boundary: group, labels, annotations, field managers.
+
+/// The API group of every kind.
+pub const GROUP: &str = "umbel.dev";
+/// The version served and stored.
+pub const VERSION: &str = "v1alpha1";
+
+/// Label on a pool's Deployment and pods: the name of the WorkerPool.
+pub const LABEL_POOL: &str = "umbel.dev/pool";
+/// Label on a pool's Deployment: the term of the leader that decides over it. A label moves the resource version and
+/// nothing else, so a predecessor's write meets a conflict while the Deployment's generation stays.
+pub const LABEL_TERM: &str = "umbel.dev/term";
+/// Recommended label: who manages an object.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Recommended label: the application's name.
+pub const LABEL_NAME: &str = "app.kubernetes.io/name";
+/// Recommended label: the application's instance.
+pub const LABEL_INSTANCE: &str = "app.kubernetes.io/instance";
+/// Recommended label: the role within the application.
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Recommended label: the larger whole.
+pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
+
+/// Annotation on a worker pod: `<term>.<n>` of the admission, a new value each time.
+pub const ANNOTATION_GATE: &str = "umbel.dev/gate";
+/// Annotation on a worker pod that the ReplicaSet controller reads when it chooses whom to delete.
+pub const ANNOTATION_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Annotation on objects applied at a target cluster: `<run order>/<token>`.
+pub const ANNOTATION_FENCE: &str = "umbel.dev/fence";
+/// Annotation on the leader's Lease: the term of the holder.
+pub const ANNOTATION_TERM: &str = "umbel.dev/term";
+
+/// Field manager of the operator's own objects and of status.
+pub const MANAGER: &str = "umbel-operator";
+/// Field manager of a pool's size.
+pub const MANAGER_SCALE: &str = "umbel-operator-scale";
+/// Field manager of the term label.
+pub const MANAGER_TERM: &str = "umbel-operator-term";
+/// Field manager of objects applied at target clusters.
+pub const MANAGER_APPLY: &str = "umbel-apply";
+
+/// Name of the container that runs the worker inside a pool's template; otherwise the first one is it.
+pub const WORKER_CONTAINER: &str = "worker";
+
+/// The `TaskQueue` condition types.
+pub mod queue_condition {
+    /// The queue is owned by this object and can be consumed.
+    pub const READY: &str = "Ready";
+    /// The broker answered the latest question.
+    pub const BROKER_REACHABLE: &str = "BrokerReachable";
+}
+
+/// The `WorkerPool` condition types.
+pub mod pool_condition {
+    /// The pool is valid and its Deployment has the pods it wants.
+    pub const READY: &str = "Ready";
+    /// The size follows demand; the message explains the latest decision.
+    pub const SCALING_ACTIVE: &str = "ScalingActive";
+    /// A bound keeps the size from what demand asks for.
+    pub const SCALING_LIMITED: &str = "ScalingLimited";
+    /// A smaller size is wanted and a precondition of the scale-down does not hold.
+    pub const SCALE_DOWN_BLOCKED: &str = "ScaleDownBlocked";
+    /// The broker of the pool's queues answered the latest question.
+    pub const BROKER_REACHABLE: &str = "BrokerReachable";
+    /// Somebody else writes the size of the pool's Deployment.
+    pub const FOREIGN_SCALER: &str = "ForeignScaler";
+}
+
+/// The `PeriodicTask` condition types.
+pub mod periodic_condition {
+    /// The next slot is known and will fire.
+    pub const SCHEDULED: &str = "Scheduled";
+    /// `spec.suspend` holds the schedule.
+    pub const SUSPENDED: &str = "Suspended";
+    /// Something is wrong that a person must repair.
+    pub const STALLED: &str = "Stalled";
+}
+
+/// The `TargetCluster` condition types.
+pub mod cluster_condition {
+    /// The kubeconfig keeps to the rules.
+    pub const KUBECONFIG_ACCEPTED: &str = "KubeconfigAccepted";
+    /// The latest sync reached the API server.
+    pub const REACHABLE: &str = "Reachable";
+}

@@ -1,0 +1,227 @@
+//! `PeriodicTask`: a schedule.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    refs::{NameRef, Selector},
+    span::Span,
+};
+
+/// A task that is sent at given times, once for each slot.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "umbel.dev",
+    version = "v1alpha1",
+    kind = "PeriodicTask",
+    namespaced,
+    status = "PeriodicTaskStatus",
+    derive = "PartialEq",
+    shortname = "pt",
+    category = "umbel",
+    doc = "A task that is sent at given times, once for each slot.",
+    selectable = ".spec.taskTemplate.queueRef.name",
+    printcolumn(name = "Cron", type_ = "string", json_path = ".spec.schedule.cron"),
+    printcolumn(name = "Every", type_ = "string", json_path = ".spec.schedule.every"),
+    printcolumn(name = "Suspend", type_ = "boolean", json_path = ".spec.suspend"),
+    printcolumn(name = "Active", type_ = "integer", json_path = ".status.activeRuns"),
+    printcolumn(name = "Runs", type_ = "integer", json_path = ".status.runs"),
+    printcolumn(name = "Missed", type_ = "integer", json_path = ".status.missed"),
+    printcolumn(name = "Last", type_ = "date", json_path = ".status.lastScheduleTime"),
+    // A column of type date can't show the future.
+    printcolumn(name = "Next", type_ = "string", json_path = ".status.nextScheduleTime", priority = 1),
+    printcolumn(name = "Stalled", type_ = "string", json_path = ".status.conditions[?(@.type==\"Stalled\")].reason", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("startTime must be before endTime").field_path(".startTime"))]
+pub struct PeriodicTaskSpec {
+    /// When: exactly one of `cron`, `every` and `at`.
+    pub schedule: Schedule,
+
+    /// Time zone of `cron`, by its IANA name. A time that a clock change skips fires at the next valid time, one that it
+    /// repeats fires once.
+    #[serde(default = "time_zone")]
+    #[schemars(length(min = 1, max = 64), pattern(r"^[A-Za-z0-9_+/-]+$"))]
+    pub time_zone: String,
+
+    /// No slot before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+
+    /// No slot after this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<Time>,
+
+    /// What happens to slots that passed while nobody could fire them.
+    #[serde(default)]
+    pub missed_runs: MissedRuns,
+
+    /// A missed slot older than this is not fired any more.
+    #[serde(default = "catch_up_window")]
+    pub catch_up_window: Span,
+
+    /// What happens when a slot is due and an earlier run has not ended.
+    #[serde(default)]
+    pub overlap: Overlap,
+
+    /// While true, nothing fires; slots that pass meanwhile are not made up for.
+    #[serde(default)]
+    pub suspend: bool,
+
+    /// What is sent.
+    pub task_template: TaskTemplate,
+}
+
+/// When a task is sent.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.cron), has(self.every), has(self.at)].filter(given, given).size() == 1").message("exactly one of cron, every and at must be given"),
+    validation = Rule::new("!has(self.every) || duration(self.every) >= duration('1s')").message("every must be at least 1s").field_path(".every")
+)]
+pub struct Schedule {
+    /// Five fields as crontab(5) has them: minute, hour, day of month, month, day of week (0 and 7 are Sunday).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 9, max = 100), pattern(r"^[^\s]+( +[^\s]+){4}$"))]
+    pub cron: Option<String>,
+    /// A fixed distance, counted from `startTime` or else from the creation of this object. Whole seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^([0-9]{1,7}(h|m|s))+$"))]
+    pub every: Option<Span>,
+    /// One time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+}
+
+/// What happens to slots that passed while nobody could fire them.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum MissedRuns {
+    /// The latest one is fired, the others are counted as missed.
+    #[default]
+    RunOnce,
+    /// None is fired; all are counted as missed.
+    Skip,
+    /// All are fired, oldest first.
+    RunAll,
+}
+
+/// What happens when a slot is due and an earlier run has not ended.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Overlap {
+    /// The slot is skipped and counted as missed.
+    #[default]
+    Forbid,
+    /// The slot is fired.
+    Allow,
+}
+
+/// What a schedule sends.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskTemplate {
+    /// The TaskQueue it goes to.
+    pub queue_ref: NameRef,
+    /// Name of the task.
+    #[schemars(length(min = 1, max = 255), pattern(r"^[!-~]+$"))]
+    pub task: String,
+    /// Positional arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::opaque_list")]
+    pub args: Vec<serde_json::Value>,
+    /// Named arguments.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(schema_with = "crate::schema::opaque_object")]
+    pub kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Priority from 0, taken first, to 9.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 9))]
+    pub priority: u8,
+    /// A message that was not started for this long after its slot is dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_after: Option<Span>,
+    /// After this the task is stopped and fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_limit: Option<Span>,
+    /// More headers of the message. Names that begin with `umbel_` and those of the message format are taken.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Clusters that the task is sent for, one message each. Without it: one message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Targets>,
+}
+
+/// TargetClusters of this namespace: exactly one of `clusters` and `selector`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.clusters) != has(self.selector)").message("exactly one of clusters and selector must be given"))]
+pub struct Targets {
+    /// By name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 1000), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "set"))]
+    pub clusters: Vec<String>,
+    /// By label, chosen anew at each slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+}
+
+fn time_zone() -> String {
+    "UTC".to_owned()
+}
+fn catch_up_window() -> Span {
+    Span::secs(600)
+}
+
+/// What a schedule did, and what it will do.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PeriodicTaskStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The latest slot that was dealt with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_schedule_time: Option<Time>,
+    /// The slot to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_schedule_time: Option<Time>,
+    /// The latest slot whose tasks all succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_successful_time: Option<Time>,
+    /// The latest slot that was fired, and how its tasks fare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<Run>,
+    /// Runs that have not ended.
+    #[serde(default)]
+    pub active_runs: u32,
+    /// Slots that were fired.
+    #[serde(default)]
+    pub runs: u64,
+    /// Slots that were not fired though they came: by policy, by overlap or for want of a cluster.
+    #[serde(default)]
+    pub missed: u64,
+    /// What holds and what does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A slot that was fired.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// The slot.
+    pub slot: Time,
+    /// Messages that were sent for it.
+    pub total: u32,
+    /// Tasks that succeeded.
+    #[serde(default)]
+    pub succeeded: u32,
+    /// Tasks that failed, expired or were revoked.
+    #[serde(default)]
+    pub failed: u32,
+}

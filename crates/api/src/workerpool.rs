@@ -1,0 +1,380 @@
+//! `WorkerPool`: a fleet of workers.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{refs::Selector, span::Span};
+
+/// A fleet of workers that serves queues, sized by demand.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "umbel.dev",
+    version = "v1alpha1",
+    kind = "WorkerPool",
+    namespaced,
+    status = "WorkerPoolStatus",
+    derive = "PartialEq",
+    shortname = "wp",
+    category = "umbel",
+    doc = "A fleet of workers that serves queues, sized by demand.",
+    // The Deployment has this name, and a pod's name and labels are made from it.
+    validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters").field_path(".metadata.name"),
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Desired", type_ = "integer", json_path = ".status.desiredReplicas"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "Busy", type_ = "integer", json_path = ".status.busyReplicas"),
+    printcolumn(name = "Draining", type_ = "integer", json_path = ".status.drainingReplicas"),
+    printcolumn(name = "Waiting", type_ = "integer", json_path = ".status.demand.waiting"),
+    printcolumn(name = "In-Flight", type_ = "integer", json_path = ".status.demand.inFlight"),
+    printcolumn(name = "Blocked", type_ = "string", json_path = ".status.blockedReason", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerPoolSpec {
+    /// The queues it serves: TaskQueues of this namespace, all on one broker, the first ones first.
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub queues: Vec<QueueShare>,
+
+    /// The pods' template, a PodTemplateSpec. Without it: the release's worker image. The worker is the container named
+    /// `worker`, otherwise the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::opaque_object")]
+    pub template: Option<serde_json::Value>,
+
+    /// Tasks that a pod runs at a time.
+    #[serde(default = "concurrency")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub concurrency: u32,
+
+    /// Size of the fleet while `scaling.mode` is Manual.
+    #[serde(default = "replicas")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub replicas: u32,
+
+    /// How the fleet gets its size.
+    #[serde(default)]
+    pub scaling: Scaling,
+
+    /// What a stopping pod may take.
+    #[serde(default)]
+    pub drain: Drain,
+
+    /// TargetClusters of this namespace that the pool's jobs may touch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_access: Option<ClusterAccess>,
+
+    /// Built-in jobs that the pool runs; one that is not named here is an unknown task.
+    #[serde(default)]
+    pub jobs: Jobs,
+}
+
+/// A queue that a pool serves.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueShare {
+    /// Name of the TaskQueue.
+    #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// How a fleet gets its size.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas").message("minReplicas must not be larger than maxReplicas").field_path(".minReplicas"))]
+pub struct Scaling {
+    /// Who decides the size.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The smallest size.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min_replicas: u32,
+    /// The largest size.
+    #[serde(default = "max_replicas")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub max_replicas: u32,
+    /// Slots that stay free beyond demand.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub min_idle_slots: u32,
+    /// A pool of size zero starts when demand is larger than this.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub activation_threshold: u32,
+    /// What the size aims at.
+    #[serde(default)]
+    pub target: Target,
+    /// How the fleet grows.
+    #[serde(default)]
+    pub up: Up,
+    /// How the fleet shrinks.
+    #[serde(default)]
+    pub down: Down,
+}
+
+/// Who decides a fleet's size.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Mode {
+    /// Demand does.
+    #[default]
+    Auto,
+    /// `spec.replicas` does.
+    Manual,
+}
+
+/// What the size aims at.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// What is measured.
+    #[serde(default, rename = "type")]
+    pub kind: TargetKind,
+    /// Percent of the slots that should be in use.
+    #[serde(default = "utilization")]
+    #[schemars(range(min = 1, max = 100))]
+    pub value: u32,
+}
+
+/// What a target measures.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum TargetKind {
+    /// The part of all slots that is in use.
+    #[default]
+    Utilization,
+}
+
+/// How a fleet grows.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Up {
+    /// The smallest size asked for within this time counts.
+    #[serde(default)]
+    pub stabilization: Span,
+}
+
+/// How a fleet shrinks.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Down {
+    /// The largest size asked for within this time counts.
+    #[serde(default = "minute")]
+    pub stabilization: Span,
+    /// The last pods go when nothing was to do for this long.
+    #[serde(default = "minute")]
+    pub cooldown_to_zero: Span,
+}
+
+/// What a stopping pod may take.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.gracePeriod) || (duration(self.gracePeriod) >= duration('1s') && duration(self.gracePeriod) <= duration('24h'))").message("a grace period lasts from 1s to 24h").field_path(".gracePeriod"))]
+pub struct Drain {
+    /// Time from SIGTERM until the pod is killed. Without it: the longest time limit of the queues and 30 s more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_period: Option<Span>,
+}
+
+/// TargetClusters that a pool's jobs may touch.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.selector) || has(self.names)").message("selector or names must be given"))]
+pub struct ClusterAccess {
+    /// Those with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+    /// Those with these names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 1000), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "set"))]
+    pub names: Vec<String>,
+}
+
+impl ClusterAccess {
+    /// Whether a TargetCluster with this name and these labels is covered.
+    pub fn covers(&self, name: &str, labels: &std::collections::BTreeMap<String, String>) -> bool {
+        let Self { selector, names } = self;
+        names.iter().any(|named| named == name) || selector.as_ref().is_some_and(|selector| selector.matches(labels))
+    }
+}
+
+/// Built-in jobs that a pool runs.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Jobs {
+    /// Apply manifests at target clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apply: Option<ApplyJob>,
+}
+
+/// What the apply job may touch at a target.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplyJob {
+    /// Namespaces at the target.
+    #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub namespaces: Vec<String>,
+    /// Namespaced kinds, such as `ConfigMap` or `apps/Deployment`. Kinds that grant rights are refused in any case.
+    #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub kinds: Vec<String>,
+}
+
+fn concurrency() -> u32 {
+    10
+}
+fn replicas() -> u32 {
+    1
+}
+fn max_replicas() -> u32 {
+    10
+}
+fn utilization() -> u32 {
+    80
+}
+fn minute() -> Span {
+    Span::secs(60)
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            min_replicas: 0,
+            max_replicas: max_replicas(),
+            min_idle_slots: 0,
+            activation_threshold: 0,
+            target: Target::default(),
+            up: Up::default(),
+            down: Down::default(),
+        }
+    }
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            kind: TargetKind::default(),
+            value: utilization(),
+        }
+    }
+}
+
+impl Default for Down {
+    fn default() -> Self {
+        Self {
+            stabilization: minute(),
+            cooldown_to_zero: minute(),
+        }
+    }
+}
+
+/// What was seen of a fleet, and what was done.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerPoolStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Pods of the fleet.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Pods that are admitted and Ready.
+    #[serde(default)]
+    pub ready_replicas: u32,
+    /// The size that is being brought about.
+    #[serde(default)]
+    pub desired_replicas: u32,
+    /// The size that demand asks for, before bounds and stabilization.
+    #[serde(default)]
+    pub recommended_replicas: u32,
+    /// Pods that hold a task.
+    #[serde(default)]
+    pub busy_replicas: u32,
+    /// Admitted pods that hold none.
+    #[serde(default)]
+    pub idle_replicas: u32,
+    /// Pods that take no more work because they are to go.
+    #[serde(default)]
+    pub draining_replicas: u32,
+    /// Slots of the whole fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Slots>,
+    /// Label selector of the pods, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// What there is to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demand: Option<DemandStatus>,
+    /// The latest change of size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_scale: Option<LastScale>,
+    /// Why a smaller size is wanted but not being brought about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_reason: Option<String>,
+    /// What happened since the pool exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<Counters>,
+    /// What holds and what does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Slots of a fleet.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Slots {
+    /// All of them.
+    pub total: u64,
+    /// Those in which a task runs.
+    pub busy: u64,
+}
+
+/// What there is to do for a fleet.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DemandStatus {
+    /// Ready to be taken.
+    pub waiting: u64,
+    /// Held by workers.
+    pub in_flight: u64,
+    /// Parked and due soon.
+    pub delayed_soon: u64,
+}
+
+/// A change of size.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastScale {
+    /// When it was done.
+    pub time: Time,
+    /// The size before.
+    pub from: u32,
+    /// The size after.
+    pub to: u32,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// Pods that were removed by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub victims: Vec<String>,
+}
+
+/// What happened since a pool exists.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// Steps down that were completed.
+    #[serde(default)]
+    pub scale_downs: u64,
+    /// Pods that held a task when a step down removed them. Stays zero.
+    #[serde(default)]
+    pub busy_stopped: u64,
+    /// Pods that a step down lost though it had not chosen them.
+    #[serde(default)]
+    pub wrong_victims: u64,
+}

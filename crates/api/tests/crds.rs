@@ -1,0 +1,60 @@
+//! The definitions in `crds/` are what the types say.
+
+use std::{fs, path::Path};
+
+#[test]
+fn committed_definitions_are_current() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds");
+    for (file, definition) in umbel_api::definitions() {
+        let committed = fs::read_to_string(folder.join(file)).unwrap_or_default();
+        assert_eq!(
+            committed,
+            umbel_api::to_yaml(&definition),
+            "{file} is old: run `make crds`"
+        );
+    }
+}
+
+#[test]
+fn definitions_stay_small_and_structural() {
+    for (file, definition) in umbel_api::definitions() {
+        let text = serde_json::to_string(&definition).expect("plain data");
+        assert!(text.len() < 256 * 1024, "{file} has {} bytes", text.len());
+        for refused in ["\"uint", "\"nullable\"", "\"$ref\"", "\"$defs\""] {
+            assert!(!text.contains(refused), "{file} contains {refused}");
+        }
+    }
+}
+
+#[test]
+fn smallest_objects_get_their_defaults() {
+    use umbel_api::{PeriodicTaskSpec, TargetClusterSpec, TaskQueueSpec, WorkerPoolSpec};
+
+    let queue: TaskQueueSpec = serde_json::from_str("{}").expect("an empty queue");
+    assert_eq!(queue.lease.duration.to_string(), "1m");
+    assert_eq!((queue.max_deliveries, queue.retry.max_attempts), (3, 5));
+
+    let pool: WorkerPoolSpec = serde_json::from_str(r#"{"queues": [{"name": "mail"}]}"#).expect("a small pool");
+    assert_eq!(
+        (
+            pool.scaling.min_replicas,
+            pool.scaling.max_replicas,
+            pool.scaling.target.value
+        ),
+        (0, 10, 80)
+    );
+
+    let task: PeriodicTaskSpec = serde_json::from_str(
+        r#"{"schedule": {"every": "10s"}, "taskTemplate": {"queueRef": {"name": "mail"}, "task": "t"}}"#,
+    )
+    .expect("a small schedule");
+    assert_eq!(
+        (task.time_zone.as_str(), task.catch_up_window.to_string().as_str()),
+        ("UTC", "10m")
+    );
+
+    let cluster: TargetClusterSpec =
+        serde_json::from_str(r#"{"kubeconfigSecretRef": {"name": "eu", "key": "kubeconfig"}}"#)
+            .expect("a small cluster");
+    assert!(!cluster.suspend);
+}
