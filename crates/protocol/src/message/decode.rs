@@ -1,0 +1,414 @@
+//! From the bytes in a list to a [`TaskMessage`].
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::reason::quoted;
+use super::{Limits, MAX_PRIORITY, MAX_TIME_LIMIT, Malformed, Reason, TaskMessage, TimeLimit, legacy};
+use crate::json::{Json, JsonError};
+use crate::scan::{Bounds, Scanner, Text};
+use crate::time;
+
+/// Padding may be left out: Python always writes it, other senders do not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Reads one list element. `zone` reads times that have no offset (Celery's `timezone` setting; UTC by default).
+///
+/// Only JSON is read: another content type or a compressed body is refused before the body is touched.
+///
+/// Required: `content-type`, `body`, `headers.task`, `headers.id`; a protocol 1 message has the last two in its body.
+/// `delivery_tag`, `delivery_info` and every other field may be missing, and get the defaults that [`TaskMessage`]
+/// states. `null` counts as missing. `priority`, `retries` and the time limits are clamped; a time that is no ISO 8601
+/// text, a `timelimit` that is no pair, or arguments of the wrong type make the message malformed.
+///
+/// # Errors
+/// [`Malformed`], with id and task name if they came before the fault.
+pub fn decode(raw: &[u8], limits: &Limits, zone: &TimeZone) -> Result<TaskMessage, Malformed> {
+    let mut envelope = Envelope::default();
+    read(raw, limits, zone, &mut envelope).map_err(|reason| {
+        let known = |value| text(value).filter(|text| is_name(text, limits)).map(Cow::into_owned);
+        Malformed { reason, id: known(envelope.headers.id), task: known(envelope.headers.task) }
+    })
+}
+
+/// The spans of the values that count, as they stand in the message.
+#[derive(Default)]
+struct Envelope<'a> {
+    body: Option<&'a str>,
+    content_type: Option<&'a str>,
+    content_encoding: Option<&'a str>,
+    all_headers: Option<&'a str>,
+    headers: Headers<'a>,
+    properties: Properties<'a>,
+}
+
+/// Headers of protocol 2; the fields of the body in protocol 1.
+#[derive(Default)]
+pub(super) struct Headers<'a> {
+    pub(super) task: Option<&'a str>,
+    pub(super) id: Option<&'a str>,
+    eta: Option<&'a str>,
+    expires: Option<&'a str>,
+    group: Option<&'a str>,
+    group_index: Option<&'a str>,
+    retries: Option<&'a str>,
+    timelimit: Option<&'a str>,
+    root_id: Option<&'a str>,
+    parent_id: Option<&'a str>,
+    argsrepr: Option<&'a str>,
+    kwargsrepr: Option<&'a str>,
+    origin: Option<&'a str>,
+    ignore_result: Option<&'a str>,
+    compression: Option<&'a str>,
+}
+
+#[derive(Default)]
+struct Properties<'a> {
+    correlation_id: Option<&'a str>,
+    reply_to: Option<&'a str>,
+    priority: Option<&'a str>,
+    body_encoding: Option<&'a str>,
+    routing_key: Option<&'a str>,
+    redelivered: Option<&'a str>,
+}
+
+/// The body, split.
+pub(super) struct Call<'a> {
+    pub(super) args: Cow<'a, str>,
+    pub(super) kwargs: Cow<'a, str>,
+    pub(super) embed: Option<Cow<'a, str>>,
+}
+
+fn read<'a>(
+    raw: &'a [u8],
+    limits: &Limits,
+    zone: &TimeZone,
+    envelope: &mut Envelope<'a>,
+) -> Result<TaskMessage, Reason> {
+    if raw.len() > limits.bytes {
+        return Err(Reason::Size { bytes: raw.len(), limit: limits.bytes });
+    }
+    let message = utf8(raw, "message")?;
+    split(message, limits, envelope).map_err(|source| Reason::Json { part: "message", source })?;
+    check_kind(envelope)?;
+    let decoded = undo_encoding(envelope)?;
+    let body = utf8(&decoded, "body")?;
+
+    if present(envelope.headers.task).is_none() && body.trim_start().starts_with('{') {
+        let (headers, call) = legacy::split(body, bounds(limits))?;
+        return assemble(&headers, &envelope.properties, envelope.all_headers, &call, limits, zone);
+    }
+    // Before the body, so that the sender's omission is named and not the consequence.
+    required(envelope.headers.task, "headers.task", limits)?;
+    let call = split_body(body, limits)?;
+    assemble(&envelope.headers, &envelope.properties, envelope.all_headers, &call, limits, zone)
+}
+
+fn bounds(limits: &Limits) -> Bounds {
+    Bounds { depth: limits.depth, keys: limits.keys }
+}
+
+fn utf8<'a>(bytes: &'a [u8], part: &'static str) -> Result<&'a str, Reason> {
+    let text = std::str::from_utf8(bytes).map_err(|err| Reason::Text { part, at: err.valid_up_to() })?;
+    // Python refuses it as well; without this the reason would be a strange syntax error.
+    if text.starts_with('\u{feff}') {
+        return Err(Reason::Text { part, at: 0 });
+    }
+    Ok(text)
+}
+
+/// One pass over the envelope. On an error `envelope` keeps what was seen, so that the message can be named.
+fn split<'a>(message: &'a str, limits: &Limits, envelope: &mut Envelope<'a>) -> Result<(), JsonError> {
+    let mut scanner = Scanner::new(message, bounds(limits));
+    scanner.object(|inner, key| {
+        match &*key.unescaped() {
+            "body" => envelope.body = Some(inner.value()?),
+            "content-type" => envelope.content_type = Some(inner.value()?),
+            "content-encoding" => envelope.content_encoding = Some(inner.value()?),
+            "headers" => {
+                // A second `headers` replaces the first, as in Python.
+                envelope.headers = Headers::default();
+                envelope.all_headers = None;
+                if inner.peek() == Some(b'{') {
+                    let start = inner.at();
+                    inner.object(|inner, key| envelope.headers.take(&key.unescaped(), inner.value()?))?;
+                    envelope.all_headers = message.get(start..inner.at());
+                } else {
+                    inner.value()?;
+                }
+            }
+            "properties" => {
+                envelope.properties = Properties::default();
+                if inner.peek() == Some(b'{') {
+                    inner.object(|inner, key| envelope.properties.take(&key.unescaped(), inner))?;
+                } else {
+                    inner.value()?;
+                }
+            }
+            _ => drop(inner.value()?),
+        }
+        Ok(())
+    })?;
+    scanner.end()
+}
+
+impl<'a> Headers<'a> {
+    /// Remembers one of the values that count. It never fails; the type is that of its callers.
+    pub(super) fn take(&mut self, name: &str, value: &'a str) -> Result<(), JsonError> {
+        let place = match name {
+            "task" => &mut self.task,
+            "id" => &mut self.id,
+            "eta" => &mut self.eta,
+            "expires" => &mut self.expires,
+            "group" => &mut self.group,
+            "group_index" => &mut self.group_index,
+            "retries" => &mut self.retries,
+            "timelimit" => &mut self.timelimit,
+            "root_id" => &mut self.root_id,
+            "parent_id" => &mut self.parent_id,
+            "argsrepr" => &mut self.argsrepr,
+            "kwargsrepr" => &mut self.kwargsrepr,
+            "origin" => &mut self.origin,
+            "ignore_result" => &mut self.ignore_result,
+            "compression" => &mut self.compression,
+            _ => return Ok(()),
+        };
+        *place = Some(value);
+        Ok(())
+    }
+}
+
+impl<'a> Properties<'a> {
+    fn take(&mut self, name: &str, scanner: &mut Scanner<'a>) -> Result<(), JsonError> {
+        let place = match name {
+            "correlation_id" => &mut self.correlation_id,
+            "reply_to" => &mut self.reply_to,
+            "priority" => &mut self.priority,
+            "body_encoding" => &mut self.body_encoding,
+            "delivery_info" if scanner.peek() == Some(b'{') => {
+                (self.routing_key, self.redelivered) = (None, None);
+                return scanner.object(|inner, key| {
+                    let value = inner.value()?;
+                    match &*key.unescaped() {
+                        "routing_key" => self.routing_key = Some(value),
+                        "redelivered" => self.redelivered = Some(value),
+                        _ => {}
+                    }
+                    Ok(())
+                });
+            }
+            _ => return scanner.value().map(drop),
+        };
+        *place = Some(scanner.value()?);
+        Ok(())
+    }
+}
+
+/// Refuses what is not plain JSON, by its labels alone.
+fn check_kind(envelope: &Envelope<'_>) -> Result<(), Reason> {
+    let kind = text(envelope.content_type).ok_or(Reason::Missing("content-type"))?;
+    if kind != "application/json" {
+        return Err(Reason::ContentType(quoted(&kind)));
+    }
+    if let Some(compression) = present(envelope.headers.compression) {
+        return Err(Reason::Compression(quoted(compression)));
+    }
+    match present(envelope.content_encoding) {
+        None => Ok(()),
+        Some(value) => match text(Some(value)) {
+            // `binary` asks for no character decoding, and then JSON reads UTF-8 all the same.
+            Some(name) if ["utf-8", "utf8", "us-ascii", "ascii", "binary"].iter().any(|ok| name.eq_ignore_ascii_case(ok)) => {
+                Ok(())
+            }
+            _ => Err(Reason::Encoding { field: "content-encoding", found: quoted(value) }),
+        },
+    }
+}
+
+/// The body's bytes, after `body_encoding`.
+fn undo_encoding<'a>(envelope: &Envelope<'a>) -> Result<Cow<'a, [u8]>, Reason> {
+    let body = present(envelope.body).ok_or(Reason::Missing("body"))?;
+    let body = text(Some(body)).ok_or(Reason::Field { field: "body", expected: "text" })?;
+    let encoding = present(envelope.properties.body_encoding);
+    let name = encoding.map(|value| text(Some(value)).unwrap_or_default());
+    match name.as_deref() {
+        None | Some("utf-8") => Ok(match body {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        }),
+        Some("base64") => BASE64
+            .decode(body.as_bytes())
+            .or_else(|_| {
+                // Line breaks, as MIME writers put them.
+                let joined: Vec<u8> = body.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+                BASE64.decode(joined)
+            })
+            .map(Cow::Owned)
+            .map_err(|_| Reason::Encoding { field: "body_encoding", found: quoted("base64") }),
+        Some(_) => Err(Reason::Encoding { field: "body_encoding", found: quoted(encoding.unwrap_or_default()) }),
+    }
+}
+
+/// `[args, kwargs, embed]`, without decoding any of the three.
+fn split_body<'a>(body: &'a str, limits: &Limits) -> Result<Call<'a>, Reason> {
+    let broken = |source| Reason::Json { part: "body", source };
+    let mut scanner = Scanner::new(body, bounds(limits));
+    let mut parts: [&str; 3] = [""; 3];
+    let mut count = 0;
+    if scanner.peek() == Some(b'[') {
+        scanner
+            .array(|inner| {
+                let value = inner.value()?;
+                if let Some(part) = parts.get_mut(count) {
+                    *part = value;
+                }
+                count += 1;
+                Ok(())
+            })
+            .map_err(broken)?;
+    } else {
+        scanner.value().map_err(broken)?;
+    }
+    scanner.end().map_err(broken)?;
+    if count != parts.len() {
+        return Err(Reason::Field { field: "body", expected: "[args, kwargs, embed]" });
+    }
+    let [args, kwargs, embed] = parts;
+    Ok(Call {
+        args: Cow::Borrowed(args),
+        kwargs: Cow::Borrowed(kwargs),
+        embed: present(Some(embed)).map(Cow::Borrowed),
+    })
+}
+
+fn assemble(
+    headers: &Headers<'_>,
+    properties: &Properties<'_>,
+    all_headers: Option<&str>,
+    call: &Call<'_>,
+    limits: &Limits,
+    zone: &TimeZone,
+) -> Result<TaskMessage, Reason> {
+    let name = |value, field| optional_name(value, field, limits);
+    let time = |value, field| instant(value, field, zone);
+    Ok(TaskMessage {
+        task: required(headers.task, "headers.task", limits)?,
+        id: required(headers.id, "headers.id", limits)?,
+        args: shaped(&call.args, '[', "args", "an array")?,
+        kwargs: shaped(&call.kwargs, '{', "kwargs", "an object")?,
+        embed: call.embed.as_deref().map(|embed| shaped(embed, '{', "embed", "an object or null")).transpose()?,
+        retries: count(headers.retries),
+        eta: time(headers.eta, "headers.eta")?,
+        expires: time(headers.expires, "headers.expires")?,
+        time_limit: time_limit(headers.timelimit)?,
+        root_id: name(headers.root_id, "headers.root_id")?,
+        parent_id: name(headers.parent_id, "headers.parent_id")?,
+        group: name(headers.group, "headers.group")?,
+        group_index: present(headers.group_index).and_then(|value| value.parse().ok()),
+        ignore_result: match headers.ignore_result {
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            _ => None,
+        },
+        correlation_id: name(properties.correlation_id, "properties.correlation_id")?,
+        reply_to: name(properties.reply_to, "properties.reply_to")?,
+        origin: name(headers.origin, "headers.origin")?,
+        argsrepr: text(headers.argsrepr).map(Cow::into_owned),
+        kwargsrepr: text(headers.kwargsrepr).map(Cow::into_owned),
+        priority: priority(properties.priority),
+        queue: name(properties.routing_key, "properties.delivery_info.routing_key")?.unwrap_or_default(),
+        redelivered: properties.redelivered == Some("true"),
+        headers: all_headers.map_or_else(Json::empty_object, Json::trusted),
+    })
+}
+
+/// A value that is there and not `null`.
+fn present(value: Option<&str>) -> Option<&str> {
+    value.filter(|value| *value != "null")
+}
+
+fn text(value: Option<&str>) -> Option<Cow<'_, str>> {
+    value.and_then(Text::of).map(Text::unescaped)
+}
+
+fn is_name(text: &str, limits: &Limits) -> bool {
+    !text.is_empty() && text.len() <= limits.id_bytes
+}
+
+const NAME: &str = "a text of 1 to 1,024 bytes";
+
+fn required(value: Option<&str>, field: &'static str, limits: &Limits) -> Result<String, Reason> {
+    let value = present(value).ok_or(Reason::Missing(field))?;
+    match text(Some(value)) {
+        Some(text) if is_name(&text, limits) => Ok(text.into_owned()),
+        _ => Err(Reason::Field { field, expected: NAME }),
+    }
+}
+
+fn optional_name(value: Option<&str>, field: &'static str, limits: &Limits) -> Result<Option<String>, Reason> {
+    match text(value) {
+        Some(text) if text.len() > limits.id_bytes => Err(Reason::Field { field, expected: NAME }),
+        other => Ok(other.map(Cow::into_owned)),
+    }
+}
+
+fn shaped(value: &str, first: char, field: &'static str, expected: &'static str) -> Result<Json, Reason> {
+    if value.starts_with(first) { Ok(Json::trusted(value)) } else { Err(Reason::Field { field, expected }) }
+}
+
+fn instant(value: Option<&str>, field: &'static str, zone: &TimeZone) -> Result<Option<Timestamp>, Reason> {
+    let Some(value) = present(value) else { return Ok(None) };
+    text(Some(value))
+        .and_then(|text| time::parse(&text, zone))
+        .map(Some)
+        .ok_or(Reason::Field { field, expected: "an ISO 8601 time" })
+}
+
+/// A number as `int()` of Python takes it: a fraction is cut off, digits in quotes count.
+fn integer(value: Option<&str>) -> Option<f64> {
+    let value = present(value)?;
+    let number = match text(Some(value)) {
+        Some(digits) => digits.trim().parse::<i64>().ok()? as f64,
+        None => value.parse::<f64>().ok()?,
+    };
+    number.is_finite().then_some(number.trunc())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the type's range")]
+fn priority(value: Option<&str>) -> u8 {
+    integer(value).unwrap_or(0.0).clamp(0.0, f64::from(MAX_PRIORITY)) as u8
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the type's range")]
+fn count(value: Option<&str>) -> u32 {
+    integer(value).unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32
+}
+
+/// `[hard, soft]`. What is not above zero is no limit, as in Celery; what is not finite neither.
+fn time_limit(value: Option<&str>) -> Result<TimeLimit, Reason> {
+    let wrong = Reason::Field { field: "headers.timelimit", expected: "[hard, soft] in seconds" };
+    let Some(value) = present(value) else { return Ok(TimeLimit::default()) };
+    if value == "[null, null]" {
+        return Ok(TimeLimit::default());
+    }
+    let elements = Json::trusted(value).elements().ok_or_else(|| wrong.clone())?;
+    let mut limits = [None; 2];
+    for (limit, element) in limits.iter_mut().zip(&elements) {
+        *limit = match element.as_str() {
+            "null" | "NaN" | "Infinity" | "-Infinity" => None,
+            number => {
+                let seconds: f64 = number.parse().map_err(|_| wrong.clone())?;
+                (seconds > 0.0 && seconds.is_finite()).then(|| seconds.min(MAX_TIME_LIMIT))
+            }
+        };
+    }
+    let [hard, soft] = limits;
+    Ok(TimeLimit { hard, soft })
+}
