@@ -1,1 +1,19 @@
-//! Placeholder until the crate's owner fills it.
+//! The target clusters of a worker: who they are, how to log in, a client for each.
+//!
+//! * [`kubeconfig`] turns the text of a Secret into [`Accepted`] or says why not. Pure.
+//! * [`circuit`] decides whether a target may be called now. Pure.
+//! * [`registry`] knows the clusters that a pool may touch, reads their Secrets by name and keeps their clients.
+//!
+//! Which clusters a worker may touch is decided by its pool alone; a message only names one. Nothing else in the
+//! workspace opens a connection to a target's API server.
+
+pub mod circuit;
+mod client;
+pub mod error;
+pub mod kubeconfig;
+pub mod registry;
+mod secret;
+
+pub use error::Error;
+pub use kubeconfig::{Accepted, Refused};
+pub use registry::{Access, Registry, Target};

@@ -1,0 +1,55 @@
+//! A client for one target, from its accepted kubeconfig and nothing else.
+
+use std::time::Duration;
+
+use http_body_util::Limited;
+use kube::client::ClientBuilder;
+use kube::{Client, Config};
+use secrecy::{ExposeSecret as _, SecretString};
+use tower::util::MapResponseLayer;
+
+use crate::kubeconfig::{Accepted, Login, Refused};
+
+/// A healthy API server accepts in milliseconds, over an ocean in half a second.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Silence within an answer. Longer than the API server's own slowest lists, shorter than any job's deadline.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Largest answer: a page of 500 pods is about 5 MB.
+const MAX_ANSWER: usize = 32 * 1024 * 1024;
+
+/// Builds the client. Opens no connection yet.
+///
+/// Redirects are not followed and no proxy is used: the connector has neither, whatever the environment says. Failed
+/// requests are not repeated here, so that a deadline means what it says.
+pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
+    let Accepted {
+        server,
+        server_name,
+        authority,
+        login,
+    } = accepted;
+    let mut config = Config::new(server.clone());
+    config.root_cert = Some(
+        authority
+            .iter()
+            .map(|certificate| certificate.as_ref().to_vec())
+            .collect(),
+    );
+    config.tls_server_name.clone_from(server_name);
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.write_timeout = Some(SILENCE);
+    config.default_retry = false;
+    match login {
+        Login::Token(token) => config.auth_info.token = Some(SecretString::from(token.expose_secret())),
+        Login::Certificate { chain, key } => {
+            config.auth_info.client_certificate_data = Some(chain.clone());
+            config.auth_info.client_key_data = Some(SecretString::from(key.expose_secret()));
+        }
+    }
+    // The library's message could quote what it was given, so it is not passed on.
+    let builder = ClientBuilder::try_from(config)
+        .map_err(|_| Refused::Login("its client certificate and key, or the CA, cannot be used together"))?;
+    let limit = MapResponseLayer::new(|answer: http::Response<_>| answer.map(|body| Limited::new(body, MAX_ANSWER)));
+    Ok(builder.with_layer(&limit).build())
+}

@@ -1,0 +1,160 @@
+//! What can go wrong between a cluster's name and an answer of its API server.
+
+use std::time::Duration;
+
+use crate::kubeconfig::Refused;
+use crate::secret::Fault;
+
+/// One attempt at a target that failed. Messages name the cluster and the Secret, never what is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pool has no access to a cluster of this name.
+    #[error("this pool may not touch a cluster named `{cluster}` (spec.clusterAccess of the pool decides)")]
+    UnknownCluster {
+        /// The name that was asked for.
+        cluster: String,
+    },
+    /// The Secret cannot be read.
+    #[error("cluster `{cluster}`: Secret `{secret}`: {fault}")]
+    ReadSecret {
+        /// The cluster.
+        cluster: String,
+        /// The Secret's name.
+        secret: String,
+        /// What happened.
+        fault: Fault,
+    },
+    /// The Secret holds a kubeconfig that is not accepted.
+    #[error("cluster `{cluster}`: Secret `{secret}`: {why}")]
+    RefusedKubeconfig {
+        /// The cluster.
+        cluster: String,
+        /// The Secret's name.
+        secret: String,
+        /// The refusal.
+        why: Refused,
+    },
+    /// The target did not answer lately and is left alone for a while.
+    #[error("cluster `{cluster}` did not answer lately; the next try is due in {} s", wait.as_secs() + 1)]
+    CircuitOpen {
+        /// The cluster.
+        cluster: String,
+        /// Until the next try.
+        wait: Duration,
+    },
+    /// As many tasks as allowed are at work on the target.
+    #[error("cluster `{cluster}` is busy: {limit} tasks of this worker are at work on it")]
+    Busy {
+        /// The cluster.
+        cluster: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// No answer within the time of the request.
+    #[error("cluster `{cluster}`: {attempt}: no answer within {} s", limit.as_secs_f32())]
+    Silent {
+        /// The cluster.
+        cluster: String,
+        /// What was asked.
+        attempt: &'static str,
+        /// How long.
+        limit: Duration,
+    },
+    /// No connection, or it broke.
+    #[error("cluster `{cluster}`: {attempt}: {}", chain(source))]
+    Unreachable {
+        /// The cluster.
+        cluster: String,
+        /// What was asked.
+        attempt: &'static str,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The API server answered with an error.
+    #[error("cluster `{cluster}`: {attempt}: {}", answer(source))]
+    Answer {
+        /// The cluster.
+        cluster: String,
+        /// What was asked.
+        attempt: &'static str,
+        /// Its answer.
+        source: Box<kube::Error>,
+    },
+}
+
+impl Error {
+    /// Will the same call fail again until somebody changes an object?
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Error::UnknownCluster { .. } | Error::RefusedKubeconfig { .. } => true,
+            // The Secret and the right to read it are written by others, often a moment later.
+            Error::ReadSecret { .. }
+            | Error::CircuitOpen { .. }
+            | Error::Busy { .. }
+            | Error::Silent { .. }
+            | Error::Unreachable { .. } => false,
+            // 401 and 403 mend when a credential or a Role is renewed; 404, 409 and 429 are a matter of time.
+            Error::Answer { .. } => matches!(self.code(), Some(400 | 405 | 406 | 413 | 415 | 422)),
+        }
+    }
+
+    /// When it makes sense to try again, if that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::CircuitOpen { wait, .. } => Some(*wait + Duration::from_secs(1)),
+            Error::Busy { .. } => Some(Duration::from_secs(2)),
+            Error::Answer { source, .. } => match &**source {
+                kube::Error::Api(status) if status.code == 429 => {
+                    let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                    Some(Duration::from_secs(u64::from(seconds.clamp(1, 60))))
+                }
+                _ => None,
+            },
+            Error::UnknownCluster { .. }
+            | Error::ReadSecret { .. }
+            | Error::RefusedKubeconfig { .. }
+            | Error::Silent { .. }
+            | Error::Unreachable { .. } => None,
+        }
+    }
+
+    /// The HTTP status of the target's answer, if it answered.
+    pub fn code(&self) -> Option<u16> {
+        self.status().map(|status| status.code)
+    }
+
+    /// The target's answer as it wrote it.
+    pub fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Error::Answer { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// A chain of errors on one line. The client library prints no cause of its own.
+fn chain(err: &kube::Error) -> String {
+    let mut text = match err {
+        kube::Error::Service(_) | kube::Error::HyperError(_) => "not reachable".to_owned(),
+        other => other.to_string(),
+    };
+    let mut source = std::error::Error::source(err);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn answer(err: &kube::Error) -> String {
+    match err {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => chain(other),
+    }
+}
