@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tempfile
 
 USER = 65532
 RECIPE = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
@@ -30,12 +31,9 @@ def libraries(program):
 
 def stripped(program):
     """The program without debugging symbols, which would be nine tenths of an image."""
-    scratch = f"/dev/shm/umbel-strip-{os.getpid()}"
-    try:
-        subprocess.run(["strip", "--strip-debug", "-o", scratch, program], check=True, capture_output=True)
-        return pathlib.Path(scratch).read_bytes()
-    finally:
-        pathlib.Path(scratch).unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile() as scratch:
+        subprocess.run(["strip", "--strip-debug", "-o", scratch.name, program], check=True)
+        return pathlib.Path(scratch.name).read_bytes()
 
 
 def layer(files):

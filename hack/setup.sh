@@ -30,9 +30,9 @@ scratch() {
 trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
 
-# Moves the scratch folder to its place. Somebody else may have been faster: then theirs stays.
 finish() {
-    mv -T "$scratch" "$1" 2>/dev/null || [ -d "$1" ]
+    mv -T "$scratch" "$1"
+    scratch=
 }
 
 quietly() {
@@ -50,8 +50,8 @@ packages() {
     say "installing$missing"
     # Debian starts what it installs; ours are started by the tests alone.
     policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    if [ ! -e "$policy" ] || grep -q 'umbel setup' "$policy"; then
+        printf '#!/bin/sh\n# umbel setup\nexit 101\n' | as_root tee "$policy" >/dev/null
         as_root chmod 755 "$policy"
         trap '[ -z "$scratch" ] || rm -rf "$scratch"; as_root rm -f "$policy"' EXIT
     fi
@@ -71,7 +71,7 @@ venv() {
     home=$(mktemp -d "$UMBEL_CACHE/.venv.XXXXXX")
     quietly python3 -m venv "$home"
     quietly "$home/bin/pip" install --quiet --disable-pip-version-check -r "$root/e2e/peers/requirements.txt"
-    ln -sT "$home" "$UMBEL_VENV" 2>/dev/null || rm -rf "$home"
+    ln -sfT "$home" "$UMBEL_VENV"
 }
 
 kubectl() {
@@ -113,6 +113,14 @@ coredns() {
     quietly env CGO_ENABLED=0 GOBIN="$scratch" go install -trimpath -ldflags "-s -w" "github.com/coredns/coredns@$UMBEL_COREDNS_VERSION"
     finish "$UMBEL_COREDNS_BIN"
 }
+
+# One run at a time; what an earlier one was killed in the middle of is of no use to anyone.
+exec 9>"$UMBEL_CACHE/.lock"
+flock 9
+rm -rf "$UMBEL_CACHE"/.making.*
+for home in "$UMBEL_CACHE"/.venv.*; do
+    [ -n "$(find "$UMBEL_CACHE" -maxdepth 1 -lname "$home")" ] || rm -rf "$home"
+done
 
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for part; do

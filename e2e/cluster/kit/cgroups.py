@@ -1,5 +1,6 @@
 """The control groups of one cluster's pods, on cgroup v1 and v2: where to find every process of every pod."""
 
+import contextlib
 import os
 import pathlib
 
@@ -21,8 +22,10 @@ def create(identity):
         folder = hierarchy / root(identity)[1:]
         folder.mkdir(exist_ok=True)
         if hierarchy == MOUNT:
-            controllers = (MOUNT / "cgroup.controllers").read_text().split()
-            (MOUNT / "cgroup.subtree_control").write_text(" ".join(f"+{one}" for one in controllers))
+            for controller in (MOUNT / "cgroup.controllers").read_text().split():
+                # Some may be impossible here; the kubelet says so if it needs one of them.
+                with contextlib.suppress(OSError):
+                    (MOUNT / "cgroup.subtree_control").write_text(f"+{controller}")
         # A fresh v1 cpuset has no processors and refuses every process.
         for limit in ("cpuset.cpus", "cpuset.mems"):
             if hierarchy != MOUNT and (folder / limit).exists() and not (folder / limit).read_text().strip():

@@ -25,6 +25,11 @@ class Cluster:
             record["starts"][name] = process.started_at(pid)
         self.record = record
 
+    def forget(self, name):
+        with state.locked(self.dir) as record:
+            del record["pids"][name], record["starts"][name]
+        self.record = record
+
     def note(self, **facts):
         with state.locked(self.dir) as record:
             record.update(facts)

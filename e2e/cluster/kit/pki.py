@@ -1,6 +1,7 @@
 """Certificates, service-account keys and kubeconfigs, made with openssl; everything on P-256 because it is fast."""
 
 import base64
+import os
 import pathlib
 
 from .process import run
@@ -63,6 +64,8 @@ contexts:
     user: {context}
 current-context: {context}
 """)
+        if "SUDO_UID" in os.environ and os.geteuid() == 0:
+            os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
         return str(path)
 
 

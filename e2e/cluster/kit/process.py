@@ -116,22 +116,30 @@ def wait(what, condition, seconds, pause=0.05):
         time.sleep(pause)
 
 
+reservations = []
+"""Held until this process ends; by then the components have taken the ports themselves."""
+
+
 def free_ports(count):
-    """Loopback ports nobody listens on, below the range from which outgoing connections are given theirs."""
-    held = []
-    try:
-        while len(held) < count:
-            candidate = socket.socket()
-            try:
-                candidate.bind(("127.0.0.1", random.randint(20000, 31000)))
-            except OSError:
-                candidate.close()
-                continue
-            held.append(candidate)
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
+    """Loopback ports that nobody uses or is about to use for a cluster.
+
+    They lie below the range from which outgoing connections are given theirs.
+    """
+    found = []
+    while len(found) < count:
+        port = random.randint(20000, 31000)
+        reservation, trial = socket.socket(socket.AF_UNIX), socket.socket()
+        try:
+            reservation.bind(f"\0umbel-port-{port}")
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        finally:
+            trial.close()
+        reservations.append(reservation)
+        found.append(port)
+    return found
 
 
 def fetch(server, path, ca, certificate, key):

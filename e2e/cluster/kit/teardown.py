@@ -18,7 +18,9 @@ def down(directory, keep_logs=False):
         return
     recorded = {name: pid for name, pid in record["pids"].items() if process.is_running(pid, record["starts"][name])}
 
-    # The watchdog first, or it sees the end of its parent and takes the same cluster down once more.
+    # Who is still making it first, or more comes up while this goes down.
+    stop(recorded, "up")
+    # Then the watchdog, or it sees the end of its parent and takes the same cluster down once more.
     stop(recorded, "watch")
     if record["level"] == "node":
         # The kubelet before the pods, or it starts them again; containerd after them, or nobody tears them down.
@@ -70,8 +72,11 @@ def log_links(directory):
 
 
 def address_notes(identity):
-    """The plugins note every pod's address here, whatever their own folders are."""
-    for note in pathlib.Path("/var/lib/cni/results").glob(f"umbel-{identity}-*"):
+    """The network plugins note every pod's address here, whatever their own folders are."""
+    folder = pathlib.Path("/var/lib/cni/results")
+    for note in folder.glob(f"umbel-{identity}-*-eth0"):
+        pod = note.name.removeprefix(f"umbel-{identity}-").removesuffix("-eth0")
+        (folder / f"cni-loopback-{pod}-lo").unlink(missing_ok=True)
         note.unlink()
 
 
