@@ -1,1 +1,49 @@
-//! Placeholder until the crate's owner fills it.
+//! All that touches Redis: the only crate that knows its keys, scripts and connections.
+//!
+//! What Redis holds for us, key by key (`P` is kombu's `global_keyprefix`, `W` a worker process, `Q` a queue):
+//!
+//! | Key | Content |
+//! |---|---|
+//! | `PQ`, `PQ\x06\x163` … | kombu's own lists: LPUSH in, taken from the right |
+//! | `Punacked` | kombu's, only counted |
+//! | `Pumbel:unacked`, `Pumbel:lease` | lease id → source list and raw message; lease id → deadline |
+//! | `Pumbel:workers`, `Pumbel:held` | `W` → gate, epoch, last fence; leases held per worker and per queue |
+//! | `Pumbel:att` | task id → deliveries that ended without settlement |
+//! | `Pumbel:delayed:Q`, `Pumbel:suspect:Q` | ETA and retries by due time; messages that killed a worker twice |
+//! | `Pumbel:dead:Q`, `Pumbel:quarantine:Q` | streams of raw messages with the reason |
+//! | `Pumbel:hb:worker:W`, `Pumbel:hb:operator:I` | heartbeats |
+//! | `Pumbel:term:I`, `Pumbel:slot:I:<uid>`, `Pumbel:run:<id>`, `Pumbel:step:<pool>` | leadership, schedules, scale-down |
+//! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
+//!
+//! The scripts in `scripts/` say for each what it reads, writes and returns. They pop and remove **last**: an error
+//! anywhere earlier leaves the message where it was, at worst twice.
+
+mod call;
+mod connect;
+mod depth;
+mod error;
+mod fire;
+mod gate;
+mod keys;
+mod publish;
+mod registry;
+mod reports;
+mod reserve;
+mod results;
+mod settle;
+mod sweep;
+mod wake;
+
+pub use connect::{Broker, Config};
+pub use depth::{DepthSample, QueueDepth, QueueFault};
+pub use error::Error;
+pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};
+pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
+pub use keys::{Keys, PRIORITY_STEPS};
+pub use registry::{Heartbeat, Running, WorkerRecord};
+pub use reports::ClusterReport;
+pub use reserve::{Batch, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
+pub use results::{ResultStore, StoredResult};
+pub use settle::{End, Settlement};
+pub use sweep::{JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
+pub use wake::{Look, Waker};

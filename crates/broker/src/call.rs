@@ -1,0 +1,200 @@
+//! Scripts by content hash, and readers for their replies.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, Value, aio::ConnectionLike};
+use sha1::{Digest, Sha1};
+
+use crate::Error;
+
+/// A script of ours: the prelude and its text, called by the hash of both.
+pub(crate) struct Script {
+    pub(crate) name: &'static str,
+    body: String,
+    hash: String,
+}
+
+impl Script {
+    fn new(name: &'static str, text: &str) -> Script {
+        let body = format!("{}{text}", include_str!("scripts/prelude.lua"));
+        let hash = Sha1::digest(body.as_bytes()).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        Script { name, body, hash }
+    }
+}
+
+macro_rules! scripts {
+    ($($constant:ident = $name:literal;)*) => {
+        $(pub(crate) static $constant: LazyLock<Script> =
+            LazyLock::new(|| Script::new($name, include_str!(concat!("scripts/", $name, ".lua"))));)*
+    };
+}
+
+scripts! {
+    ACK = "ack";
+    ADMIT_SELF = "admit_self";
+    CLOSE_SELF = "close_self";
+    DEPTH = "depth";
+    FIRE = "fire";
+    GATE = "gate";
+    GOODBYE = "goodbye";
+    HELLO = "hello";
+    JANITOR = "janitor";
+    LEAD = "lead";
+    LOOK = "look";
+    PROMOTE = "promote";
+    RECLAIM = "reclaim";
+    RENEW = "renew";
+    RESERVE = "reserve";
+    RESERVE_SUSPECT = "reserve_suspect";
+    SETTLE = "settle";
+    STEP = "step";
+    STORE_RESULT = "store_result";
+    SWEEP = "sweep";
+    TAKER = "taker";
+    TERM = "term";
+}
+
+/// A call under construction: arguments of any kind, in order.
+pub(crate) struct Args<'a> {
+    script: &'a Script,
+    cmd: Cmd,
+    args: usize,
+}
+
+impl<'a> Args<'a> {
+    pub(crate) fn new(script: &'a Script, prefix: &str) -> Args<'a> {
+        let mut cmd = Cmd::new();
+        cmd.arg("EVALSHA").arg(&script.hash).arg(0);
+        Args { script, cmd, args: 0 }.arg(prefix)
+    }
+
+    pub(crate) fn arg<T: redis::ToRedisArgs>(mut self, value: T) -> Args<'a> {
+        self.push(value);
+        self
+    }
+
+    pub(crate) fn push<T: redis::ToRedisArgs>(&mut self, value: T) {
+        self.cmd.arg(value);
+        self.args += 1;
+    }
+
+    /// Runs the script. A server that does not know it (restart, SCRIPT FLUSH) is sent its text once.
+    pub(crate) async fn call(&self, connection: &mut impl ConnectionLike) -> Result<Value, Error> {
+        let failed = |source| Error::Call { call: self.script.name, source };
+        match connection.req_packed_command(&self.cmd).await {
+            Err(err) if err.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
+                let mut whole = Cmd::new();
+                whole.arg("EVAL").arg(&self.script.body);
+                // EVALSHA, hash: the two arguments that differ.
+                for arg in self.cmd.args_iter().skip(2) {
+                    match arg {
+                        redis::Arg::Simple(bytes) => whole.arg(bytes),
+                        redis::Arg::Cursor => whole.arg(0),
+                        _ => continue,
+                    };
+                }
+                connection.req_packed_command(&whole).await.map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
+        .and_then(|value| value.extract_error().map_err(failed))
+    }
+}
+
+/// Reads one reply from front to back; anything unexpected is an [`Error::Reply`].
+pub(crate) struct Reply {
+    call: &'static str,
+    items: std::vec::IntoIter<Value>,
+}
+
+impl Reply {
+    pub(crate) fn of(script: &Script, value: Value) -> Result<Reply, Error> {
+        Reply::named(script.name, value)
+    }
+
+    pub(crate) fn named(call: &'static str, value: Value) -> Result<Reply, Error> {
+        match value {
+            Value::Array(items) => Ok(Reply { call, items: items.into_iter() }),
+            other => Err(Error::Reply { call, what: shape(&other) }),
+        }
+    }
+
+    fn wrong(&self, value: &Value) -> Error {
+        Error::Reply { call: self.call, what: shape(value) }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.items.len() == 0
+    }
+
+    pub(crate) fn value(&mut self) -> Result<Value, Error> {
+        self.items.next().ok_or(Error::Reply { call: self.call, what: "too few items".into() })
+    }
+
+    pub(crate) fn array(&mut self) -> Result<Reply, Error> {
+        let value = self.value()?;
+        Reply::named(self.call, value)
+    }
+
+    pub(crate) fn bytes(&mut self) -> Result<Vec<u8>, Error> {
+        match self.value()? {
+            Value::BulkString(bytes) => Ok(bytes),
+            Value::SimpleString(text) => Ok(text.into_bytes()),
+            Value::Nil => Ok(Vec::new()),
+            other => Err(self.wrong(&other)),
+        }
+    }
+
+    pub(crate) fn text(&mut self) -> Result<String, Error> {
+        match self.value()? {
+            Value::Int(number) => Ok(number.to_string()),
+            Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Value::SimpleString(text) => Ok(text),
+            Value::Okay => Ok("OK".into()),
+            Value::Nil => Ok(String::new()),
+            other => Err(self.wrong(&other)),
+        }
+    }
+
+    pub(crate) fn number(&mut self) -> Result<i64, Error> {
+        let value = self.value()?;
+        match &value {
+            Value::Int(number) => Ok(*number),
+            Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or_else(|| self.wrong(&value)),
+            _ => Err(self.wrong(&value)),
+        }
+    }
+
+    pub(crate) fn count(&mut self) -> Result<u64, Error> {
+        Ok(u64::try_from(self.number()?).unwrap_or(0)) // A negative count is a fault that the janitor repairs.
+    }
+
+    /// Seconds as text; empty for none.
+    pub(crate) fn seconds(&mut self) -> Result<Option<f64>, Error> {
+        let text = self.text()?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| Error::Reply { call: self.call, what: format!("{text:?} for seconds") })
+    }
+}
+
+fn shape(value: &Value) -> String {
+    match value {
+        Value::Nil => "nil".into(),
+        Value::Int(_) => "an integer".into(),
+        Value::BulkString(bytes) => format!("a string of {} bytes", bytes.len()),
+        Value::Array(items) => format!("an array of {}", items.len()),
+        _ => "another type".into(),
+    }
+}
+
+/// Strings of an array reply.
+pub(crate) fn texts(script: &Script, value: Value) -> Result<Vec<String>, Error> {
+    let mut reply = Reply::of(script, value)?;
+    let mut texts = Vec::new();
+    while !reply.is_done() {
+        texts.push(reply.text()?);
+    }
+    Ok(texts)
+}

@@ -1,0 +1,74 @@
+//! What can go wrong between us and Redis.
+
+/// A call to Redis that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is not one that Redis clients understand.
+    #[error("the redis address is not valid: {reason}")]
+    Address {
+        /// What is wrong with it; never contains the password.
+        reason: String,
+    },
+    /// No connection, or the server refused us.
+    #[error("connect to redis at {server}")]
+    Connect {
+        /// Host, port and database; never the password.
+        server: String,
+        /// Why.
+        #[source]
+        source: redis::RedisError,
+    },
+    /// A script or command failed or its reply did not arrive.
+    #[error("redis call {call}")]
+    Call {
+        /// Script or command.
+        call: &'static str,
+        /// Why.
+        #[source]
+        source: redis::RedisError,
+    },
+    /// The reply is not of the shape the call returns.
+    #[error("redis call {call} answered {what}")]
+    Reply {
+        /// Script or command.
+        call: &'static str,
+        /// What came instead.
+        what: String,
+    },
+    /// A newer leader has announced a higher term; nothing was written.
+    #[error("a leader of term {stored} is in charge")]
+    Stale {
+        /// The term stored on the broker.
+        stored: u64,
+    },
+    /// A key that we need holds another type than ours.
+    #[error("key {key} has another type: {reason}")]
+    WrongType {
+        /// The key.
+        key: String,
+        /// The server's words.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Did the connection fail, so that the command may or may not have been carried out?
+    pub fn is_connection(&self) -> bool {
+        match self {
+            Error::Connect { .. } => true,
+            Error::Call { source, .. } => {
+                source.is_io_error() || source.is_timeout() || source.is_connection_dropped() || source.is_connection_refusal()
+                    || source.is_unrecoverable_error()
+            }
+            Error::Address { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => false,
+        }
+    }
+
+    /// The server's error code, e.g. `NOPERM`, where it answered with one.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Error::Connect { source, .. } | Error::Call { source, .. } => source.code(),
+            Error::Address { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => None,
+        }
+    }
+}

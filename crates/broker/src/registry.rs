@@ -1,0 +1,162 @@
+//! Who works here: gate entries and heartbeats.
+
+use serde::{Deserialize, Serialize};
+
+use crate::gate::Gate;
+use crate::{Broker, Error};
+
+/// Version of the contract between operator and worker; an operator serves its own and the one before.
+pub(crate) const CONTRACT: u32 = 1;
+/// A worker whose heartbeat is missing for so long is not seen as alive: three beats.
+const HEARTBEAT_EXPIRES: u64 = 15;
+
+/// A task that runs right now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Running {
+    /// Task id.
+    pub id: String,
+    /// Task name.
+    pub task: String,
+    /// Queue.
+    pub queue: String,
+    /// Unix time in seconds of its start, by the worker's clock.
+    pub since: f64,
+}
+
+/// What a worker says about itself every 5 s.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Heartbeat {
+    /// Contract version.
+    pub v: u32,
+    /// Name in Redis, new for every process.
+    pub worker: String,
+    /// Celery node name.
+    pub node: String,
+    /// Namespace of the pod; empty outside Kubernetes.
+    pub namespace: String,
+    /// Uid of the WorkerPool; empty outside Kubernetes.
+    pub pool: String,
+    /// Pod name.
+    pub pod: String,
+    /// Pod uid.
+    pub pod_uid: String,
+    /// Template revision.
+    pub revision: String,
+    /// Queues it serves.
+    pub queues: Vec<String>,
+    /// Slots.
+    pub slots: u32,
+    /// Slots in use.
+    pub busy: u32,
+    /// Running tasks, at most 100.
+    pub running: Vec<Running>,
+    /// Gate as the worker last saw it.
+    pub gate: String,
+    /// Task names it knows, at most 200.
+    pub tasks: Vec<String>,
+    /// Tasks started since the process began.
+    pub started: u64,
+    /// Tasks ended since then, in whatever way.
+    pub finished: u64,
+    /// Program version.
+    pub version: String,
+}
+
+impl Heartbeat {
+    /// The contract version of this build.
+    pub const CONTRACT: u32 = CONTRACT;
+}
+
+/// A worker as Redis knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerRecord {
+    /// Name in Redis.
+    pub worker: String,
+    /// Its gate.
+    pub gate: Gate,
+    /// Reconnections of its reserving connection.
+    pub epoch: u64,
+    /// Term of the last gate call.
+    pub term: u64,
+    /// Number of that call.
+    pub n: u64,
+    /// Leases held.
+    pub held: u64,
+    /// Its last heartbeat, while that is fresh.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+fn parse_entry(worker: &str, entry: &str, held: i64) -> Option<WorkerRecord> {
+    let mut parts = entry.split('|');
+    let gate = Gate::parse(parts.next()?)?;
+    let epoch = parts.next()?.parse().ok()?;
+    let term = parts.next()?.parse().ok()?;
+    let n = parts.next()?.parse().ok()?;
+    Some(WorkerRecord { worker: worker.to_owned(), gate, epoch, term, n, held: u64::try_from(held).unwrap_or(0), heartbeat: None })
+}
+
+impl Broker {
+    /// Writes a worker's heartbeat.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Error> {
+        let body = serde_json::to_string(heartbeat).unwrap_or_default();
+        redis::cmd("SET")
+            .arg(self.keys.umbel(&format!("hb:worker:{}", heartbeat.worker)))
+            .arg(body)
+            .arg("EX")
+            .arg(HEARTBEAT_EXPIRES)
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call { call: "SET heartbeat", source })
+    }
+
+    /// All workers that Redis has a gate entry for, with their heartbeats: two round trips. Entries that are not ours
+    /// to read are left out.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn workers(&self) -> Result<Vec<WorkerRecord>, Error> {
+        let failed = |source| Error::Call { call: "HGETALL umbel:workers", source };
+        let connection = &mut self.connection.clone();
+        let (entries, held): (Vec<(String, String)>, Vec<(String, i64)>) = redis::pipe()
+            .hgetall(self.keys.umbel("workers"))
+            .hgetall(self.keys.umbel("held"))
+            .query_async(connection)
+            .await
+            .map_err(failed)?;
+        let held: std::collections::HashMap<String, i64> = held.into_iter().collect();
+        let mut workers: Vec<WorkerRecord> = entries
+            .iter()
+            .filter_map(|(worker, entry)| parse_entry(worker, entry, held.get(&format!("w:{worker}")).copied().unwrap_or(0)))
+            .collect();
+        if workers.is_empty() {
+            return Ok(workers);
+        }
+        let keys: Vec<String> = workers.iter().map(|record| self.keys.umbel(&format!("hb:worker:{}", record.worker))).collect();
+        let beats: Vec<Option<Vec<u8>>> = redis::cmd("MGET")
+            .arg(keys)
+            .query_async(connection)
+            .await
+            .map_err(|source| Error::Call { call: "MGET heartbeats", source })?;
+        for (record, beat) in workers.iter_mut().zip(beats) {
+            record.heartbeat = beat.and_then(|body| serde_json::from_slice(&body).ok());
+        }
+        Ok(workers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_parse_and_foreign_ones_are_left_out() {
+        let record = parse_entry("w", "closed@5.5|2|7|9", 3).unwrap();
+        assert_eq!((record.gate, record.epoch, record.term, record.n, record.held), (Gate::Closed { since: 5.5 }, 2, 7, 9, 3));
+        assert_eq!(parse_entry("w", "what", 0), None);
+        assert_eq!(parse_entry("w", "open|x|1|1", 0), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! Results under Celery's keys.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use crate::call::{Args, STORE_RESULT};
+use crate::{Broker, Config, Error, Keys};
+
+/// Key of a task's result document.
+pub(crate) fn result_key(keys: &Keys, id: &str) -> String {
+    format!("{}celery-task-meta-{id}", keys.prefix())
+}
+
+/// A result document on its way into Redis.
+#[derive(Debug, Clone)]
+pub struct StoredResult {
+    /// Key, also the channel that wakes waiting clients.
+    pub key: String,
+    /// Seconds to live; 0 = for ever.
+    pub ttl: u64,
+    /// Celery's document.
+    pub document: Vec<u8>,
+    /// SUCCESS is final: nothing else overwrites it.
+    pub is_success: bool,
+}
+
+/// A result backend: the broker's database, or another one.
+#[derive(Clone)]
+pub struct ResultStore {
+    broker: Broker,
+}
+
+impl ResultStore {
+    /// Connects to another database than the broker's.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Connect`].
+    pub async fn connect(config: &Config) -> Result<ResultStore, Error> {
+        Ok(ResultStore { broker: Broker::connect(config).await? })
+    }
+
+    /// Key of a task's document.
+    pub fn key(&self, id: &str) -> String {
+        result_key(&self.broker.keys, id)
+    }
+
+    /// Stores documents and wakes who waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: repeat it.
+    pub async fn store(&self, results: &[StoredResult]) -> Result<(), Error> {
+        let mut args = Args::new(&STORE_RESULT, self.broker.keys.prefix());
+        for StoredResult { key, ttl, document, is_success } in results {
+            args.push(key);
+            args.push(*ttl);
+            args.push(document.as_slice());
+            args.push(i32::from(*is_success));
+        }
+        args.call(&mut self.broker.connection.clone()).await.map(|_| ())
+    }
+}
+
+impl Broker {
+    /// Key of a task's result document on this database.
+    pub fn result_key(&self, id: &str) -> String {
+        result_key(&self.keys, id)
+    }
+
+    /// Stores documents on this database, outside of a settlement (e.g. STARTED).
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn store_results(&self, results: &[StoredResult]) -> Result<(), Error> {
+        ResultStore { broker: self.clone() }.store(results).await
+    }
+
+    /// The result document of a task, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn result(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
+        redis::cmd("GET")
+            .arg(self.result_key(id))
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call { call: "GET result", source })
+    }
+
+    /// Waits for a document in a final state (SUCCESS, FAILURE, REVOKED); `None` when the time is over.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn wait_result(&self, id: &str, timeout: Duration) -> Result<Option<Vec<u8>>, Error> {
+        let wait = async {
+            let failed = |source| Error::Call { call: "SUBSCRIBE result", source };
+            let mut pubsub = self
+                .config
+                .client()?
+                .get_async_pubsub()
+                .await
+                .map_err(|source| Error::Connect { server: self.config.server(), source })?;
+            pubsub.subscribe(self.result_key(id)).await.map_err(failed)?;
+            // Subscribed first, looked after: a result stored in between is seen either way.
+            if let Some(document) = self.result(id).await?
+                && is_final(&document)
+            {
+                return Ok(Some(document));
+            }
+            let mut messages = pubsub.on_message();
+            while let Some(message) = messages.next().await {
+                if is_final(message.get_payload_bytes()) {
+                    return Ok(Some(message.get_payload_bytes().to_vec()));
+                }
+            }
+            Ok(None)
+        };
+        tokio::time::timeout(timeout, wait).await.unwrap_or(Ok(None))
+    }
+}
+
+fn is_final(document: &[u8]) -> bool {
+    umbel_protocol::result::parse(document).is_ok_and(|doc| matches!(doc.status.as_str(), "SUCCESS" | "FAILURE" | "REVOKED"))
+}

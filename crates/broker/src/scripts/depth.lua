@@ -1,0 +1,35 @@
+-- depth: the state of many queues in one round trip.
+-- ARGV: prefix, seconds that count as due soon, then for each queue: queue, number of its lists, the lists.
+-- Returns: Redis time (s), id of the data set or '', kombu's unacked, then for each queue either
+--   'fault', key, error or 'ok', in flight, delayed, due soon, suspects, dead, quarantined, tail hash, tail sent at, lengths
+local now = micros() / 1000000
+local function size(command, key, bad)
+  local n = redis.pcall(command, key)
+  if type(n) == 'number' then return n end
+  bad.key, bad.err = bad.key or key, bad.err or n.err
+  return 0
+end
+local out = { string.format('%.6f', now), redis.call('GET', U .. 'gen') or '', size('HLEN', P .. 'unacked', {}) }
+local at = 3
+while at <= #ARGV do
+  local queue, n = ARGV[at], tonumber(ARGV[at + 1])
+  local bad, lengths, tail = {}, {}, nil
+  for i = 1, n do
+    local list = ARGV[at + 1 + i]
+    lengths[i] = size('LLEN', list, bad)
+    if lengths[i] > 0 and not tail then tail = redis.call('LINDEX', list, -1) end
+  end
+  local soon = redis.pcall('ZCOUNT', U .. 'delayed:' .. queue, '-inf', string.format('%.6f', now + tonumber(ARGV[2])))
+  local row = { 'ok', tonumber(redis.call('HGET', U .. 'held', 'q:' .. queue) or '0'),
+    size('ZCARD', U .. 'delayed:' .. queue, bad), type(soon) == 'number' and soon or 0,
+    size('LLEN', U .. 'suspect:' .. queue, bad), size('XLEN', U .. 'dead:' .. queue, bad),
+    size('XLEN', U .. 'quarantine:' .. queue, bad), '', '', lengths }
+  if tail then
+    row[8] = redis.sha1hex(tail)
+    row[9] = string.match(tail, '"umbel_sent_at": ?([%d%.]+)') or ''
+  end
+  if bad.err then row = { 'fault', bad.key, bad.err } end
+  out[#out + 1] = row
+  at = at + 2 + n
+end
+return out

@@ -1,0 +1,40 @@
+-- hello: a worker's connection that reserves introduces itself; older reserves of it are refused from now on.
+-- ARGV: prefix, worker, '1' when standalone, candidate for the id of this data set, policies as
+--       count then (queue, 'max deliveries|result ttl|dead letters kept') each, then the lease ids it holds.
+-- Returns: epoch, state of the gate, id of the data set, leases handed back, Redis time in microseconds.
+local worker, standalone = ARGV[2], ARGV[3] == '1'
+local at = 6
+for _ = 1, tonumber(ARGV[5]) do
+  redis.call('HSET', U .. 'policy', ARGV[at], ARGV[at + 1])
+  at = at + 2
+end
+local g = gate(worker)
+if not g then g = { state = standalone and 'open' or 'new', epoch = 0, term = 0, n = 0 } end
+g.epoch = g.epoch + 1
+set_gate(worker, g)
+if not redis.call('GET', U .. 'gen') then redis.call('SET', U .. 'gen', ARGV[4]) end
+
+local named, count = {}, 0
+for i = at, #ARGV do
+  named[ARGV[i]] = true
+  count = count + 1
+end
+local back = {}
+if tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') ~= count then
+  local mine = worker .. ':'
+  for _, lid in ipairs(redis.call('ZRANGE', U .. 'lease', 0, -1)) do
+    if string.sub(lid, 1, #mine) == mine and not named[lid] then
+      back[#back + 1] = { lid = lid, token = tonumber(string.match(lid, ':(%d+)$')) }
+    end
+  end
+  -- The oldest goes back last, so it is taken first again.
+  table.sort(back, function(a, b) return a.token > b.token end)
+  for _, b in ipairs(back) do
+    local list, raw = leased(b.lid)
+    if list then
+      redis.call('RPUSH', list, raw)
+      end_lease(b.lid, list)
+    end
+  end
+end
+return { g.epoch, g.state, redis.call('GET', U .. 'gen'), #back, string.format('%.0f', micros()) }

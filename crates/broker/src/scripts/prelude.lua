@@ -1,0 +1,85 @@
+-- In front of every script. ARGV[1] is the key prefix (kombu's global_keyprefix, may be empty); numkeys is 0: the
+-- key names are computed, which is fine where there is no cluster mode, as in kombu.
+local P = ARGV[1]
+local U = P .. 'umbel:'
+local SEP = '\6\22'
+
+-- Redis time in whole microseconds; below 2^53 until the year 2255, so Lua numbers hold it.
+local function micros()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+local function seconds(us) return string.format('%.6f', us / 1000000) end
+
+-- A record is '<length of list>:<list><raw>': where a message came from and its bytes, in one value.
+local function record(list, raw) return #list .. ':' .. list .. raw end
+local function unrecord(rec)
+  local i = string.find(rec, ':', 1, true)
+  local n = tonumber(string.sub(rec, 1, i - 1))
+  return string.sub(rec, i + 1, i + n), string.sub(rec, i + n + 1)
+end
+-- A delayed member is a record whose raw is '<length of tag>:<tag><raw>': equal messages stay two members.
+local function delayed_member(list, tag, raw) return record(list, record(tag, raw)) end
+
+-- Queue of a list: without prefix and without the priority step.
+local function queue_of(list)
+  local s = string.sub(list, #P + 1)
+  local i = string.find(s, SEP, 1, true)
+  if i then return string.sub(s, 1, i - 1) end
+  return s
+end
+local function worker_of(lid) return string.match(lid, '^(.*):%d+$') or '' end
+
+-- A gate entry is '<state>|<epoch>|<term>|<n>', state one of new, open, closed@<seconds>.
+local function gate(worker)
+  local entry = redis.call('HGET', U .. 'workers', worker)
+  if not entry then return nil end
+  local state, epoch, term, n = string.match(entry, '^([^|]*)|(%d+)|(%d+)|(%d+)$')
+  if not state then return nil end
+  return { state = state, epoch = tonumber(epoch), term = tonumber(term), n = tonumber(n) }
+end
+local function set_gate(worker, g)
+  redis.call('HSET', U .. 'workers', worker, string.format('%s|%.0f|%.0f|%.0f', g.state, g.epoch, g.term, g.n))
+end
+
+-- List and raw message of a lease that has both its parts, else nil.
+local function leased(lid)
+  local rec = redis.call('HGET', U .. 'unacked', lid)
+  if not rec or not redis.call('ZSCORE', U .. 'lease', lid) then return nil end
+  return unrecord(rec)
+end
+-- Takes a lease away: the last step of every script, so that an error before it leaves the message held.
+local function end_lease(lid, list)
+  redis.call('ZREM', U .. 'lease', lid)
+  redis.call('HDEL', U .. 'unacked', lid)
+  redis.call('HINCRBY', U .. 'held', 'w:' .. worker_of(lid), -1)
+  redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), -1)
+end
+
+-- A result document under Celery's key, with its wake-up. SUCCESS is final: only another SUCCESS replaces it.
+local function store_result(key, ttl, doc, is_success)
+  if not is_success then
+    local old = redis.call('GET', key)
+    if old and string.find(old, '^{"status": "SUCCESS"') then return end
+  end
+  if tonumber(ttl) > 0 then redis.call('SET', key, doc, 'EX', ttl) else redis.call('SET', key, doc) end
+  redis.call('PUBLISH', key, doc)
+end
+
+-- A run (all messages of one slot) is active until each of its ids is settled.
+local function settle_run(run, id, outcome)
+  if run == '' then return end
+  local key = U .. 'run:' .. run
+  if redis.call('HDEL', key, 'i:' .. id) == 1 then
+    redis.call('HINCRBY', key, outcome, 1)
+    redis.call('HSET', key, 'settled_at', seconds(micros()))
+  end
+end
+
+-- Appends to a bounded stream of messages that nobody will run: umbel:dead:Q or umbel:quarantine:Q.
+local function lay_aside(kind, list, raw, reason, id, task, attempts, maxlen)
+  redis.call('XADD', U .. kind .. ':' .. queue_of(list), 'MAXLEN', '~', maxlen, '*', 'reason', reason, 'id', id,
+    'task', task, 'attempts', attempts, 'list', list, 'raw', raw)
+end
+
+local function term_of(install) return tonumber(redis.call('GET', U .. 'term:' .. install) or '0') end

@@ -1,0 +1,23 @@
+-- promote: delayed messages that are due go to the head of their list, the earliest first in line.
+-- ARGV: prefix, limit, queues.
+-- Returns: how many were moved, next due time in seconds or '', Redis time in seconds.
+local now, moved, due = seconds(micros()), 0, nil
+for i = 3, #ARGV do
+  local key = U .. 'delayed:' .. ARGV[i]
+  local members = redis.pcall('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
+  if not members.err then
+    for k = #members, 1, -1 do
+      local list, rest = unrecord(members[k])
+      local _, raw = unrecord(rest)
+      -- Push, then remove: a list of the wrong type leaves the message where it is.
+      local pushed = redis.pcall('RPUSH', list, raw)
+      if type(pushed) == 'number' then
+        redis.call('ZREM', key, members[k])
+        moved = moved + 1
+      end
+    end
+    local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if head[2] and (not due or tonumber(head[2]) < due) then due = tonumber(head[2]) end
+  end
+end
+return { moved, due and string.format('%.6f', due) or '', now }

@@ -1,0 +1,98 @@
+-- reserve: takes up to n messages and remembers them under fresh leases, in one step. Pops last: an error anywhere
+-- earlier leaves every message queued.
+-- ARGV: prefix, worker, epoch, n, lease (s), largest message (bytes), install, dead letters kept,
+--       then for each queue: number of its lists, the lists in priority order.
+-- Returns: 'ok', term, first token, size of umbel:att, list index of each message, messages, faults; or
+--          'epoch' | 'gate', state | 'unknown'.
+-- The token of the i-th message is first + i - 1, its lease id '<worker>:<token>'.
+local worker, n, lease, largest, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[8]
+local g = gate(worker)
+if not g then return { 'unknown' } end
+if g.epoch ~= tonumber(ARGV[3]) then return { 'epoch' } end
+if g.state ~= 'open' then return { 'gate', g.state } end
+
+local CHUNK, BYTES = 32, 8 * 1024 * 1024 -- a chunk is read at a time; a reply holds about so many bytes
+local groups, at = {}, 9
+while at <= #ARGV do
+  local lists = {}
+  for i = 1, tonumber(ARGV[at]) do lists[i] = ARGV[at + i] end
+  groups[#groups + 1] = lists
+  at = at + #lists + 1
+end
+
+local raws, from, faults, oversized = {}, {}, {}, {}
+local taken, total, index = {}, 0, 0
+local function take(list, i, quota)
+  local got = 0
+  while got < quota and total < BYTES and not oversized[list] do
+    local skip = taken[list] or 0
+    local want = math.min(quota - got, CHUNK)
+    local items = redis.pcall('LRANGE', list, -(skip + want), -(skip + 1))
+    if items.err then
+      faults[#faults + 1] = list
+      faults[#faults + 1] = items.err
+      taken[list] = nil
+      return got
+    end
+    if #items == 0 then return got end
+    for k = #items, 1, -1 do
+      local raw = items[k]
+      if #raw > largest then
+        oversized[list] = raw
+        return got
+      end
+      raws[#raws + 1] = raw
+      from[#from + 1] = i
+      total = total + #raw
+      got = got + 1
+      taken[list] = (taken[list] or 0) + 1
+    end
+    if #items < want then return got end
+  end
+  return got
+end
+-- Each queue gets its share first, what is left goes to whoever has more: nobody starves behind a flooded queue.
+local share = math.ceil(n / math.max(#groups, 1))
+for round = 1, 2 do
+  index = 0
+  for _, lists in ipairs(groups) do
+    local quota = math.min(round == 1 and share or n, n - #raws)
+    for _, list in ipairs(lists) do
+      index = index + 1
+      if quota > 0 then quota = quota - take(list, index, quota) end
+    end
+  end
+  if #groups == 1 then break end
+end
+
+local first = math.max(tonumber(redis.call('GET', U .. 'fence') or '0') + 1, micros())
+if #raws > 0 then
+  local deadline = seconds(micros() + lease * 1000000)
+  local bodies, leases, queues, order = {}, {}, {}, {}
+  local lists = {}
+  for _, group in ipairs(groups) do
+    for _, list in ipairs(group) do lists[#lists + 1] = list end
+  end
+  for i, raw in ipairs(raws) do
+    local lid = worker .. ':' .. string.format('%.0f', first + i - 1)
+    local list = lists[from[i]]
+    bodies[2 * i - 1], bodies[2 * i] = lid, record(list, raw)
+    leases[2 * i - 1], leases[2 * i] = deadline, lid
+    if not queues[list] then order[#order + 1] = list end
+    queues[list] = (queues[list] or 0) + 1
+  end
+  redis.call('HSET', U .. 'unacked', unpack(bodies))
+  redis.call('ZADD', U .. 'lease', unpack(leases))
+  redis.call('HINCRBY', U .. 'held', 'w:' .. worker, #raws)
+  redis.call('SET', U .. 'fence', string.format('%.0f', first + #raws - 1))
+  for _, list in ipairs(order) do redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), queues[list]) end
+  for _, list in ipairs(order) do redis.call('RPOP', list, queues[list]) end
+end
+for list, raw in pairs(oversized) do
+  lay_aside('quarantine', list, raw, 'oversized: ' .. #raw .. ' bytes, largest allowed ' .. largest, '', '', 0, kept)
+  redis.call('RPOP', list)
+  faults[#faults + 1] = list
+  faults[#faults + 1] = 'oversized message of ' .. #raw .. ' bytes moved to the quarantine'
+end
+local term = ARGV[7] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[7]) or '0'
+return { 'ok', term or '0', string.format('%.0f', first), redis.call('HLEN', U .. 'att'), from, raws, faults }

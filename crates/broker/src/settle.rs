@@ -1,0 +1,155 @@
+//! Ending deliveries: acknowledge, retry later, park, bury, quarantine, hand back.
+//!
+//! # Guarantees
+//! Everything that belongs to an end (result, follow-up messages, run record, the message's next place) happens in one
+//! script that removes the lease last. A lease that is gone changes nothing and is answered as lost.
+//! When a reply is lost the caller repeats the call; *lost* then also means "settled the first time".
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::call::{ACK, Args, RENEW, SETTLE, texts};
+use crate::{Broker, Error, StoredResult};
+
+/// Where a delivery ends.
+#[derive(Debug, Clone, PartialEq)]
+pub enum End {
+    /// Done; the message goes.
+    Ack,
+    /// A new message takes its place when it is due (a retry).
+    Later {
+        /// Redis time in seconds.
+        due: f64,
+        /// The message.
+        raw: Vec<u8>,
+    },
+    /// The message itself waits until it is due (an ETA).
+    Park {
+        /// Redis time in seconds.
+        due: f64,
+    },
+    /// To the dead letters.
+    Bury {
+        /// Why, for people.
+        reason: String,
+    },
+    /// To the quarantine: it could not even be read.
+    Quarantine {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Back to the head of its list, uncharged.
+    Release,
+}
+
+/// One delivery's end with all that belongs to it.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// Lease id.
+    pub lid: Arc<str>,
+    /// Task id; empty where it could not be read.
+    pub id: String,
+    /// Task name, likewise.
+    pub task: String,
+    /// Where it ends.
+    pub end: End,
+    /// Result document, where one is stored on this broker.
+    pub result: Option<StoredResult>,
+    /// Run of a schedule that this message belongs to.
+    pub run: Option<String>,
+    /// How the run record counts it: `succeeded`, `failed`, `expired` or `revoked`.
+    pub outcome: &'static str,
+    /// Messages that follow (callbacks, next step): list key and bytes.
+    pub follow_ups: Vec<(String, Vec<u8>)>,
+}
+
+impl Broker {
+    /// Acknowledges many deliveries of one worker, by queue. `counted` are task ids whose delivery counts are cleared.
+    /// Returns the lease ids that were lost.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: repeat it.
+    ///
+    /// # Cancellation
+    /// As an error: it may or may not have happened.
+    pub async fn ack(&self, worker: &str, counted: &[String], leases: &BTreeMap<Arc<str>, Vec<Arc<str>>>) -> Result<Vec<String>, Error> {
+        let mut args = Args::new(&ACK, self.keys.prefix()).arg(worker).arg(counted.len());
+        for id in counted {
+            args.push(id);
+        }
+        for (queue, lids) in leases {
+            args.push(&**queue);
+            args.push(lids.len());
+            for lid in lids {
+                args.push(&**lid);
+            }
+        }
+        texts(&ACK, args.call(&mut self.connection.clone()).await?)
+    }
+
+    /// Ends deliveries. Returns the lease ids that were lost.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: repeat it; one delivery at a time where the server refuses the whole.
+    ///
+    /// # Cancellation
+    /// As an error: it may or may not have happened.
+    pub async fn settle(&self, dead_kept: u64, settlements: &[Settlement]) -> Result<Vec<String>, Error> {
+        let mut args = Args::new(&SETTLE, self.keys.prefix()).arg(dead_kept);
+        for settlement in settlements {
+            let Settlement { lid, id, task, end, result, run, outcome, follow_ups } = settlement;
+            let empty: &[u8] = b"";
+            let (action, x, raw) = match end {
+                End::Ack => ("ack", String::new(), empty),
+                End::Later { due, raw } => ("later", format!("{due:.6}"), raw.as_slice()),
+                End::Park { due } => ("park", format!("{due:.6}"), empty),
+                End::Bury { reason } => ("bury", reason.clone(), empty),
+                End::Quarantine { reason } => ("quarantine", reason.clone(), empty),
+                End::Release => ("release", String::new(), empty),
+            };
+            args.push(action);
+            args.push(&**lid);
+            args.push(id);
+            args.push(task);
+            args.push(id); // the key in umbel:att
+            args.push(run.as_deref().unwrap_or(""));
+            args.push(*outcome);
+            match result {
+                Some(StoredResult { key, ttl, document, is_success }) => {
+                    args.push(key);
+                    args.push(*ttl);
+                    args.push(document.as_slice());
+                    args.push(i32::from(*is_success));
+                }
+                None => {
+                    for _ in 0..4 {
+                        args.push("");
+                    }
+                }
+            }
+            args.push(x);
+            args.push(raw);
+            args.push(follow_ups.len());
+            for (list, message) in follow_ups {
+                args.push(list);
+                args.push(message.as_slice());
+            }
+        }
+        texts(&SETTLE, args.call(&mut self.connection.clone()).await?)
+    }
+
+    /// Extends leases. Returns those that are lost.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe: a renewal that happened unheard does no harm.
+    pub async fn renew(&self, lease: std::time::Duration, lids: &[Arc<str>]) -> Result<Vec<String>, Error> {
+        let mut args = Args::new(&RENEW, self.keys.prefix()).arg(lease.as_secs_f64());
+        for lid in lids {
+            args.push(&**lid);
+        }
+        texts(&RENEW, args.call(&mut self.connection.clone()).await?)
+    }
+}

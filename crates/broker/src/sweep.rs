@@ -1,0 +1,245 @@
+//! Recovery: overdue leases, due messages, repairs. Every worker does it, and so does the operator's leader.
+
+use std::time::{Duration, Instant};
+
+use crate::call::{Args, JANITOR, PROMOTE, RECLAIM, Reply, SWEEP};
+use crate::{Broker, Error};
+
+/// A lease whose holder did not renew it.
+#[derive(Debug)]
+pub struct Overdue {
+    /// Lease id.
+    pub lid: String,
+    /// The raw message, or nothing where the body is missing (the janitor's work).
+    pub raw: Vec<u8>,
+}
+
+/// The answer to a sweep.
+#[derive(Debug)]
+pub enum SweepAnswer {
+    /// Somebody else swept a moment ago.
+    Skipped,
+    /// Holders may be alive that could not renew: nothing is reclaimed until then (Redis time in seconds).
+    Grace {
+        /// End of the grace.
+        until: f64,
+        /// Why it began, if it began now.
+        reason: Option<String>,
+    },
+    /// These are overdue.
+    Overdue(Vec<Overdue>),
+}
+
+/// What to do with an overdue lease whose message has been read.
+#[derive(Debug, Clone)]
+pub struct Reclaim {
+    /// Lease id.
+    pub lid: String,
+    /// Key under which its deaths are counted: the task id, or a hash of a message that cannot be read.
+    pub counted_as: String,
+    /// Task id, may be empty.
+    pub id: String,
+    /// Task name, may be empty.
+    pub task: String,
+    /// Run it belongs to.
+    pub run: Option<String>,
+    /// FAILURE document for the case that this was the last delivery allowed: key and document.
+    pub failure: Option<(String, Vec<u8>)>,
+}
+
+/// What came of it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Back in their lists.
+    pub back: u64,
+    /// Kept apart for a worker of their own.
+    pub suspected: u64,
+    /// Task ids that went to the dead letters.
+    pub buried: Vec<String>,
+}
+
+/// What a promotion did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Promoted {
+    /// Messages that were due and are in their lists now.
+    pub moved: u64,
+    /// Time until the next one is due.
+    pub due_in: Option<Duration>,
+}
+
+/// Repairs by the janitor.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct JanitorReport {
+    /// Bodies without a lease that got an expired one.
+    pub leases_given: u64,
+    /// Leases without a body that were removed.
+    pub leases_removed: u64,
+    /// Counts corrected.
+    pub counts_corrected: u64,
+    /// Entries of long gone workers removed.
+    pub workers_forgotten: u64,
+}
+
+/// One sweeper's memory: what it knows of Redis' clock against its own.
+pub struct Sweeper {
+    lease: Duration,
+    backoff: Duration,
+    least_gap: Duration,
+    run_id: Option<String>,
+    last: Option<(f64, Instant)>,
+}
+
+impl Sweeper {
+    /// A sweeper for leases of this length; `backoff` is the longest pause of a worker that reconnects, `every` the
+    /// interval between two sweeps.
+    pub fn new(lease: Duration, backoff: Duration, every: Duration) -> Sweeper {
+        Sweeper { lease, backoff, least_gap: every / 2, run_id: None, last: None }
+    }
+
+    /// Looks for overdue leases, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn sweep(&mut self, broker: &Broker, limit: usize) -> Result<SweepAnswer, Error> {
+        let run_id = match &self.run_id {
+            Some(run_id) => run_id.clone(),
+            None => broker.run_id().await?,
+        };
+        // Forgotten until the call has succeeded: after an error the server may be another one.
+        self.run_id = None;
+        let sent = Instant::now();
+        let mut args = Args::new(&SWEEP, broker.keys.prefix())
+            .arg(self.lease.as_secs_f64())
+            .arg(self.backoff.as_secs_f64())
+            .arg(self.least_gap.as_secs_f64())
+            .arg(limit)
+            .arg(&run_id);
+        match self.last {
+            Some((time, at)) => {
+                args.push(format!("{time:.6}"));
+                args.push(format!("{:.6}", sent.duration_since(at).as_secs_f64()));
+            }
+            None => {
+                args.push("");
+                args.push("0");
+            }
+        }
+        let mut reply = Reply::of(&SWEEP, args.call(&mut broker.connection.clone()).await?)?;
+        self.run_id = Some(run_id);
+        match reply.text()?.as_str() {
+            "skip" => Ok(SweepAnswer::Skipped),
+            "grace" => {
+                let until = reply.seconds()?.unwrap_or(0.0);
+                let reason = Some(reply.text()?).filter(|reason| !reason.is_empty());
+                self.last = reply.seconds()?.map(|now| (now, sent));
+                Ok(SweepAnswer::Grace { until, reason })
+            }
+            _ => {
+                self.last = reply.seconds()?.map(|now| (now, sent));
+                let mut overdue = Vec::new();
+                while !reply.is_done() {
+                    let lid = reply.text()?;
+                    let record = reply.bytes()?;
+                    overdue.push(Overdue { lid, raw: raw_of(&record).to_vec() });
+                }
+                Ok(SweepAnswer::Overdue(overdue))
+            }
+        }
+    }
+}
+
+/// The raw message in a record `<length>:<list><raw>`.
+fn raw_of(record: &[u8]) -> &[u8] {
+    let Some(colon) = record.iter().position(|byte| *byte == b':') else { return b"" };
+    let length = std::str::from_utf8(&record[..colon]).ok().and_then(|text| text.parse::<usize>().ok());
+    length.and_then(|length| record.get(colon + 1 + length..)).unwrap_or(b"")
+}
+
+impl Broker {
+    async fn run_id(&self) -> Result<String, Error> {
+        let info: Result<String, _> = redis::cmd("INFO").arg("server").query_async(&mut self.connection.clone()).await;
+        match info {
+            Ok(text) => Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("").trim().to_owned()),
+            // An ACL without INFO: restarts are then seen by the gap between sweeps only.
+            Err(err) if err.code() == Some("NOPERM") => Ok("unknown".into()),
+            Err(source) => Err(Error::Call { call: "INFO", source }),
+        }
+    }
+
+    /// Takes overdue leases back, counted. A lease that was renewed meanwhile is left alone.
+    ///
+    /// # Errors
+    /// [`Error::Call`]; the next sweep finds them again.
+    pub async fn reclaim(&self, leases: &[Reclaim]) -> Result<Reclaimed, Error> {
+        if leases.is_empty() {
+            return Ok(Reclaimed::default());
+        }
+        let mut args = Args::new(&RECLAIM, self.keys.prefix());
+        for Reclaim { lid, counted_as, id, task, run, failure } in leases {
+            args.push(lid);
+            args.push(counted_as);
+            args.push(id);
+            args.push(task);
+            args.push(run.as_deref().unwrap_or(""));
+            let (key, document) = failure.as_ref().map_or(("", b"".as_slice()), |(key, document)| (key.as_str(), document.as_slice()));
+            args.push(key);
+            args.push(document);
+        }
+        let mut reply = Reply::of(&RECLAIM, args.call(&mut self.connection.clone()).await?)?;
+        let (back, suspected, _) = (reply.count()?, reply.count()?, reply.count()?);
+        let mut ids = reply.array()?;
+        let mut buried = Vec::new();
+        while !ids.is_done() {
+            buried.push(ids.text()?);
+        }
+        Ok(Reclaimed { back, suspected, buried })
+    }
+
+    /// Moves delayed messages that are due into their lists, at most `limit` a queue.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn promote(&self, limit: usize, queues: &[&str]) -> Result<Promoted, Error> {
+        let mut args = Args::new(&PROMOTE, self.keys.prefix()).arg(limit);
+        for queue in queues {
+            args.push(*queue);
+        }
+        let mut reply = Reply::of(&PROMOTE, args.call(&mut self.connection.clone()).await?)?;
+        let moved = reply.count()?;
+        let due = reply.seconds()?;
+        let now = reply.seconds()?.unwrap_or(0.0);
+        Ok(Promoted { moved, due_in: due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO)) })
+    }
+
+    /// Repairs what no script of ours leaves behind. `thorough` looks at every lease even where the totals agree.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn janitor(&self, thorough: bool) -> Result<JanitorReport, Error> {
+        // Ten minutes: longer than any restart of a worker takes to be noticed.
+        let args = Args::new(&JANITOR, self.keys.prefix()).arg(i32::from(thorough)).arg(600);
+        let mut reply = Reply::of(&JANITOR, args.call(&mut self.connection.clone()).await?)?;
+        Ok(JanitorReport {
+            leases_given: reply.count()?,
+            leases_removed: reply.count()?,
+            counts_corrected: reply.count()?,
+            workers_forgotten: reply.count()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::raw_of;
+
+    #[test]
+    fn raw_of_a_record() {
+        assert_eq!(raw_of(b"3:abcrest"), b"rest");
+        assert_eq!(raw_of(b"4:q:06rest"), b"rest");
+        assert_eq!(raw_of(b"broken"), b"");
+        assert_eq!(raw_of(b"99:short"), b"");
+    }
+}

@@ -1,0 +1,124 @@
+//! Learning that there is work, without asking all the time.
+//!
+//! kombu's producers only LPUSH. A connection with `CLIENT TRACKING` looks at every list once; Redis then reports the
+//! next change of any of them, without its payload and to everybody who looked. After a report, or after `patience`,
+//! look again. Where tracking is refused (old proxies, an ACL), looking gets more frequent instead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind};
+use tokio::sync::Notify;
+
+use crate::call::{Args, LOOK, Reply};
+use crate::{Config, Error, Keys, QueueLists};
+
+/// What a look has seen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Look {
+    /// Messages in the lists.
+    pub waiting: u64,
+    /// Messages that wait for a worker of their own.
+    pub suspects: u64,
+    /// Seconds until the next delayed message is due; zero if it is.
+    pub due_in: Option<Duration>,
+    /// Redis time in seconds.
+    pub now: f64,
+    /// State of this worker's gate; empty if Redis does not know the worker.
+    pub gate: String,
+}
+
+/// The connection that wakes a worker.
+pub struct Waker {
+    config: Config,
+    keys: Keys,
+    worker: String,
+    queues: Vec<QueueLists>,
+    connection: Option<MultiplexedConnection>,
+    changed: Arc<Notify>,
+    is_tracking: bool,
+}
+
+struct OnPush(Arc<Notify>);
+
+impl redis::aio::AsyncPushSender for OnPush {
+    fn send(&self, info: PushInfo) -> Result<(), redis::aio::SendError> {
+        if matches!(info.kind, PushKind::Invalidate | PushKind::Disconnection) {
+            self.0.notify_one();
+        }
+        Ok(())
+    }
+}
+
+impl Waker {
+    /// Prepares; the first look connects.
+    pub fn new(config: Config, worker: &str, queues: Vec<QueueLists>) -> Waker {
+        let keys = Keys::new(&config.key_prefix);
+        let changed = Arc::new(Notify::new());
+        Waker { config, keys, worker: worker.to_owned(), queues, connection: None, changed, is_tracking: false }
+    }
+
+    /// Does Redis report changes? Otherwise look every few milliseconds.
+    pub fn is_tracking(&self) -> bool {
+        self.is_tracking
+    }
+
+    /// Resolves on the next reported change since the last look.
+    ///
+    /// # Cancellation
+    /// Safe: a report that nobody awaited is kept.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    async fn connect(&mut self) -> Result<MultiplexedConnection, Error> {
+        let failed = |source| Error::Connect { server: self.config.server(), source };
+        let options = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.config.connect_timeout))
+            .set_response_timeout(Some(self.config.response_timeout))
+            .set_push_sender(OnPush(Arc::clone(&self.changed)));
+        let info = self.config.url.as_str().into_connection_info().map_err(failed)?;
+        let resp3 = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let client = redis::Client::open(info.clone().set_redis_settings(resp3)).map_err(failed)?;
+        if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&options).await {
+            let tracking: redis::RedisResult<()> = redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async(&mut connection).await;
+            if tracking.is_ok() {
+                self.is_tracking = true;
+                return Ok(connection);
+            }
+        }
+        self.is_tracking = false;
+        self.config.connection().await
+    }
+
+    /// Looks at all lists, suspects and delayed messages, and arms the wake-up for their next change.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], [`Error::Call`]; the next look connects anew.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn look(&mut self) -> Result<Look, Error> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let mut args = Args::new(&LOOK, self.keys.prefix()).arg(&self.worker).arg(self.queues.len());
+        for queue in &self.queues {
+            args.push(&*queue.queue);
+        }
+        for list in self.queues.iter().flat_map(|queue| &queue.lists) {
+            args.push(&**list);
+        }
+        let value = args.call(&mut connection).await?;
+        self.connection = Some(connection);
+        let mut reply = Reply::of(&LOOK, value)?;
+        let waiting = reply.count()?;
+        let suspects = reply.count()?;
+        let due = reply.seconds()?;
+        let now = reply.seconds()?.unwrap_or(0.0);
+        let due_in = due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO));
+        Ok(Look { waiting, suspects, due_in, now, gate: reply.text()? })
+    }
+}
