@@ -57,7 +57,13 @@ impl Json {
     /// # Errors
     /// [`JsonError`]: not Python's JSON, deeper than [`MAX_DEPTH`] or more than [`MAX_KEYS`] keys.
     pub fn parse(text: &str) -> Result<Json, JsonError> {
-        let mut scanner = Scanner::new(text, Bounds { depth: MAX_DEPTH, keys: MAX_KEYS });
+        let mut scanner = Scanner::new(
+            text,
+            Bounds {
+                depth: MAX_DEPTH,
+                keys: MAX_KEYS,
+            },
+        );
         let value = scanner.value()?;
         scanner.end()?;
         Ok(Json::trusted(value))
@@ -220,7 +226,13 @@ impl Json {
 
     fn scanner(&self) -> Scanner<'_> {
         // The text was accepted once, under limits that a reader of parts need not repeat.
-        Scanner::new(&self.0, Bounds { depth: u32::MAX, keys: u32::MAX })
+        Scanner::new(
+            &self.0,
+            Bounds {
+                depth: u32::MAX,
+                keys: u32::MAX,
+            },
+        )
     }
 }
 
@@ -239,7 +251,9 @@ impl fmt::Debug for Json {
 /// Verbatim inside `serde_json`; refused there if the text holds `NaN` or an infinity.
 impl Serialize for Json {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        RawValue::from_string(self.0.to_string()).map_err(ser::Error::custom)?.serialize(serializer)
+        RawValue::from_string(self.0.to_string())
+            .map_err(ser::Error::custom)?
+            .serialize(serializer)
     }
 }
 

@@ -50,7 +50,13 @@ impl Cut {
 }
 
 fn whole(out: &mut Cut, text: &str, as_tuple: bool) -> Result<(), JsonError> {
-    let mut scanner = Scanner::new(text, Bounds { depth: u32::MAX, keys: u32::MAX });
+    let mut scanner = Scanner::new(
+        text,
+        Bounds {
+            depth: u32::MAX,
+            keys: u32::MAX,
+        },
+    );
     if as_tuple && scanner.peek() == Some(b'[') {
         let mut count = 0;
         out.push("(");
@@ -125,7 +131,11 @@ fn scalar(out: &mut Cut, text: &str) {
 
 /// Single quotes, unless the text holds such and no double ones.
 fn string(out: &mut Cut, text: &str) {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     out.push(if quote == '"' { "\"" } else { "'" });
     for ch in text.chars() {
         if out.full {

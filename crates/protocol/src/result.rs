@@ -37,11 +37,19 @@ pub struct Failure {
 impl Failure {
     /// An error with one text as its message.
     pub fn new(exc_module: &str, exc_type: &str, message: &str) -> Failure {
-        Failure { exc_type: exc_type.into(), exc_module: exc_module.into(), message: vec![Json::string(message)] }
+        Failure {
+            exc_type: exc_type.into(),
+            exc_module: exc_module.into(),
+            message: vec![Json::string(message)],
+        }
     }
 
     fn write(&self) -> String {
-        let Failure { exc_type, exc_module, message } = self;
+        let Failure {
+            exc_type,
+            exc_module,
+            message,
+        } = self;
         let mut out = String::with_capacity(128);
         out.push_str("{\"exc_type\": ");
         write::string(&mut out, exc_type);
@@ -68,7 +76,17 @@ pub fn failure(id: &str, failure: &Failure, traceback: Option<&str>, meta: &Meta
 pub fn retry(id: &str, cause: &Failure, traceback: Option<&str>, meta: &Meta<'_>) -> Vec<u8> {
     let mut children = meta.children.to_vec();
     children.push(id.to_owned());
-    document("RETRY", &cause.write(), traceback, None, id, &Meta { children: &children, ..*meta })
+    document(
+        "RETRY",
+        &cause.write(),
+        traceback,
+        None,
+        id,
+        &Meta {
+            children: &children,
+            ..*meta
+        },
+    )
 }
 
 /// The task was not run; `why` is `expired`, `revoked` or `terminated`.
@@ -93,7 +111,12 @@ fn document(
     id: &str,
     meta: &Meta<'_>,
 ) -> Vec<u8> {
-    let Meta { done_at: _, children, group_id, parent_id } = *meta;
+    let Meta {
+        done_at: _,
+        children,
+        group_id,
+        parent_id,
+    } = *meta;
     let mut out = String::with_capacity(192 + result.len() + traceback.map_or(0, str::len));
     out.push_str("{\"status\": ");
     write::string(&mut out, status);
@@ -103,7 +126,12 @@ fn document(
     write::optional(&mut out, traceback);
     out.push_str(", \"children\": ");
     // A result tuple of a task: its id and its parent, and no members.
-    list(&mut out, children.iter().map(|child| format!("[[{}, null], null]", Json::string(child))));
+    list(
+        &mut out,
+        children
+            .iter()
+            .map(|child| format!("[[{}, null], null]", Json::string(child))),
+    );
     out.push_str(", \"date_done\": ");
     write::optional(&mut out, done_at.map(time::iso).as_deref());
     for (name, value) in [("group_id", group_id), ("parent_id", parent_id)] {
@@ -160,9 +188,20 @@ impl ResultDoc {
             return None;
         }
         let exc_type = self.result.get("exc_type")?.text()?;
-        let exc_module = self.result.get("exc_module").and_then(|module| module.text()).unwrap_or_default();
-        let message = self.result.get("exc_message").map(|message| message.elements().unwrap_or_else(|| vec![message]));
-        Some(Failure { exc_type, exc_module, message: message.unwrap_or_default() })
+        let exc_module = self
+            .result
+            .get("exc_module")
+            .and_then(|module| module.text())
+            .unwrap_or_default();
+        let message = self
+            .result
+            .get("exc_message")
+            .map(|message| message.elements().unwrap_or_else(|| vec![message]));
+        Some(Failure {
+            exc_type,
+            exc_module,
+            message: message.unwrap_or_default(),
+        })
     }
 }
 

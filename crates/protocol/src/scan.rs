@@ -25,12 +25,19 @@ impl<'a> Text<'a> {
     /// The string literal that is all of `value`; `None` if the value is something else.
     pub(crate) fn of(value: &'a str) -> Option<Text<'a>> {
         let raw = value.strip_prefix('"')?.strip_suffix('"')?;
-        Some(Text { raw, escaped: raw.contains('\\') })
+        Some(Text {
+            raw,
+            escaped: raw.contains('\\'),
+        })
     }
 
     /// What the literal means. A lone surrogate, which Rust's strings cannot hold, reads as U+FFFD.
     pub(crate) fn unescaped(self) -> Cow<'a, str> {
-        if self.escaped { Cow::Owned(unescape(self.raw)) } else { Cow::Borrowed(self.raw) }
+        if self.escaped {
+            Cow::Owned(unescape(self.raw))
+        } else {
+            Cow::Borrowed(self.raw)
+        }
     }
 }
 
@@ -45,7 +52,14 @@ pub(crate) struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     pub(crate) fn new(text: &'a str, bounds: Bounds) -> Scanner<'a> {
-        Scanner { text, bytes: text.as_bytes(), at: 0, depth: 0, keys: 0, bounds }
+        Scanner {
+            text,
+            bytes: text.as_bytes(),
+            at: 0,
+            depth: 0,
+            keys: 0,
+            bounds,
+        }
     }
 
     /// Position of the next byte that was not read yet.
@@ -106,7 +120,9 @@ impl<'a> Scanner<'a> {
                 }
                 self.keys += 1;
                 if self.keys > self.bounds.keys {
-                    return Err(JsonError::Keys { limit: self.bounds.keys });
+                    return Err(JsonError::Keys {
+                        limit: self.bounds.keys,
+                    });
                 }
                 let key = self.string()?;
                 if self.peek() != Some(b':') {
@@ -151,7 +167,9 @@ impl<'a> Scanner<'a> {
         }
         self.depth += 1;
         if self.depth > self.bounds.depth {
-            return Err(JsonError::Depth { limit: self.bounds.depth });
+            return Err(JsonError::Depth {
+                limit: self.bounds.depth,
+            });
         }
         self.at += 1;
         Ok(())
@@ -226,7 +244,11 @@ impl<'a> Scanner<'a> {
         while self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
             self.at += 1;
         }
-        if self.at == start { Err(self.expected("a digit")) } else { Ok(()) }
+        if self.at == start {
+            Err(self.expected("a digit"))
+        } else {
+            Ok(())
+        }
     }
 
     fn word(&mut self, word: &'static str) -> Result<(), JsonError> {
@@ -262,7 +284,10 @@ fn plain_run(bytes: &[u8], mut at: usize) -> usize {
         }
         at += 8;
     }
-    while bytes.get(at).is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)) {
+    while bytes
+        .get(at)
+        .is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20))
+    {
         at += 1;
     }
     at
@@ -284,7 +309,10 @@ fn unescape(raw: &str) -> String {
             Some(b'u') => {
                 let (unit, after) = hex_unit(rest);
                 rest = after;
-                let pair = (0xD800..0xDC00).contains(&unit).then(|| rest.strip_prefix("\\u").map(hex_unit)).flatten();
+                let pair = (0xD800..0xDC00)
+                    .contains(&unit)
+                    .then(|| rest.strip_prefix("\\u").map(hex_unit))
+                    .flatten();
                 match pair {
                     Some((low @ 0xDC00..0xE000, after)) => {
                         rest = after;

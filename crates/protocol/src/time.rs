@@ -19,7 +19,11 @@ pub(crate) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
         // In the hour that a clock change skips or repeats, Python's default is the earlier offset, too.
         None => zone.to_ambiguous_timestamp(local).compatible(),
     };
-    Some(instant.unwrap_or(if local.year() > 0 { Timestamp::MAX } else { Timestamp::MIN }))
+    Some(instant.unwrap_or(if local.year() > 0 {
+        Timestamp::MAX
+    } else {
+        Timestamp::MIN
+    }))
 }
 
 /// Python's `isoformat` in UTC: `2026-11-20T11:48:32.082850+00:00`, without the fraction when that is zero.
@@ -35,5 +39,9 @@ pub(crate) fn iso(instant: Timestamp) -> String {
         utc.minute(),
         utc.second()
     );
-    if micros == 0 { format!("{whole}+00:00") } else { format!("{whole}.{micros:06}+00:00") }
+    if micros == 0 {
+        format!("{whole}+00:00")
+    } else {
+        format!("{whole}.{micros:06}+00:00")
+    }
 }

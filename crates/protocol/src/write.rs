@@ -43,7 +43,11 @@ pub(crate) fn float(value: f64) -> String {
         return "NaN".into();
     }
     if value.is_infinite() {
-        return if value > 0.0 { "Infinity".into() } else { "-Infinity".into() };
+        return if value > 0.0 {
+            "Infinity".into()
+        } else {
+            "-Infinity".into()
+        };
     }
     // Rust's Debug changes to exponents at the same magnitudes as Python, but writes them shorter.
     let text = format!("{value:?}");

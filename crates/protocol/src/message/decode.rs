@@ -34,7 +34,11 @@ pub fn decode(raw: &[u8], limits: &Limits, zone: &TimeZone) -> Result<TaskMessag
     let mut envelope = Envelope::default();
     read(raw, limits, zone, &mut envelope).map_err(|reason| {
         let known = |value| text(value).filter(|text| is_name(text, limits)).map(Cow::into_owned);
-        Malformed { reason, id: known(envelope.headers.id), task: known(envelope.headers.task) }
+        Malformed {
+            reason,
+            id: known(envelope.headers.id),
+            task: known(envelope.headers.task),
+        }
     })
 }
 
@@ -93,30 +97,56 @@ fn read<'a>(
     envelope: &mut Envelope<'a>,
 ) -> Result<TaskMessage, Reason> {
     if raw.len() > limits.bytes {
-        return Err(Reason::Size { bytes: raw.len(), limit: limits.bytes });
+        return Err(Reason::Size {
+            bytes: raw.len(),
+            limit: limits.bytes,
+        });
     }
     let message = utf8(raw, "message")?;
-    split(message, limits, envelope).map_err(|source| Reason::Json { part: "message", source })?;
+    split(message, limits, envelope).map_err(|source| Reason::Json {
+        part: "message",
+        source,
+    })?;
     check_kind(envelope)?;
     let decoded = undo_encoding(envelope)?;
     let body = utf8(&decoded, "body")?;
 
     if present(envelope.headers.task).is_none() && body.trim_start().starts_with('{') {
         let (headers, call) = legacy::split(body, bounds(limits))?;
-        return assemble(&headers, &envelope.properties, envelope.all_headers, &call, limits, zone);
+        return assemble(
+            &headers,
+            &envelope.properties,
+            envelope.all_headers,
+            &call,
+            limits,
+            zone,
+        );
     }
     // Before the body, so that the sender's omission is named and not the consequence.
     required(envelope.headers.task, "headers.task", limits)?;
     let call = split_body(body, limits)?;
-    assemble(&envelope.headers, &envelope.properties, envelope.all_headers, &call, limits, zone)
+    assemble(
+        &envelope.headers,
+        &envelope.properties,
+        envelope.all_headers,
+        &call,
+        limits,
+        zone,
+    )
 }
 
 fn bounds(limits: &Limits) -> Bounds {
-    Bounds { depth: limits.depth, keys: limits.keys }
+    Bounds {
+        depth: limits.depth,
+        keys: limits.keys,
+    }
 }
 
 fn utf8<'a>(bytes: &'a [u8], part: &'static str) -> Result<&'a str, Reason> {
-    let text = std::str::from_utf8(bytes).map_err(|err| Reason::Text { part, at: err.valid_up_to() })?;
+    let text = std::str::from_utf8(bytes).map_err(|err| Reason::Text {
+        part,
+        at: err.valid_up_to(),
+    })?;
     // Python refuses it as well; without this the reason would be a strange syntax error.
     if text.starts_with('\u{feff}') {
         return Err(Reason::Text { part, at: 0 });
@@ -218,16 +248,23 @@ fn check_kind(envelope: &Envelope<'_>) -> Result<(), Reason> {
         return Err(Reason::ContentType(quoted(&kind)));
     }
     if let Some(compression) = present(envelope.headers.compression) {
-        return Err(Reason::Compression(quoted(compression)));
+        return Err(Reason::Compression(named(compression)));
     }
     match present(envelope.content_encoding) {
         None => Ok(()),
         Some(value) => match text(Some(value)) {
             // `binary` asks for no character decoding, and then JSON reads UTF-8 all the same.
-            Some(name) if ["utf-8", "utf8", "us-ascii", "ascii", "binary"].iter().any(|ok| name.eq_ignore_ascii_case(ok)) => {
+            Some(name)
+                if ["utf-8", "utf8", "us-ascii", "ascii", "binary"]
+                    .iter()
+                    .any(|ok| name.eq_ignore_ascii_case(ok)) =>
+            {
                 Ok(())
             }
-            _ => Err(Reason::Encoding { field: "content-encoding", found: quoted(value) }),
+            _ => Err(Reason::Encoding {
+                field: "content-encoding",
+                found: named(value),
+            }),
         },
     }
 }
@@ -235,7 +272,10 @@ fn check_kind(envelope: &Envelope<'_>) -> Result<(), Reason> {
 /// The body's bytes, after `body_encoding`.
 fn undo_encoding<'a>(envelope: &Envelope<'a>) -> Result<Cow<'a, [u8]>, Reason> {
     let body = present(envelope.body).ok_or(Reason::Missing("body"))?;
-    let body = text(Some(body)).ok_or(Reason::Field { field: "body", expected: "text" })?;
+    let body = text(Some(body)).ok_or(Reason::Field {
+        field: "body",
+        expected: "text",
+    })?;
     let encoding = present(envelope.properties.body_encoding);
     let name = encoding.map(|value| text(Some(value)).unwrap_or_default());
     match name.as_deref() {
@@ -251,8 +291,14 @@ fn undo_encoding<'a>(envelope: &Envelope<'a>) -> Result<Cow<'a, [u8]>, Reason> {
                 BASE64.decode(joined)
             })
             .map(Cow::Owned)
-            .map_err(|_| Reason::Encoding { field: "body_encoding", found: quoted("base64") }),
-        Some(_) => Err(Reason::Encoding { field: "body_encoding", found: quoted(encoding.unwrap_or_default()) }),
+            .map_err(|_| Reason::Encoding {
+                field: "body_encoding",
+                found: quoted("base64"),
+            }),
+        Some(_) => Err(Reason::Encoding {
+            field: "body_encoding",
+            found: named(encoding.unwrap_or_default()),
+        }),
     }
 }
 
@@ -278,7 +324,10 @@ fn split_body<'a>(body: &'a str, limits: &Limits) -> Result<Call<'a>, Reason> {
     }
     scanner.end().map_err(broken)?;
     if count != parts.len() {
-        return Err(Reason::Field { field: "body", expected: "[args, kwargs, embed]" });
+        return Err(Reason::Field {
+            field: "body",
+            expected: "[args, kwargs, embed]",
+        });
     }
     let [args, kwargs, embed] = parts;
     Ok(Call {
@@ -303,7 +352,11 @@ fn assemble(
         id: required(headers.id, "headers.id", limits)?,
         args: shaped(&call.args, '[', "args", "an array")?,
         kwargs: shaped(&call.kwargs, '{', "kwargs", "an object")?,
-        embed: call.embed.as_deref().map(|embed| shaped(embed, '{', "embed", "an object or null")).transpose()?,
+        embed: call
+            .embed
+            .as_deref()
+            .map(|embed| shaped(embed, '{', "embed", "an object or null"))
+            .transpose()?,
         retries: count(headers.retries),
         eta: time(headers.eta, "headers.eta")?,
         expires: time(headers.expires, "headers.expires")?,
@@ -338,6 +391,11 @@ fn text(value: Option<&str>) -> Option<Cow<'_, str>> {
     value.and_then(Text::of).map(Text::unescaped)
 }
 
+/// A foreign value for a reason, without the quotes of a text.
+fn named(value: &str) -> String {
+    quoted(&text(Some(value)).unwrap_or(Cow::Borrowed(value)))
+}
+
 fn is_name(text: &str, limits: &Limits) -> bool {
     !text.is_empty() && text.len() <= limits.id_bytes
 }
@@ -360,7 +418,11 @@ fn optional_name(value: Option<&str>, field: &'static str, limits: &Limits) -> R
 }
 
 fn shaped(value: &str, first: char, field: &'static str, expected: &'static str) -> Result<Json, Reason> {
-    if value.starts_with(first) { Ok(Json::trusted(value)) } else { Err(Reason::Field { field, expected }) }
+    if value.starts_with(first) {
+        Ok(Json::trusted(value))
+    } else {
+        Err(Reason::Field { field, expected })
+    }
 }
 
 fn instant(value: Option<&str>, field: &'static str, zone: &TimeZone) -> Result<Option<Timestamp>, Reason> {
@@ -368,7 +430,10 @@ fn instant(value: Option<&str>, field: &'static str, zone: &TimeZone) -> Result<
     text(Some(value))
         .and_then(|text| time::parse(&text, zone))
         .map(Some)
-        .ok_or(Reason::Field { field, expected: "an ISO 8601 time" })
+        .ok_or(Reason::Field {
+            field,
+            expected: "an ISO 8601 time",
+        })
 }
 
 /// A number as `int()` of Python takes it: a fraction is cut off, digits in quotes count.
@@ -381,20 +446,33 @@ fn integer(value: Option<&str>) -> Option<f64> {
     number.is_finite().then_some(number.trunc())
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the type's range")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the type's range"
+)]
 fn priority(value: Option<&str>) -> u8 {
     integer(value).unwrap_or(0.0).clamp(0.0, f64::from(MAX_PRIORITY)) as u8
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the type's range")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the type's range"
+)]
 fn count(value: Option<&str>) -> u32 {
     integer(value).unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32
 }
 
 /// `[hard, soft]`. What is not above zero is no limit, as in Celery; what is not finite neither.
 fn time_limit(value: Option<&str>) -> Result<TimeLimit, Reason> {
-    let wrong = Reason::Field { field: "headers.timelimit", expected: "[hard, soft] in seconds" };
-    let Some(value) = present(value) else { return Ok(TimeLimit::default()) };
+    let wrong = Reason::Field {
+        field: "headers.timelimit",
+        expected: "[hard, soft] in seconds",
+    };
+    let Some(value) = present(value) else {
+        return Ok(TimeLimit::default());
+    };
     if value == "[null, null]" {
         return Ok(TimeLimit::default());
     }

@@ -136,7 +136,13 @@ impl NewTask {
         optional(out, "eta", self.eta.map(time::iso).as_deref());
         optional(out, "expires", self.expires.map(time::iso).as_deref());
         optional(out, "group", self.group.as_deref());
-        bare(out, "group_index", &self.group_index.map_or_else(|| "null".into(), |index| index.to_string()));
+        bare(
+            out,
+            "group_index",
+            &self
+                .group_index
+                .map_or_else(|| "null".into(), |index| index.to_string()),
+        );
         bare(out, "retries", &self.retries.to_string());
         let [hard, soft] = [self.time_limit.hard, self.time_limit.soft]
             .map(|limit| limit.map_or_else(|| "null".into(), write::seconds));
@@ -148,11 +154,15 @@ impl NewTask {
         text(out, "argsrepr", &argsrepr);
         text(out, "kwargsrepr", &kwargsrepr);
         text(out, "origin", &self.origin);
-        bare(out, "ignore_result", match self.ignore_result {
-            Some(true) => "true",
-            Some(false) => "false",
-            None => "null",
-        });
+        bare(
+            out,
+            "ignore_result",
+            match self.ignore_result {
+                Some(true) => "true",
+                Some(false) => "false",
+                None => "null",
+            },
+        );
         out.push_str(", \"replaced_task_nesting\": 0, \"stamped_headers\": null, \"stamps\": {}");
         for (name, value) in &self.headers {
             out.push_str(", ");
@@ -176,7 +186,15 @@ impl NewTask {
         out.push('}');
         bare(out, "priority", &self.priority.to_string());
         out.push_str(", \"body_encoding\": \"base64\"");
-        text(out, "delivery_tag", if self.delivery_tag.is_empty() { &self.id } else { &self.delivery_tag });
+        text(
+            out,
+            "delivery_tag",
+            if self.delivery_tag.is_empty() {
+                &self.id
+            } else {
+                &self.delivery_tag
+            },
+        );
         out.push('}');
     }
 }
@@ -216,7 +234,9 @@ impl From<&TaskMessage> for NewTask {
 
 /// Milliseconds left, as text; `0` when none are.
 pub(super) fn expiration(expires: Timestamp, now: Timestamp) -> String {
-    expires.as_millisecond().saturating_sub(now.as_millisecond()).max(0).to_string()
+    (expires.as_microsecond().saturating_sub(now.as_microsecond()) / 1_000)
+        .max(0)
+        .to_string()
 }
 
 fn text(out: &mut String, name: &str, value: &str) {

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::decode::{Call, Headers};
 use super::Reason;
+use super::decode::{Call, Headers};
 use crate::scan::{Bounds, Scanner};
 
 /// Splits such a body. The fields have the names of the headers of protocol 2; what was an embed of its own then is
@@ -12,7 +12,12 @@ pub(super) fn split(body: &str, bounds: Bounds) -> Result<(Headers<'_>, Call<'_>
     let broken = |source| Reason::Json { part: "body", source };
     let mut headers = Headers::default();
     let (mut args, mut kwargs) = ("[]", "{}");
-    let mut embed = [("callbacks", "null"), ("errbacks", "null"), ("chain", "null"), ("chord", "null")];
+    let mut embed = [
+        ("callbacks", "null"),
+        ("errbacks", "null"),
+        ("chain", "null"),
+        ("chord", "null"),
+    ];
     let mut scanner = Scanner::new(body, bounds);
     scanner
         .object(|inner, key| {
@@ -37,7 +42,10 @@ pub(super) fn split(body: &str, bounds: Bounds) -> Result<(Headers<'_>, Call<'_>
         return Err(Reason::Missing("headers.task"));
     }
     let embed = embed.map(|(name, value)| format!("\"{name}\": {value}")).join(", ");
-    let call =
-        Call { args: Cow::Borrowed(args), kwargs: Cow::Borrowed(kwargs), embed: Some(Cow::Owned(format!("{{{embed}}}"))) };
+    let call = Call {
+        args: Cow::Borrowed(args),
+        kwargs: Cow::Borrowed(kwargs),
+        embed: Some(Cow::Owned(format!("{{{embed}}}"))),
+    };
     Ok((headers, call))
 }

@@ -39,7 +39,12 @@ pub struct Limits {
 impl Default for Limits {
     /// 1 MiB, 64 levels, 10,000 keys, 1,024 bytes.
     fn default() -> Limits {
-        Limits { bytes: 1 << 20, depth: crate::json::MAX_DEPTH, keys: crate::json::MAX_KEYS, id_bytes: 1024 }
+        Limits {
+            bytes: 1 << 20,
+            depth: crate::json::MAX_DEPTH,
+            keys: crate::json::MAX_KEYS,
+            id_bytes: 1024,
+        }
     }
 }
 

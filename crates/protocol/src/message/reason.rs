@@ -77,8 +77,14 @@ impl Reason {
         match self {
             Reason::Size { .. } => "size",
             Reason::Text { .. } => "text",
-            Reason::Json { source: JsonError::Syntax { .. }, .. } => "json",
-            Reason::Json { source: JsonError::Depth { .. } | JsonError::Keys { .. }, .. } => "limit",
+            Reason::Json {
+                source: JsonError::Syntax { .. },
+                ..
+            } => "json",
+            Reason::Json {
+                source: JsonError::Depth { .. } | JsonError::Keys { .. },
+                ..
+            } => "limit",
             Reason::ContentType(_) => "content-type",
             Reason::Compression(_) => "compression",
             Reason::Encoding { .. } => "encoding",

@@ -42,7 +42,13 @@ pub fn retry(raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
     if message.header("task").is_none_or(|task| task.is_null()) {
         return Ok(upgraded(&message, retry).encode());
     }
-    let Retry { retries, eta, delivery_tag, now, headers } = retry;
+    let Retry {
+        retries,
+        eta,
+        delivery_tag,
+        now,
+        headers,
+    } = retry;
     let mut edit = Edit::default();
     edit.header("eta", eta.map_or_else(Json::null, |eta| Json::string(&time::iso(eta))));
     edit.header("retries", Json::of(retries));
@@ -53,7 +59,8 @@ pub fn retry(raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
         edit.header(name, value.clone());
     }
     if !delivery_tag.is_empty() {
-        edit.properties.push(("delivery_tag".into(), Json::string(delivery_tag)));
+        edit.properties
+            .push(("delivery_tag".into(), Json::string(delivery_tag)));
     }
     if let (Some(expires), Some(now)) = (message.expires, *now) {
         edit.expiration = Some(Json::string(&expiration(expires, now)));
@@ -77,7 +84,13 @@ pub fn with_headers(raw: &[u8], headers: &[(&str, Json)]) -> Result<Vec<u8>, Mal
 }
 
 fn upgraded(message: &TaskMessage, retry: &Retry) -> NewTask {
-    let Retry { retries, eta, delivery_tag, now, headers } = retry.clone();
+    let Retry {
+        retries,
+        eta,
+        delivery_tag,
+        now,
+        headers,
+    } = retry.clone();
     NewTask {
         retries,
         eta,
@@ -121,11 +134,23 @@ impl Edit {
     }
 
     fn apply(&self, raw: &[u8], message: &TaskMessage) -> Result<Vec<u8>, Malformed> {
-        let malformed = |reason| Malformed { reason, id: Some(message.id.clone()), task: Some(message.task.clone()) };
-        let text = std::str::from_utf8(raw)
-            .map_err(|err| malformed(Reason::Text { part: "message", at: err.valid_up_to() }))?;
-        let mut splices =
-            self.splices(text).map_err(|source| malformed(Reason::Json { part: "message", source }))?;
+        let malformed = |reason| Malformed {
+            reason,
+            id: Some(message.id.clone()),
+            task: Some(message.task.clone()),
+        };
+        let text = std::str::from_utf8(raw).map_err(|err| {
+            malformed(Reason::Text {
+                part: "message",
+                at: err.valid_up_to(),
+            })
+        })?;
+        let mut splices = self.splices(text).map_err(|source| {
+            malformed(Reason::Json {
+                part: "message",
+                source,
+            })
+        })?;
         splices.sort_by_key(|splice| splice.span.start);
         let mut out = String::with_capacity(text.len() + 128);
         let mut at = 0;
@@ -173,7 +198,10 @@ impl Edit {
                     marks
                         .into_iter()
                         .filter(|mark| mark.key == "redelivered")
-                        .map(|mark| Splice { span: mark.value, text: "false".into() }),
+                        .map(|mark| Splice {
+                            span: mark.value,
+                            text: "false".into(),
+                        }),
                 );
             }
         }
@@ -184,12 +212,21 @@ impl Edit {
 /// The entries of the object at `span`; none if something else is there.
 fn entries(text: &str, span: Range<usize>) -> Result<Vec<Entry<'_>>, JsonError> {
     let mut entries = Vec::new();
-    let mut scanner = Scanner::new(&text[span.clone()], Bounds { depth: u32::MAX, keys: u32::MAX });
+    let mut scanner = Scanner::new(
+        &text[span.clone()],
+        Bounds {
+            depth: u32::MAX,
+            keys: u32::MAX,
+        },
+    );
     if scanner.peek() == Some(b'{') {
         scanner.object(|inner, key| {
             let value = inner.value()?;
             let end = span.start + inner.at();
-            entries.push(Entry { key: key.unescaped(), value: end - value.len()..end });
+            entries.push(Entry {
+                key: key.unescaped(),
+                value: end - value.len()..end,
+            });
             Ok(())
         })?;
     }
@@ -197,12 +234,7 @@ fn entries(text: &str, span: Range<usize>) -> Result<Vec<Entry<'_>>, JsonError> 
 }
 
 /// Replaces the values of these keys in the object at `span`, or adds the keys at its end.
-fn set(
-    text: &str,
-    span: Range<usize>,
-    values: &[(String, Json)],
-    splices: &mut Vec<Splice>,
-) -> Result<(), JsonError> {
+fn set(text: &str, span: Range<usize>, values: &[(String, Json)], splices: &mut Vec<Splice>) -> Result<(), JsonError> {
     if !text[span.clone()].starts_with('{') {
         return Ok(());
     }
@@ -219,9 +251,15 @@ fn set(
             let _ = write!(added, ": {value}");
         }
         // A doubled key is replaced each time: its last value counts, whatever the reader does.
-        splices.extend(places.map(|entry| Splice { span: entry.value.clone(), text: value.to_string() }));
+        splices.extend(places.map(|entry| Splice {
+            span: entry.value.clone(),
+            text: value.to_string(),
+        }));
     }
     let brace = span.end - 1;
-    splices.push(Splice { span: brace..brace, text: added });
+    splices.push(Splice {
+        span: brace..brace,
+        text: added,
+    });
     Ok(())
 }

@@ -1,0 +1,501 @@
+//! What real Celery 5.7 wrote, read and written again: each file in `golden/` is a capture of its commands to Redis.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::path::Path;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{Limits, NewTask, Retry, TaskMessage, decode, retry};
+use umbel_protocol::result::{self, Failure, Meta};
+
+fn vector(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(format!("{name}.json"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn names(prefix: &str) -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .into_string()
+                .unwrap()
+                .trim_end_matches(".json")
+                .to_owned()
+        })
+        .filter(|name| name.starts_with(prefix))
+        .collect();
+    names.sort();
+    assert!(!names.is_empty());
+    names
+}
+
+/// The last argument of every command `name`.
+fn payloads(vector: &Value, name: &str) -> Vec<String> {
+    let commands = vector["redis"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|event| event["cmd"].as_array());
+    commands
+        .filter(|command| command[0] == name)
+        .map(|command| command.last().unwrap().as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn read(raw: &str) -> TaskMessage {
+    decode(raw.as_bytes(), &Limits::default(), &TimeZone::UTC).unwrap()
+}
+
+/// Compressed, or no JSON: refused by this version.
+const REFUSED: [(&str, &str, &str); 9] = [
+    (
+        "publish-13-compression-zlib",
+        "compression",
+        "compression `application/x-gzip` is not accepted",
+    ),
+    (
+        "publish-14-compression-bzip2",
+        "compression",
+        "compression `application/x-bz2` is not accepted",
+    ),
+    (
+        "publish-15-compression-lzma",
+        "compression",
+        "compression `application/x-lzma` is not accepted",
+    ),
+    (
+        "publish-16-compression-brotli",
+        "compression",
+        "compression `application/x-brotli` is not accepted",
+    ),
+    (
+        "publish-17-compression-zstd",
+        "compression",
+        "compression `application/zstd` is not accepted",
+    ),
+    (
+        "publish-18-msgpack",
+        "content-type",
+        "content type `application/x-msgpack` is not accepted",
+    ),
+    (
+        "publish-19-yaml",
+        "content-type",
+        "content type `application/x-yaml` is not accepted",
+    ),
+    (
+        "publish-20-pickle",
+        "content-type",
+        "content type `application/x-python-serialize` is not accepted",
+    ),
+    (
+        "publish-50-signed-auth",
+        "content-type",
+        "content type `application/data` is not accepted",
+    ),
+];
+
+fn readable() -> Vec<String> {
+    let mut names = names("publish-");
+    names.retain(|name| !REFUSED.iter().any(|(refused, ..)| name == refused));
+    names
+}
+
+#[test]
+fn every_header_and_property_is_read_as_celery_wrote_it() {
+    for name in readable().iter().filter(|name| *name != "publish-30-protocol-1") {
+        for raw in payloads(&vector(name), "LPUSH") {
+            let message = read(&raw);
+            let envelope: Value = serde_json::from_str(&raw).unwrap();
+            let (headers, properties) = (&envelope["headers"], &envelope["properties"]);
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            assert_eq!(Some(message.id.clone()), text(&headers["id"]), "{name}");
+            assert_eq!(Some(message.task.clone()), text(&headers["task"]), "{name}");
+            assert_eq!(
+                u64::from(message.retries),
+                headers["retries"].as_u64().unwrap(),
+                "{name}"
+            );
+            assert_eq!(message.root_id, text(&headers["root_id"]), "{name}");
+            assert_eq!(message.parent_id, text(&headers["parent_id"]), "{name}");
+            assert_eq!(message.group, text(&headers["group"]), "{name}");
+            assert_eq!(message.group_index, headers["group_index"].as_i64(), "{name}");
+            assert_eq!(message.ignore_result, headers["ignore_result"].as_bool(), "{name}");
+            assert_eq!(message.argsrepr, text(&headers["argsrepr"]), "{name}");
+            assert_eq!(message.kwargsrepr, text(&headers["kwargsrepr"]), "{name}");
+            assert_eq!(message.origin, text(&headers["origin"]), "{name}");
+            assert_eq!(message.time_limit.hard, headers["timelimit"][0].as_f64(), "{name}");
+            assert_eq!(message.time_limit.soft, headers["timelimit"][1].as_f64(), "{name}");
+            assert_eq!(message.eta.is_some(), headers["eta"].is_string(), "{name}");
+            assert_eq!(message.expires.is_some(), headers["expires"].is_string(), "{name}");
+            assert_eq!(message.correlation_id, text(&properties["correlation_id"]), "{name}");
+            assert_eq!(message.reply_to, text(&properties["reply_to"]), "{name}");
+            assert_eq!(
+                Some(message.queue.clone()),
+                text(&properties["delivery_info"]["routing_key"]),
+                "{name}"
+            );
+            let priority = properties["priority"].as_i64().unwrap_or(0).clamp(0, 9);
+            assert_eq!(i64::from(message.priority), priority, "{name}");
+            assert!(!message.redelivered, "{name}");
+            for (header, value) in headers.as_object().unwrap() {
+                assert_eq!(
+                    &message.header(header).unwrap().to::<Value>().unwrap(),
+                    value,
+                    "{name}: {header}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn bodies_are_split_as_celery_meant_them() {
+    for name in readable() {
+        let expect = vector(&name)["expect"].clone();
+        if expect.get("args").is_none() {
+            continue;
+        }
+        let message = read(&payloads(&vector(&name), "LPUSH")[0]);
+        assert_eq!(message.args.to::<Value>().unwrap(), expect["args"], "{name}");
+        assert_eq!(message.kwargs.to::<Value>().unwrap(), expect["kwargs"], "{name}");
+        assert_eq!(message.embed.unwrap().to::<Value>().unwrap(), expect["embed"], "{name}");
+    }
+}
+
+#[test]
+fn a_body_keeps_what_strict_json_cannot_say() {
+    let vector = vector("publish-44-nan-infinity-bigint");
+    let message = read(&payloads(&vector, "LPUSH")[0]);
+    let expect = vector["expect"]["body_text"].as_str().unwrap();
+    assert_eq!(
+        format!("[{}, {}, {}]", message.args, message.kwargs, message.embed.unwrap()),
+        expect
+    );
+    assert_eq!(message.args.repr(), message.argsrepr.unwrap());
+    let error = message.args.to::<Value>().unwrap_err().to_string();
+    assert_eq!(error, "NaN and Infinity have no typed form; read the text itself");
+}
+
+#[test]
+fn times_are_read_with_their_offset_or_in_the_given_zone() {
+    let eta = |name: &str, zone: &str| {
+        let raw = &payloads(&vector(name), "LPUSH")[0];
+        decode(raw.as_bytes(), &Limits::default(), &TimeZone::get(zone).unwrap())
+            .unwrap()
+            .eta
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(eta("publish-07-countdown", "Asia/Tokyo"), "2026-11-20T11:48:32.08285Z");
+    assert_eq!(
+        eta("publish-08-eta-aware-offset", "Asia/Tokyo"),
+        "2031-02-02T22:35:06.789012Z"
+    );
+    assert_eq!(eta("publish-09-eta-naive", "UTC"), "2031-02-03T04:05:06Z");
+    assert_eq!(eta("publish-09-eta-naive", "Asia/Tokyo"), "2031-02-02T19:05:06Z");
+}
+
+#[test]
+fn protocol_1_reads_like_protocol_2() {
+    let message = read(&payloads(&vector("publish-30-protocol-1"), "LPUSH")[0]);
+    assert_eq!(message.task, "demo.old");
+    assert_eq!(message.id, "b13a36f9-06d0-48d9-a905-3f8669a9c715");
+    assert_eq!(message.args.as_str(), "[1]");
+    assert_eq!(message.kwargs.as_str(), r#"{"a": 2}"#);
+    assert_eq!(
+        message.embed.as_ref().unwrap().as_str(),
+        r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#
+    );
+    assert_eq!(message.eta, Some("2026-11-20T11:48:33.576998Z".parse().unwrap()));
+    assert_eq!(message.queue, "celery");
+    assert_eq!(message.headers.as_str(), "{}");
+}
+
+#[test]
+fn other_serializers_and_compression_are_refused_by_name() {
+    for (name, label, text) in REFUSED {
+        let raw = &payloads(&vector(name), "LPUSH")[0];
+        let refused = decode(raw.as_bytes(), &Limits::default(), &TimeZone::UTC).unwrap_err();
+        let headers = &serde_json::from_str::<Value>(raw).unwrap()["headers"];
+        assert_eq!(refused.reason.label(), label, "{name}");
+        assert_eq!(refused.to_string(), text, "{name}");
+        assert_eq!(refused.id.as_deref(), headers["id"].as_str(), "{name}");
+        assert_eq!(refused.task.as_deref(), headers["task"].as_str(), "{name}");
+    }
+}
+
+/// Written with an option that [`NewTask`] has no field for.
+const NOT_WRITTEN: [&str; 8] = [
+    "publish-08-eta-aware-offset", // an offset other than UTC
+    "publish-09-eta-naive",        // no offset
+    "publish-25-topic-exchange",   // a named exchange
+    "publish-26-direct-exchange",
+    "publish-30-protocol-1",
+    "publish-31-options",            // delivery_mode 1, options among the properties
+    "publish-32-body-encoding-utf8", // a transport option
+    "publish-42-stamps",
+];
+
+#[test]
+fn a_task_is_written_byte_for_byte_as_celery_writes_it() {
+    for name in readable().iter().filter(|name| !NOT_WRITTEN.contains(&name.as_str())) {
+        for raw in payloads(&vector(name), "LPUSH") {
+            let message = read(&raw);
+            let properties = serde_json::from_str::<Value>(&raw).unwrap()["properties"].clone();
+            let left = properties["expiration"].as_str().map(|left| left.parse().unwrap());
+            let task = NewTask {
+                shadow: message.header("shadow").unwrap().text(),
+                delivery_tag: properties["delivery_tag"].as_str().unwrap().into(),
+                sent_at: left.map(|left| message.expires.unwrap() - SignedDuration::from_millis(left)),
+                headers: message.headers.entries().split_off(19),
+                ..NewTask::from(&message)
+            };
+            let bytes = String::from_utf8(task.encode()).unwrap();
+            // The priority is written as the caller gave it, which only Celery lets be out of range.
+            if properties["priority"].as_u64() == Some(u64::from(message.priority)) {
+                assert_eq!(bytes, raw, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn arguments_are_shown_as_celery_shows_them() {
+    for name in [
+        "publish-01-delay-full-trace",
+        "publish-03-zero-args",
+        "publish-07-countdown",
+    ] {
+        let raw = &payloads(&vector(name), "LPUSH")[0];
+        let message = read(raw);
+        let task = NewTask {
+            argsrepr: None,
+            kwargsrepr: None,
+            ..NewTask::from(&message)
+        };
+        let written = read(&String::from_utf8(task.encode()).unwrap());
+        let as_list = message.argsrepr.as_deref().unwrap().starts_with('[');
+        let argsrepr = if as_list {
+            Some(message.args.repr())
+        } else {
+            written.argsrepr
+        };
+        assert_eq!(argsrepr, message.argsrepr, "{name}");
+        assert_eq!(written.kwargsrepr, message.kwargsrepr, "{name}");
+    }
+}
+
+#[test]
+fn a_retry_is_written_byte_for_byte_as_celery_writes_it() {
+    for (name, left) in [
+        ("retry-01-republish-early-ack", Some(299_968)),
+        ("retry-02-inside-chain", None),
+    ] {
+        let messages = payloads(&vector(name), "LPUSH");
+        let (first, second) = (read(&messages[0]), read(&messages[1]));
+        let tag = &serde_json::from_str::<Value>(&messages[1]).unwrap()["properties"]["delivery_tag"];
+        let again = Retry {
+            retries: 1,
+            eta: second.eta,
+            delivery_tag: tag.as_str().unwrap().into(),
+            now: left.map(|left| first.expires.unwrap() - SignedDuration::from_millis(left)),
+            headers: Vec::new(),
+        };
+        let bytes = retry(messages[0].as_bytes(), &again).unwrap();
+        assert_eq!(String::from_utf8(bytes).unwrap(), messages[1], "{name}");
+    }
+}
+
+#[test]
+fn a_retry_of_protocol_1_comes_out_as_protocol_2() {
+    let raw = &payloads(&vector("publish-30-protocol-1"), "LPUSH")[0];
+    let first = read(raw);
+    let bytes = retry(
+        raw.as_bytes(),
+        &Retry {
+            retries: 1,
+            ..Retry::default()
+        },
+    )
+    .unwrap();
+    let second = read(std::str::from_utf8(&bytes).unwrap());
+    let headers = second.headers.clone();
+    assert_eq!(headers.get("id").unwrap().text(), Some(first.id.clone()));
+    assert_eq!(
+        second,
+        TaskMessage {
+            retries: 1,
+            eta: None,
+            root_id: Some(first.id.clone()),
+            parent_id: Some(first.id.clone()),
+            argsrepr: Some("(1,)".into()),
+            kwargsrepr: Some("{'a': 2}".into()),
+            origin: Some(String::new()),
+            headers,
+            ..first
+        }
+    );
+}
+
+#[test]
+fn results_are_written_byte_for_byte_as_celery_writes_them() {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in names("result-0").into_iter().chain(names("result-1")) {
+        for document in payloads(&vector(&name), "PUBLISH") {
+            let parsed = result::parse(document.as_bytes()).unwrap();
+            let value: Value = serde_json::from_str(&document).unwrap();
+            let mut children: Vec<String> = value["children"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|child| child[0][0].as_str().unwrap().to_owned())
+                .collect();
+            if parsed.status == "RETRY" {
+                // The builder adds the task itself.
+                assert_eq!(children.pop().as_ref(), Some(&parsed.task_id));
+            }
+            let meta = Meta {
+                done_at: parsed.date_done.unwrap_or(Timestamp::UNIX_EPOCH),
+                children: &children,
+                group_id: value["group_id"].as_str(),
+                parent_id: value["parent_id"].as_str(),
+            };
+            let (id, traceback) = (parsed.task_id.as_str(), parsed.traceback.as_deref());
+            let bytes = match parsed.status.as_str() {
+                "SUCCESS" => result::success(id, &parsed.result, &meta),
+                "FAILURE" => result::failure(id, &parsed.failure().unwrap(), traceback, &meta),
+                "RETRY" => result::retry(id, &parsed.failure().unwrap(), traceback, &meta),
+                "REVOKED" => {
+                    let why = parsed.failure().unwrap().message[0].text().unwrap();
+                    result::revoked(id, &why, &meta)
+                }
+                "STARTED" => {
+                    let pid = parsed.result.get("pid").unwrap().to().unwrap();
+                    result::started(id, pid, &parsed.result.get("hostname").unwrap().text().unwrap(), &meta)
+                }
+                other => panic!("{name}: {other}"),
+            };
+            assert_eq!(String::from_utf8(bytes).unwrap(), document, "{name}");
+            seen.insert(parsed.status);
+        }
+    }
+    assert_eq!(
+        seen.into_iter().collect::<Vec<_>>(),
+        ["FAILURE", "RETRY", "REVOKED", "STARTED", "SUCCESS"]
+    );
+}
+
+#[test]
+fn foreign_results_are_read_as_celery_reads_them() {
+    let documents: Vec<String> = vector("result-25-client-reading-rules")["redis"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|dump| dump["value"].as_str().unwrap().to_owned())
+        .collect();
+    let parsed: Vec<_> = documents
+        .iter()
+        .map(|document| result::parse(document.as_bytes()))
+        .collect();
+    assert_eq!(parsed[0], Err(result::ResultError::Missing("task_id")));
+    assert_eq!(parsed[1].as_ref().unwrap().result, Json::of(&1));
+    let failure = |index: usize| parsed[index].as_ref().unwrap().failure();
+    let error = |module: &str, class: &str, message: Vec<Json>| {
+        Some(Failure {
+            exc_type: class.into(),
+            exc_module: module.into(),
+            message,
+        })
+    };
+    assert_eq!(
+        failure(2),
+        error("rs.tasks", "RustError", vec![Json::string("boom"), Json::of(&7)])
+    );
+    assert_eq!(failure(3), error("", "RustError", vec![Json::string("boom")]));
+    assert_eq!(failure(4), error("builtins", "ValueError", vec![Json::string("plain")]));
+    for malformed in [5, 6, 8] {
+        assert_eq!(failure(malformed), None);
+        assert!(parsed[malformed].as_ref().unwrap().is_ready());
+    }
+    assert_eq!(
+        failure(9),
+        error("celery.exceptions", "TaskRevokedError", vec![Json::string("revoked")])
+    );
+    assert!(!parsed[10].as_ref().unwrap().is_ready());
+}
+
+#[test]
+fn the_smallest_message_that_celery_takes_is_taken() {
+    let message = read(&payloads(&vector("consume-12-minimal-accepted-message"), "LPUSH")[0]);
+    let default = read(
+        r#"{"body": "[[1,2],{},{}]", "content-type": "application/json",
+        "headers": {"task": "proj.add", "id": "minimal-1"}, "properties": {}}"#,
+    );
+    let headers = Json::parse(r#"{"task": "proj.add", "id": "minimal-1"}"#).unwrap();
+    assert_eq!(
+        message,
+        TaskMessage {
+            queue: "celery".into(),
+            ..default
+        }
+    );
+    assert_eq!(message.headers, headers);
+    assert_eq!(message.ignore_result, None);
+}
+
+/// Case numbers are those of the capture. Every element that stops, loops or loses in Celery has its reason here.
+#[test]
+fn odd_elements_run_or_are_refused_with_their_reason() {
+    let elements = payloads(&vector("consume-18-hostile-and-odd-list-elements"), "LPUSH");
+    let cases = vector("consume-18-hostile-and-odd-list-elements")["expect"]["cases"].clone();
+    assert_eq!(elements.len(), cases.as_array().unwrap().len());
+    let expected = [
+        Err("message is not acceptable JSON: expected an object at byte 0"),
+        Err("headers.task is missing"),
+        Err("headers.task is missing"),
+        Err("headers.id is missing"),
+        Ok("b"),
+        Ok("c"),
+        Ok("d"),
+        Err("content-type is missing"),
+        Err("body is not [args, kwargs, embed]"),
+        Err("body is not acceptable JSON: expected a value at byte 0"),
+        Err("body is not acceptable JSON: expected a key in quotes at byte 1"),
+        Err("content type `application/x-python-serialize` is not accepted"),
+        Err("kwargs is not an object"),
+        Err("headers.eta is not an ISO 8601 time"),
+        Err("headers.eta is not an ISO 8601 time"),
+        Ok("m"),
+        Ok("n"),
+        Ok("o"),
+        Ok("p"),
+        Ok("q"),
+        Ok("r"),
+        Ok("s"),
+        Ok("t"),
+        Ok("u"),
+        Ok("v"),
+        Err("args is not an array"),
+    ];
+    for ((number, element), expected) in elements.iter().enumerate().zip(expected) {
+        let decoded = decode(element.as_bytes(), &Limits::default(), &TimeZone::UTC);
+        let decoded = decoded
+            .map(|message| message.id)
+            .map_err(|malformed| malformed.to_string());
+        assert_eq!(
+            decoded.as_deref().map_err(String::as_str),
+            expected,
+            "case {number}: {element}"
+        );
+    }
+}
