@@ -10,7 +10,7 @@ export UMBEL_CACHE ?= $(HOME)/.cache/umbel
 ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(UMBEL_CACHE)/target
 endif
-BIN_DIR := $(or $(CARGO_TARGET_DIR),target)/debug
+export BIN_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target)/debug)
 
 # Tools that `make setup` put into the cache come before those of the machine.
 TOOLS := eval "$$(hack/env.sh)";
@@ -25,9 +25,25 @@ help: ## List the targets
 setup: ## Install what is missing: Debian packages, a Python venv, kubectl and helm, Kubernetes itself (cached)
 	@hack/setup.sh all
 
+.PHONY: demo
+demo: setup programs ## Show the whole of it on this machine, everything real; stays up until demo-down
+	@$(TOOLS) "$$UMBEL_VENV/bin/python" e2e/demo/demo up
+
+.PHONY: demo-down
+demo-down: ## Take the demo down, leaving nothing behind
+	@$(TOOLS) python3 e2e/demo/demo down
+
 .PHONY: build
 build: ## Build the release binaries into target/release
 	cargo build --release --locked --workspace --bins
+
+.PHONY: programs
+programs: # The programs of the images, in the profile that tests use too.
+	@cargo build --quiet --locked --workspace --bins
+
+.PHONY: images
+images: programs ## Build the container images and print the paths of their archives
+	@$(TOOLS) hack/images.sh build
 
 ##@ Checking
 
@@ -59,14 +75,29 @@ unit: ## Run the tests of every crate (real Redis, real API server, real Celery;
 	@$(TOOLS) cargo test --locked --workspace --exclude umbel-e2e --no-fail-fast
 
 .PHONY: chart-check
-chart-check: ## Lint the chart, compare what it renders with charts/golden and manifests/
-	@$(TOOLS) charts/check.sh
+chart-check: ## Lint the chart, compare it with charts/golden and manifests/, install it on a real API server
+	@$(TOOLS) charts/check.sh; charts/install-check.sh
+
+.PHONY: demo-check
+demo-check: programs ## Run the demo as a test: every claim of its summary, and that nothing is left behind
+	@$(TOOLS) "$$UMBEL_VENV/bin/python" e2e/demo/demo check
 
 .PHONY: deny
 deny: ## Check licences, banned crates and sources (needs cargo-deny)
 	cargo deny check bans licenses sources
 
+.PHONY: crds-check
+crds-check: ## Check that crds/ is what the code says
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	cargo run --quiet --locked -p umbel-api --bin crdgen -- "$$scratch"; \
+	diff -ru crds "$$scratch" || { echo 'crds/ is not what the code says: run make crds' >&2; exit 1; }
+
 ##@ Generated files
+
+.PHONY: crds
+crds: ## Write crds/ from the code, and all that is made from it
+	cargo run --quiet --locked -p umbel-api --bin crdgen -- crds
+	@$(MAKE) chart-update
 
 .PHONY: chart-update
 chart-update: ## Write charts/golden and manifests/ anew after a change of the chart; read the diff

@@ -1,0 +1,87 @@
+"""What the demo claims at its end. Each claim is a number and a condition on it, so that the demo is a test as well."""
+
+import collections
+import dataclasses
+
+from . import kube, stage
+from .screen import table
+from .view import LARGEST, POOL
+
+NODES = 2
+
+
+@dataclasses.dataclass
+class Claim:
+    what: str
+    value: str
+    holds: bool
+
+
+def scale_events(scene):
+    """The operator's own words on each step, oldest first."""
+    events = scene.client.items(f"/apis/events.k8s.io/v1/namespaces/{stage.NAMESPACE}/events")
+    ours = [event for event in events if event.get("regarding", {}).get("kind") == "WorkerPool"
+            and event["regarding"]["name"] == POOL and event.get("reason", "").startswith("Scaled")]
+    return sorted(ours, key=lambda event: event.get("eventTime") or event["metadata"]["creationTimestamp"])
+
+
+def claims(scene, picture, producer, history):
+    workers = history.of(POOL)
+    started = collections.Counter(one for worker in workers for one in worker.started)
+    ended = collections.Counter(one for worker in workers for one in worker.ended)
+    busy = [worker.pod for worker in workers if worker.gone is not None and worker.running]
+    counters = picture.pool.get("counters", {})
+    total, lost = producer.total, producer.total - producer.read - producer.wrong
+    twice = sum(count - 1 for count in ended.values())
+    listed = [
+        Claim("tasks sent by Celery", f"{producer.sent:,}", producer.sent == total),
+        Claim("succeeded, as AsyncResult says", f"{producer.read:,}", producer.read == total),
+        Claim("lost", str(lost), lost == 0),
+        Claim("started and ended in the workers' logs", f"{len(started):,} and {len(ended):,}", len(started) == len(ended) == total),
+        Claim("ran more than once", str(twice), twice == 0),
+        Claim("busy pods stopped, by the workers' logs", f"{len(busy)} of {len(workers)} pods", not busy and len(workers) > 1),
+        Claim("busy pods stopped, by the operator", str(counters.get("busyStopped", 0)), counters.get("busyStopped", 0) == 0),
+        Claim("wrong victims", str(counters.get("wrongVictims", 0)), counters.get("wrongVictims", 0) == 0),
+        Claim("pool size", f"0 → {picture.largest} → {picture.size}", 1 < picture.largest <= LARGEST and picture.size == 0),
+        Claim("steps down", str(counters.get("scaleDowns", 0)), counters.get("scaleDowns", 0) > 0),
+        Claim("sync runs fired", str(runs(picture, "sync")), runs(picture, "sync") >= 3),
+    ]
+    for name in stage.TARGETS:
+        applied = [path for path in APPLIED if kube.Client(scene.target(name)).exists(path)]
+        wanted = len(APPLIED) if name in stage.EDGE else 0
+        listed.append(Claim(f"objects applied at {name} ({stage.TARGETS[name]['tier']})", f"{len(applied)} of {wanted}", len(applied) == wanted))
+    for name, status in picture.targets.items():
+        nodes = status.get("nodes", {})
+        seen = bool(status.get("version")) and nodes.get("ready") == nodes.get("total") == NODES and "apiLatencyMs" in status
+        listed.append(Claim(f"state of {name} is known", "yes" if seen else "no", seen))
+    return listed
+
+
+APPLIED = ["/api/v1/namespaces/default/configmaps/greeting", "/apis/apps/v1/namespaces/default/deployments/greeter"]
+
+
+def runs(picture, name):
+    return picture.periodic.get(name, {}).get("runs", 0)
+
+
+def rows(screen, listed):
+    width = max(len(claim.what) for claim in listed)
+    for claim in listed:
+        yield f"  {screen.good('✓') if claim.holds else screen.bad('✗')} {claim.what.ljust(width)}  {claim.value}"
+
+
+def cluster_rows(picture):
+    head = [("cluster", "labels", "version", "nodes", "latency")]
+    for name, status in sorted(picture.targets.items()):
+        nodes = status.get("nodes", {})
+        labels = ",".join(f"{key}={value}" for key, value in stage.TARGETS.get(name, {}).items())
+        head.append((name, labels, status.get("version", "?"), f"{nodes.get('ready', 0)}/{nodes.get('total', 0)} ready", f"{status.get('apiLatencyMs', '?')} ms"))
+    return table(head)
+
+
+def step_rows(scene, picture):
+    """Each change of size with its reason: from Events, and where there are none from the pool's status as it was seen."""
+    events = scale_events(scene)
+    if events:
+        return [f"  {(event.get('eventTime') or event['metadata']['creationTimestamp'])[11:19]}  {event['note']}" for event in events]
+    return [f"  {step['time'][11:19]}  {step['from']} → {step['to']}: {step['reason']}" for step in picture.steps]
