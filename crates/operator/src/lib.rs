@@ -1,1 +1,20 @@
-//! Placeholder until the crate's owner fills it.
+//! The operator: I/O around the decisions of `umbel-plan`.
+//!
+//! ```text
+//! watch ──┐                     ┌─ controllers/*: observe → validate → plan → apply → report
+//! sampler ┼─ wakes ─────────────┤
+//! leader ─┴─ term (or nothing) ─┴─ beat: due slots → fire
+//! ```
+//!
+//! Nothing is written, to Kubernetes or to a broker, without the leader's term.
+
+pub mod app;
+pub mod apply;
+pub mod args;
+pub mod brokers;
+pub mod context;
+pub mod controllers;
+pub mod leader;
+pub mod metrics;
+pub mod sampler;
+pub mod watch;

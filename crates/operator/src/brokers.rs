@@ -1,0 +1,225 @@
+//! The brokers that queues name: where they are, and the latest that was seen of each.
+//!
+//! A broker's address and its credentials come from one and the same Secret, so
+//! an object can never send one Secret's password to another host. The bundled
+//! default broker serves the release's own namespace and no other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::broadcast;
+use umbel_api::TaskQueue;
+use umbel_broker::{Broker, QueueDepth, QueueFault, WorkerRecord};
+
+use crate::args::Release;
+
+/// Wakes kept for a slow reader; one that lags further takes it that everything changed.
+const WAKES: usize = 256;
+
+/// Where a queue's broker is described: one key of one Secret, and a key prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source {
+    /// Namespace of the Secret and of the queues.
+    pub namespace: String,
+    /// Name of the Secret.
+    pub secret: String,
+    /// Key of the URL in it.
+    pub key: String,
+    /// kombu's `global_keyprefix`.
+    pub prefix: String,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            secret,
+            key,
+            prefix: _,
+        } = self;
+        write!(out, "Secret {namespace}/{secret}, key {key}")
+    }
+}
+
+/// Why a broker gives no sample.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The queue names no Secret and its namespace has no default broker.
+    #[error("spec.broker.redis.urlSecretRef is required: only the release's namespace has a default broker")]
+    NoBroker,
+    /// The Secret, or the key in it, is not there or not readable.
+    #[error("{from}: {why}")]
+    Secret {
+        /// Which Secret.
+        from: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The broker does not answer, or refuses.
+    #[error("{server}: {why}")]
+    Unreachable {
+        /// Host, port and database.
+        server: String,
+        /// What it said.
+        why: String,
+    },
+    /// Another leader's term stands there; ours is being raised.
+    #[error("the broker knows the higher term {term}")]
+    Term {
+        /// That term.
+        term: u64,
+    },
+}
+
+impl Fault {
+    /// The fault as a condition's reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoBroker => "NoBroker",
+            Self::Secret { .. } => "SecretNotUsable",
+            Self::Unreachable { .. } => "BrokerUnreachable",
+            Self::Term { .. } => "HigherTerm",
+        }
+    }
+}
+
+/// What one round trip saw of a broker.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// When, by Redis.
+    pub taken_at: Timestamp,
+    /// When it arrived, by our monotonic clock.
+    pub seen: Instant,
+    /// Id of the data set; it changes when data was lost.
+    pub generation: String,
+    /// Messages held by Celery's own workers.
+    pub foreign_unacked: u64,
+    /// By queue name on the broker.
+    pub queues: BTreeMap<String, Result<QueueDepth, QueueFault>>,
+    /// Every worker that has an entry.
+    pub workers: Vec<WorkerRecord>,
+}
+
+/// The latest knowledge of one broker.
+#[derive(Clone, Default)]
+pub struct View {
+    /// A connection, once there was one, even if the latest call failed.
+    pub broker: Option<Broker>,
+    /// The latest sample, however old.
+    pub sample: Option<Arc<Sample>>,
+    /// Why the latest attempt failed; `None` after a success.
+    pub fault: Option<Fault>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The term that the broker accepted from this leader. Without it nothing may be written there.
+    pub term: Option<u64>,
+}
+
+/// All brokers; shared by the sampler, the controllers and the beat.
+pub struct Brokers {
+    client: Client,
+    release: Release,
+    views: Mutex<HashMap<Source, View>>,
+    wakes: broadcast::Sender<Source>,
+}
+
+impl Brokers {
+    /// None known yet.
+    pub fn new(client: Client, release: Release) -> Self {
+        Self {
+            client,
+            release,
+            views: Mutex::default(),
+            wakes: broadcast::channel(WAKES).0,
+        }
+    }
+
+    /// Where this queue's broker is described.
+    pub fn source(&self, queue: &TaskQueue) -> Result<Source, Fault> {
+        let namespace = queue.namespace().unwrap_or_default();
+        let default = self
+            .release
+            .default_broker
+            .as_ref()
+            .filter(|_| namespace == self.release.namespace);
+        let (secret, key) = match queue.url_secret() {
+            Some(reference) => (reference.name.clone(), reference.key.clone()),
+            None => default.cloned().ok_or(Fault::NoBroker)?,
+        };
+        Ok(Source {
+            namespace,
+            secret,
+            key,
+            prefix: queue.key_prefix().to_owned(),
+        })
+    }
+
+    /// The latest knowledge of a broker; nothing before the sampler's first attempt.
+    pub fn view(&self, source: &Source) -> View {
+        self.lock().get(source).cloned().unwrap_or_default()
+    }
+
+    /// A connection to which our present `term` may be written; an error says why there is none.
+    pub fn writable(&self, source: &Source, term: u64) -> Result<Broker, Fault> {
+        let view = self.view(source);
+        match (view.broker, view.fault) {
+            (Some(broker), _) if view.term == Some(term) => Ok(broker),
+            (_, Some(fault)) => Err(fault),
+            _ => Err(Fault::Unreachable {
+                server: source.to_string(),
+                why: "not contacted yet".into(),
+            }),
+        }
+    }
+
+    /// Sources whose view changed, from here on.
+    pub fn wakes(&self) -> broadcast::Receiver<Source> {
+        self.wakes.subscribe()
+    }
+
+    pub(crate) fn update(&self, source: &Source, change: impl FnOnce(&mut View)) {
+        change(self.lock().entry(source.clone()).or_default());
+    }
+
+    pub(crate) fn forget(&self, source: &Source) {
+        self.lock().remove(source);
+        self.wake(source);
+    }
+
+    pub(crate) fn wake(&self, source: &Source) {
+        // Without readers nobody needs to hear of it.
+        let _ = self.wakes.send(source.clone());
+    }
+
+    /// Reads a broker's URL.
+    pub(crate) async fn url(&self, source: &Source) -> Result<String, Fault> {
+        let fault = |why: String| Fault::Secret {
+            from: source.to_string(),
+            why,
+        };
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
+        let secret = api
+            .get_opt(&source.secret)
+            .await
+            .map_err(|error| fault(crate::apply::words(&error)))?;
+        let data = secret
+            .ok_or_else(|| fault("there is no such Secret".into()))?
+            .data
+            .unwrap_or_default();
+        let url = data
+            .get(&source.key)
+            .ok_or_else(|| fault("there is no such key".into()))?;
+        let text = std::str::from_utf8(&url.0).map_err(|_| fault("the value is not text".into()))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Source, View>> {
+        // No code that can panic runs under this lock.
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,90 @@
+//! What every controller gets to see.
+
+use std::sync::Arc;
+
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource, ResourceExt};
+use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
+use umbel_telemetry::chain;
+
+use crate::args::Release;
+use crate::brokers::Brokers;
+use crate::leader::Leader;
+use crate::metrics::Metrics;
+use crate::watch::{Scope, Watched};
+
+/// Shared by all controllers, the sampler and the beat.
+pub struct Context {
+    /// The home cluster.
+    pub client: Client,
+    /// What is watched: one scope for all namespaces, or one for each that was named.
+    pub scopes: Vec<Scope>,
+    /// Brokers and the latest samples.
+    pub brokers: Brokers,
+    /// Our term; no term, no write.
+    pub leader: Leader,
+    /// Events.
+    pub recorder: Recorder,
+    /// Counters.
+    pub metrics: Metrics,
+    /// The release we belong to.
+    pub release: Release,
+}
+
+impl Context {
+    /// All queues.
+    pub fn queues(&self) -> Vec<Arc<TaskQueue>> {
+        self.scopes
+            .iter()
+            .flat_map(|scope| scope.queues.store.state())
+            .collect()
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> Vec<Arc<WorkerPool>> {
+        self.scopes.iter().flat_map(|scope| scope.pools.store.state()).collect()
+    }
+
+    /// All schedules.
+    pub fn periodic(&self) -> Vec<Arc<PeriodicTask>> {
+        self.scopes
+            .iter()
+            .flat_map(|scope| scope.periodic.store.state())
+            .collect()
+    }
+
+    /// One queue.
+    pub fn queue(&self, namespace: &str, name: &str) -> Option<Arc<TaskQueue>> {
+        self.scope(namespace)?.queues.get(namespace, name)
+    }
+
+    /// All target clusters of a namespace.
+    pub fn clusters(&self, namespace: &str) -> Vec<Arc<TargetCluster>> {
+        self.scope(namespace)
+            .map(|scope| &scope.clusters)
+            .map(|all: &Watched<_>| all.within(namespace))
+            .unwrap_or_default()
+    }
+
+    /// The scope that covers a namespace.
+    pub fn scope(&self, namespace: &str) -> Option<&Scope> {
+        self.scopes.iter().find(|scope| scope.covers(namespace))
+    }
+
+    /// Publishes an Event about `object`. A failure is logged: an Event is a courtesy.
+    pub async fn event<K>(&self, object: &K, kind: EventType, reason: &str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let event = Event {
+            type_: kind,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            tracing::warn!(object = object.name_any(), reason, error = %chain(&error), "event not published");
+        }
+    }
+}

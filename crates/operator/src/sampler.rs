@@ -1,0 +1,247 @@
+//! Looks at every broker, once an interval, and keeps only the latest answer.
+//!
+//! The leader runs it. One task a broker: a slow one does not delay the others.
+//! A sample carries nothing to anybody: it *wakes* the reconciles of pools and
+//! queues when something changed, and these read the latest.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use umbel_broker::{Broker, Config, TermAnswer};
+use umbel_telemetry::chain;
+
+use crate::brokers::{Fault, Sample, Source, View};
+use crate::context::Context;
+
+/// How often a Secret is read again, so that a new address or password is used within 30 s.
+const SECRET_AGE: Duration = Duration::from_secs(10);
+/// How often the leader says that it lives; workers take it for gone after 30 s.
+const BEAT: Duration = Duration::from_secs(5);
+/// A sample is one round trip; a broker that needs longer is not reachable for us.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Samples all brokers until `stop`.
+pub async fn run(context: Arc<Context>, interval: Duration, stop: CancellationToken) {
+    let mut tasks: HashMap<Source, CancellationToken> = HashMap::new();
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let wanted: BTreeSet<Source> = context
+            .queues()
+            .iter()
+            .filter_map(|queue| context.brokers.source(queue).ok())
+            .collect();
+        tasks.retain(|source, task| {
+            let keep = wanted.contains(source);
+            if !keep {
+                task.cancel();
+                context.brokers.forget(source);
+            }
+            keep
+        });
+        for source in wanted {
+            tasks.entry(source.clone()).or_insert_with(|| {
+                let stop = stop.child_token();
+                tokio::spawn(watch(context.clone(), source, interval, stop.clone()));
+                stop
+            });
+        }
+    }
+}
+
+/// What one sampling task keeps between two samples.
+struct Link {
+    source: Source,
+    url: Option<String>,
+    read_at: Option<Instant>,
+    broker: Option<Broker>,
+    term: Option<u64>,
+    beat_at: Option<Instant>,
+}
+
+async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: CancellationToken) {
+    let mut link = Link {
+        source: source.clone(),
+        url: None,
+        read_at: None,
+        broker: None,
+        term: None,
+        beat_at: None,
+    };
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let Some(term) = context.leader.term() else { continue };
+        let started = Instant::now();
+        let seen = tokio::select! {
+            () = stop.cancelled() => return,
+            seen = tokio::time::timeout(PATIENCE, link.sample(&context, term)) => seen,
+        };
+        let seen = seen.unwrap_or_else(|_| {
+            Err(Fault::Unreachable {
+                server: link.server(),
+                why: format!("no answer within {PATIENCE:?}"),
+            })
+        });
+        context.metrics.sampled(started.elapsed(), seen.is_ok());
+        publish(&context, &link, seen);
+    }
+}
+
+fn publish(context: &Context, link: &Link, seen: Result<Sample, Fault>) {
+    let mut changed = false;
+    context.brokers.update(&link.source, |view: &mut View| {
+        changed = match &seen {
+            Ok(sample) => view.fault.is_some() || view.sample.as_deref().is_none_or(|old| differs(old, sample)),
+            Err(fault) => view.fault.as_ref() != Some(fault) || view.failures < 10,
+        };
+        view.broker.clone_from(&link.broker);
+        view.term = link.term;
+        match seen {
+            Ok(sample) => {
+                view.sample = Some(Arc::new(sample));
+                view.fault = None;
+                view.failures = 0;
+            }
+            Err(fault) => {
+                if view.fault.as_ref() != Some(&fault) {
+                    tracing::warn!(source = %link.source, error = %fault, "broker not sampled");
+                }
+                view.fault = Some(fault);
+                view.failures = view.failures.saturating_add(1);
+            }
+        }
+    });
+    if changed {
+        context.brokers.wake(&link.source);
+    }
+}
+
+/// Whether anything that a decision looks at changed. Heartbeats differ every time; what matters in them does not.
+fn differs(old: &Sample, new: &Sample) -> bool {
+    let facts = |sample: &Sample| -> BTreeMap<String, (String, u64, bool, u32)> {
+        let fact = |record: &umbel_broker::WorkerRecord| {
+            let slots = record.heartbeat.as_ref().map_or(0, |beat| beat.slots);
+            let gate = match record.gate {
+                umbel_broker::Gate::New => "new",
+                umbel_broker::Gate::Open => "open",
+                umbel_broker::Gate::Closed { .. } => "closed",
+            };
+            (
+                record.worker.clone(),
+                (gate.to_owned(), record.held, record.heartbeat.is_some(), slots),
+            )
+        };
+        sample.workers.iter().map(fact).collect()
+    };
+    old.generation != new.generation || old.queues != new.queues || facts(old) != facts(new)
+}
+
+impl Link {
+    fn server(&self) -> String {
+        self.broker
+            .as_ref()
+            .map_or_else(|| self.source.to_string(), Broker::server)
+    }
+
+    fn unreachable(&self, error: &umbel_broker::Error) -> Fault {
+        Fault::Unreachable {
+            server: self.server(),
+            why: chain(error).to_string(),
+        }
+    }
+
+    async fn sample(&mut self, context: &Context, term: u64) -> Result<Sample, Fault> {
+        self.connect(context).await?;
+        let broker = self.broker.clone().expect("connect leaves a broker or fails");
+        self.lead(context, &broker, term).await?;
+        let names: BTreeSet<String> = context
+            .queues()
+            .iter()
+            .filter(|queue| context.brokers.source(queue).as_ref() == Ok(&self.source))
+            .map(|queue| queue.queue_name())
+            .collect();
+        let names: Vec<String> = names.into_iter().collect();
+        let (depths, workers) =
+            tokio::try_join!(broker.depths(&names), broker.workers()).map_err(|error| self.unreachable(&error))?;
+        Ok(Sample {
+            taken_at: Timestamp::from_millisecond(depths.taken_at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
+            seen: Instant::now(),
+            generation: depths.generation,
+            foreign_unacked: depths.foreign_unacked,
+            queues: names.into_iter().zip(depths.queues).collect(),
+            workers,
+        })
+    }
+
+    /// Follows the Secret: a new URL means a new connection, and the term is told anew.
+    async fn connect(&mut self, context: &Context) -> Result<(), Fault> {
+        let fresh = self.broker.is_some() && self.read_at.is_some_and(|at| at.elapsed() < SECRET_AGE);
+        if fresh {
+            return Ok(());
+        }
+        let url = context.brokers.url(&self.source).await?;
+        self.read_at = Some(Instant::now());
+        if self.broker.is_some() && self.url.as_deref() == Some(url.as_str()) {
+            return Ok(());
+        }
+        (self.broker, self.term, self.beat_at) = (None, None, None);
+        let config = Config {
+            key_prefix: self.source.prefix.clone(),
+            ..Config::new(&url)
+        };
+        let server = config.server();
+        self.url = Some(url);
+        let broker = Broker::connect(&config).await.map_err(|error| Fault::Unreachable {
+            server,
+            why: chain(&error).to_string(),
+        })?;
+        self.broker = Some(broker);
+        Ok(())
+    }
+
+    /// Tells the broker our term before anything else is written there, and that we live.
+    async fn lead(&mut self, context: &Context, broker: &Broker, term: u64) -> Result<(), Fault> {
+        let (install, holder) = (context.leader.install(), context.leader.holder());
+        if self.term != Some(term) {
+            self.term = None;
+            let answer = broker
+                .claim_term(install, term, holder)
+                .await
+                .map_err(|error| self.unreachable(&error))?;
+            if let TermAnswer::Higher(met) = answer {
+                context.leader.exceed(met);
+                return Err(Fault::Term { term: met });
+            }
+            (self.term, self.beat_at) = (Some(term), None);
+        }
+        if self.beat_at.is_some_and(|at| at.elapsed() < BEAT) {
+            return Ok(());
+        }
+        let body = serde_json::json!({
+            "v": umbel_broker::Heartbeat::CONTRACT, "term": term, "holder": holder, "version": env!("CARGO_PKG_VERSION"),
+        });
+        match broker.operator_heartbeat(install, term, &body.to_string()).await {
+            Ok(()) => self.beat_at = Some(Instant::now()),
+            Err(umbel_broker::Error::Stale { stored }) => {
+                self.term = None;
+                context.leader.exceed(stored);
+                return Err(Fault::Term { term: stored });
+            }
+            Err(error) => return Err(self.unreachable(&error)),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! One watch per kind, shared by all controllers.
+//!
+//! The runtime's own shared streams block their reflector when a subscriber
+//! does not read, and a candidate's controllers do not read before they lead.
+//! So changes go through a lossy broadcast instead: whoever lags, or begins,
+//! looks at everything once. The store is the truth; a change only wakes.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt, future};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt, reflector::Lookup};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use umbel_api::names::LABEL_POOL;
+use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
+use umbel_telemetry::chain;
+
+/// Changes kept for a reader that is busy; one that lags further looks at everything,
+/// so this only has to cover an ordinary burst (a fleet of some hundred pods that starts).
+const CHANGES: usize = 1024;
+
+/// What a watch tells its readers.
+#[derive(Clone, Debug)]
+pub enum Change<K> {
+    /// This object was added, changed or deleted.
+    One(Arc<K>),
+    /// Anything may have changed: look at the store.
+    All,
+}
+
+/// The watched objects of one kind in one scope.
+pub struct Watched<K: Lookup + Clone + 'static>
+where
+    K::DynamicType: Eq + std::hash::Hash + Clone,
+{
+    /// What is there now.
+    pub store: Store<K>,
+    changes: broadcast::Sender<Change<K>>,
+}
+
+impl<K> Watched<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    fn start(client: &Client, namespace: Option<&str>, labels: Option<&str>, stop: &CancellationToken) -> Self {
+        let api: Api<DeserializeGuard<K>> = match namespace {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        let config = labels.map_or_else(watcher::Config::default, |labels| {
+            watcher::Config::default().labels(labels)
+        });
+        let (store, writer) = reflector::store();
+        let (changes, _) = broadcast::channel(CHANGES);
+        let sender = changes.clone();
+        let events = watcher(api, config)
+            .default_backoff()
+            .try_filter_map(|event| future::ready(Ok(guard(event))));
+        let run = reflector::reflector(writer, events).for_each(move |event| {
+            match event {
+                // Without readers nobody needs to hear of it.
+                Ok(Event::Apply(object) | Event::Delete(object)) => drop(sender.send(Change::One(Arc::new(object)))),
+                Ok(Event::InitDone) => drop(sender.send(Change::All)),
+                Ok(Event::Init | Event::InitApply(_)) => {}
+                Err(error) => tracing::warn!(kind = %K::kind(&()), error = %chain(&error), "watch interrupted"),
+            }
+            future::ready(())
+        });
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = run => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        Self { store, changes }
+    }
+
+    /// Changes from here on, beginning with a look at everything.
+    pub fn changes(&self) -> impl Stream<Item = Change<K>> + Send + use<K> {
+        let receiver = self.changes.subscribe();
+        let rest = stream::unfold(receiver, |mut receiver| async move {
+            match receiver.recv().await {
+                Ok(change) => Some((change, receiver)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((Change::All, receiver)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        });
+        stream::once(future::ready(Change::All)).chain(rest)
+    }
+
+    /// The objects whose reconcile this watch wakes: `map` names those that one object concerns.
+    pub fn wakes<T>(&self, map: impl Fn(&K) -> Vec<ObjectRef<T>> + Send + 'static) -> BoxStream<'static, ObjectRef<T>>
+    where
+        T: Resource<DynamicType = ()> + Send + 'static,
+    {
+        let store = self.store.clone();
+        let wakes = self.changes().flat_map(move |change| {
+            let all = match change {
+                Change::One(object) => map(&object),
+                Change::All => store.state().iter().flat_map(|object| map(object)).collect(),
+            };
+            stream::iter(all)
+        });
+        wakes.boxed()
+    }
+
+    /// The object of this name.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.store.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// All objects in this namespace.
+    pub fn within(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.store
+            .state_filter(|object: &K| object.meta().namespace.as_deref() == Some(namespace))
+    }
+}
+
+/// One object that cannot be read must not stop the watch of all others: it is
+/// said so and left out, and what was known of it before stays.
+fn guard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
+    let readable = |DeserializeGuard(object): DeserializeGuard<K>| match object {
+        Ok(object) => Some(object),
+        Err(fault) => {
+            let (namespace, name) = (
+                fault.metadata.namespace.unwrap_or_default(),
+                fault.metadata.name.unwrap_or_default(),
+            );
+            tracing::error!(kind = %K::kind(&()), namespace, name, error = fault.error, "object cannot be read");
+            None
+        }
+    };
+    match event {
+        Event::Apply(object) => readable(object).map(Event::Apply),
+        Event::InitApply(object) => readable(object).map(Event::InitApply),
+        Event::Delete(object) => readable(object).map(Event::Delete),
+        Event::Init => Some(Event::Init),
+        Event::InitDone => Some(Event::InitDone),
+    }
+}
+
+/// Everything that is watched in one namespace, or in all.
+pub struct Scope {
+    /// Queues.
+    pub queues: Watched<TaskQueue>,
+    /// Pools.
+    pub pools: Watched<WorkerPool>,
+    /// Schedules.
+    pub periodic: Watched<PeriodicTask>,
+    /// Target clusters.
+    pub clusters: Watched<TargetCluster>,
+    /// Deployments of pools.
+    pub deployments: Watched<Deployment>,
+    /// ReplicaSets of pools.
+    pub sets: Watched<ReplicaSet>,
+    /// Pods of pools.
+    pub pods: Watched<Pod>,
+    namespace: Option<String>,
+}
+
+impl Scope {
+    /// Starts to watch; `None` is every namespace.
+    pub fn start(client: &Client, namespace: Option<String>, stop: &CancellationToken) -> Self {
+        let within = namespace.as_deref();
+        let ours = Some(LABEL_POOL);
+        Self {
+            queues: Watched::start(client, within, None, stop),
+            pools: Watched::start(client, within, None, stop),
+            periodic: Watched::start(client, within, None, stop),
+            clusters: Watched::start(client, within, None, stop),
+            deployments: Watched::start(client, within, ours, stop),
+            sets: Watched::start(client, within, ours, stop),
+            pods: Watched::start(client, within, ours, stop),
+            namespace,
+        }
+    }
+
+    /// Whether objects of this namespace are watched here.
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|own| own == namespace)
+    }
+
+    /// Returns once every kind was listed.
+    pub async fn synced(&self) {
+        // A writer is dropped only when the process ends; then nobody cares.
+        let _ = tokio::join!(
+            self.queues.store.wait_until_ready(),
+            self.pools.store.wait_until_ready(),
+            self.periodic.store.wait_until_ready(),
+            self.clusters.store.wait_until_ready(),
+            self.deployments.store.wait_until_ready(),
+            self.sets.store.wait_until_ready(),
+            self.pods.store.wait_until_ready(),
+        );
+    }
+}
+
+/// The pool that a pod, ReplicaSet or Deployment belongs to, by its label.
+pub fn pool_of<K: Resource<DynamicType = ()>>(object: &K) -> Vec<ObjectRef<WorkerPool>> {
+    let name = object.labels().get(LABEL_POOL);
+    let namespace = ResourceExt::namespace(object);
+    name.zip(namespace)
+        .map(|(name, namespace)| ObjectRef::new(name).within(&namespace))
+        .into_iter()
+        .collect()
+}
