@@ -1,1 +1,44 @@
-//! Placeholder until the crate's owner fills it.
+//! Real parts for tests, each private to the test that starts it and gone when it ends.
+//!
+//! * [`Redis`]: a server on a free port; [`Relay`]: a wire in front of it that can be cut at an exact reply.
+//! * [`Process`]: a program of ours under a leash; [`Celery`]: real Celery clients and workers.
+//! * [`History`]: what processes say they did, merged, with a verdict: lost, run again, stale.
+//! * [`ControlPlane`]: a real Kubernetes API server with its controllers.
+//! * [`eventually`]: waiting for a condition, never for time to pass.
+//!
+//! Nothing here imitates a part; what is missing on the machine is an error that says how to get it.
+
+#![allow(clippy::panic, reason = "a failure here is the failure of the test that uses it")]
+
+mod celery;
+mod cluster;
+mod dir;
+mod history;
+mod leash;
+mod port;
+mod process;
+mod redis;
+mod relay;
+mod resp;
+mod wait;
+
+pub use celery::{Celery, CeleryWorker, Options as CeleryOptions, Raised};
+pub use cluster::{ControlPlane, Target};
+pub use dir::TempDir;
+pub use history::{Event, History, Log, Verdict};
+pub use port::free_port;
+pub use process::{Process, Signal, send_signal};
+pub use redis::Redis;
+pub use relay::{Command, Cut, Direction, Held, Late, Relay, script};
+pub use wait::{eventually, eventually_some, within};
+
+/// The root of the checkout that this crate was built from.
+///
+/// # Panics
+/// When it is gone.
+pub fn repository() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the checkout still exists")
+}

@@ -1,0 +1,184 @@
+//! A private Redis server.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+
+use crate::leash::Leash;
+use crate::{TempDir, eventually, free_port};
+
+/// A server of one's own on a free loopback port, without persistence unless asked for. It dies with the test.
+#[derive(Debug)]
+pub struct Redis {
+    port: u16,
+    extra: Vec<String>,
+    running: Option<(Child, Leash)>,
+    folder: TempDir,
+}
+
+/// Starting takes some 20 ms; a machine that builds beside the tests takes longer.
+const START: Duration = Duration::from_secs(20);
+
+impl Redis {
+    /// Starts a server that keeps nothing on disk.
+    pub async fn start() -> Redis {
+        Redis::start_with(&[]).await
+    }
+
+    /// Starts a server that writes every command to disk before it answers.
+    pub async fn durable() -> Redis {
+        Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await
+    }
+
+    /// Starts a server with more settings, as on the command line of `redis-server`.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn start_with(settings: &[&str]) -> Redis {
+        let extra: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let mut server = Redis {
+            port: 0,
+            extra,
+            running: None,
+            folder: TempDir::new("redis"),
+        };
+        for _ in 0..10 {
+            server.port = free_port(); // Another test may take it first; then the server ends and the next is tried.
+            server.spawn();
+            if server.answers().await {
+                return server;
+            }
+        }
+        panic!("redis-server does not start:\n{}", server.log())
+    }
+
+    fn spawn(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("redis.log"))
+            .expect("the log can be made");
+        let errors = log.try_clone().expect("the log can be shared");
+        let child = Command::new("redis-server")
+            .args([
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                &self.port.to_string(),
+                "--save",
+                "",
+                "--enable-debug-command",
+                "yes",
+            ])
+            .arg("--dir")
+            .arg(self.folder.path())
+            .args(&self.extra)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .expect("redis-server is installed: `make setup`");
+        let leash = Leash::on(child.id(), Some(self.folder.path()));
+        self.running = Some((child, leash));
+    }
+
+    /// Waits until it answers; false when it ended instead.
+    async fn answers(&mut self) -> bool {
+        let client = redis::Client::open(self.url()).expect("a loopback address is an address");
+        let mut ended = false;
+        eventually(START, "redis-server answers", async || {
+            let (child, _) = self.running.as_mut().expect("it was started");
+            ended = child.try_wait().ok().flatten().is_some();
+            if ended {
+                return true;
+            }
+            let Ok(mut connection) = client.get_multiplexed_async_connection().await else {
+                return false;
+            };
+            redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
+        })
+        .await;
+        !ended
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("it is running").0.id()
+    }
+
+    /// Address of database 0.
+    pub fn url(&self) -> String {
+        self.database(0)
+    }
+
+    /// Address of one of its databases.
+    pub fn database(&self, number: u8) -> String {
+        format!("redis://127.0.0.1:{}/{number}", self.port)
+    }
+
+    /// A connection to database 0.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub async fn connection(&self) -> MultiplexedConnection {
+        self.connection_to(0).await
+    }
+
+    /// A connection to one of its databases.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub async fn connection_to(&self, database: u8) -> MultiplexedConnection {
+        let client = redis::Client::open(self.database(database)).expect("a loopback address is an address");
+        // Slow scripts of tests and a machine that compiles beside them are no failures.
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+            .expect("the server runs")
+    }
+
+    /// Kills it: nothing is saved that was not on disk.
+    pub fn kill(&mut self) {
+        if let Some((mut child, leash)) = self.running.take() {
+            drop(leash);
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port, with what is on disk.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn start_again(&mut self) {
+        self.kill();
+        self.spawn();
+        assert!(
+            self.answers().await,
+            "redis-server does not start again:\n{}",
+            self.log()
+        );
+    }
+
+    /// What it wrote to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("redis.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
