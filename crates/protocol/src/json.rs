@@ -143,10 +143,10 @@ impl Json {
     /// in a string, a number beyond the type's range.
     pub fn to<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.0).or_else(|err| {
-            // A struct refuses the doubled key that a map takes, so the slow way round decides. Its own error would
-            // have no position; the first one is kept.
-            let value: serde_json::Value = serde_json::from_str(&self.0).map_err(|_| self.explained(err))?;
-            serde_json::from_value(value)
+            // A struct refuses the doubled key that a map takes: once more by way of a map. The first error is the one
+            // with a position.
+            let value = serde_json::from_str::<serde_json::Value>(&self.0);
+            value.and_then(serde_json::from_value).map_err(|_| self.explained(err))
         })
     }
 

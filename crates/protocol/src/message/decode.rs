@@ -4,14 +4,15 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::field::{
+    count, instant, is_name, named, optional_name, present, priority, required, shaped, text, time_limit,
+};
 use super::reason::quoted;
-use super::{Limits, MAX_PRIORITY, MAX_TIME_LIMIT, Malformed, Reason, TaskMessage, TimeLimit, legacy};
+use super::{Limits, Malformed, Reason, TaskMessage, legacy};
 use crate::json::{Json, JsonError};
-use crate::scan::{Bounds, Scanner, Text};
-use crate::time;
+use crate::scan::{Bounds, Scanner};
 
 /// Padding may be left out: Python always writes it, other senders do not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -168,7 +169,10 @@ fn split<'a>(message: &'a str, limits: &Limits, envelope: &mut Envelope<'a>) -> 
                 envelope.all_headers = None;
                 if inner.peek() == Some(b'{') {
                     let start = inner.at();
-                    inner.object(|inner, key| envelope.headers.take(&key.unescaped(), inner.value()?))?;
+                    inner.object(|inner, key| {
+                        envelope.headers.take(&key.unescaped(), inner.value()?);
+                        Ok(())
+                    })?;
                     envelope.all_headers = message.get(start..inner.at());
                 } else {
                     inner.value()?;
@@ -190,8 +194,8 @@ fn split<'a>(message: &'a str, limits: &Limits, envelope: &mut Envelope<'a>) -> 
 }
 
 impl<'a> Headers<'a> {
-    /// Remembers one of the values that count. It never fails; the type is that of its callers.
-    pub(super) fn take(&mut self, name: &str, value: &'a str) -> Result<(), JsonError> {
+    /// Remembers one of the values that count.
+    pub(super) fn take(&mut self, name: &str, value: &'a str) {
         let place = match name {
             "task" => &mut self.task,
             "id" => &mut self.id,
@@ -208,10 +212,9 @@ impl<'a> Headers<'a> {
             "origin" => &mut self.origin,
             "ignore_result" => &mut self.ignore_result,
             "compression" => &mut self.compression,
-            _ => return Ok(()),
+            _ => return,
         };
         *place = Some(value);
-        Ok(())
     }
 }
 
@@ -380,113 +383,4 @@ fn assemble(
         redelivered: properties.redelivered == Some("true"),
         headers: all_headers.map_or_else(Json::empty_object, Json::trusted),
     })
-}
-
-/// A value that is there and not `null`.
-fn present(value: Option<&str>) -> Option<&str> {
-    value.filter(|value| *value != "null")
-}
-
-fn text(value: Option<&str>) -> Option<Cow<'_, str>> {
-    value.and_then(Text::of).map(Text::unescaped)
-}
-
-/// A foreign value for a reason, without the quotes of a text.
-fn named(value: &str) -> String {
-    quoted(&text(Some(value)).unwrap_or(Cow::Borrowed(value)))
-}
-
-fn is_name(text: &str, limits: &Limits) -> bool {
-    !text.is_empty() && text.len() <= limits.id_bytes
-}
-
-const NAME: &str = "a text of 1 to 1,024 bytes";
-
-fn required(value: Option<&str>, field: &'static str, limits: &Limits) -> Result<String, Reason> {
-    let value = present(value).ok_or(Reason::Missing(field))?;
-    match text(Some(value)) {
-        Some(text) if is_name(&text, limits) => Ok(text.into_owned()),
-        _ => Err(Reason::Field { field, expected: NAME }),
-    }
-}
-
-fn optional_name(value: Option<&str>, field: &'static str, limits: &Limits) -> Result<Option<String>, Reason> {
-    match text(value) {
-        Some(text) if text.len() > limits.id_bytes => Err(Reason::Field { field, expected: NAME }),
-        other => Ok(other.map(Cow::into_owned)),
-    }
-}
-
-fn shaped(value: &str, first: char, field: &'static str, expected: &'static str) -> Result<Json, Reason> {
-    if value.starts_with(first) {
-        Ok(Json::trusted(value))
-    } else {
-        Err(Reason::Field { field, expected })
-    }
-}
-
-fn instant(value: Option<&str>, field: &'static str, zone: &TimeZone) -> Result<Option<Timestamp>, Reason> {
-    let Some(value) = present(value) else { return Ok(None) };
-    text(Some(value))
-        .and_then(|text| time::parse(&text, zone))
-        .map(Some)
-        .ok_or(Reason::Field {
-            field,
-            expected: "an ISO 8601 time",
-        })
-}
-
-/// A number as `int()` of Python takes it: a fraction is cut off, digits in quotes count.
-fn integer(value: Option<&str>) -> Option<f64> {
-    let value = present(value)?;
-    let number = match text(Some(value)) {
-        Some(digits) => digits.trim().parse::<i64>().ok()? as f64,
-        None => value.parse::<f64>().ok()?,
-    };
-    number.is_finite().then_some(number.trunc())
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to the type's range"
-)]
-fn priority(value: Option<&str>) -> u8 {
-    integer(value).unwrap_or(0.0).clamp(0.0, f64::from(MAX_PRIORITY)) as u8
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to the type's range"
-)]
-fn count(value: Option<&str>) -> u32 {
-    integer(value).unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32
-}
-
-/// `[hard, soft]`. What is not above zero is no limit, as in Celery; what is not finite neither.
-fn time_limit(value: Option<&str>) -> Result<TimeLimit, Reason> {
-    let wrong = Reason::Field {
-        field: "headers.timelimit",
-        expected: "[hard, soft] in seconds",
-    };
-    let Some(value) = present(value) else {
-        return Ok(TimeLimit::default());
-    };
-    if value == "[null, null]" {
-        return Ok(TimeLimit::default());
-    }
-    let elements = Json::trusted(value).elements().ok_or_else(|| wrong.clone())?;
-    let mut limits = [None; 2];
-    for (limit, element) in limits.iter_mut().zip(&elements) {
-        *limit = match element.as_str() {
-            "null" | "NaN" | "Infinity" | "-Infinity" => None,
-            number => {
-                let seconds: f64 = number.parse().map_err(|_| wrong.clone())?;
-                (seconds > 0.0 && seconds.is_finite()).then(|| seconds.min(MAX_TIME_LIMIT))
-            }
-        };
-    }
-    let [hard, soft] = limits;
-    Ok(TimeLimit { hard, soft })
 }

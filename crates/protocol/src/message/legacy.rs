@@ -31,8 +31,8 @@ pub(super) fn split(body: &str, bounds: Bounds) -> Result<(Headers<'_>, Call<'_>
                     }
                 }
                 // Its name before `group`.
-                "taskset" if value != "null" => headers.take("group", value)?,
-                name => headers.take(name, value)?,
+                "taskset" if value != "null" => headers.take("group", value),
+                name => headers.take(name, value),
             }
             Ok(())
         })

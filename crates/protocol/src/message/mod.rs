@@ -2,6 +2,7 @@
 
 mod decode;
 mod encode;
+mod field;
 mod legacy;
 mod reason;
 mod retry;
