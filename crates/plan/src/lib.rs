@@ -1,4 +1,10 @@
 //! Every decision of the operator, pure: values in, values and reasons out, `now` given.
 
+pub mod access;
+pub mod cron;
+pub mod deployment;
 pub mod drain;
+pub mod fanout;
+pub mod periodic;
+pub mod pool;
 pub mod scaling;

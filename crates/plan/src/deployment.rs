@@ -1,0 +1,186 @@
+//! Pool → Deployment, without its size.
+//!
+//! The template is opaque and stays JSON, so that fields newer than this program survive. What is set in it is
+//! listed here and is nothing else: on the worker's container environment and probes; on the pod ServiceAccount,
+//! token, grace period, labels and a low deletion cost.
+//!
+//! The size never appears: whoever applies a Deployment with a size would set it back.
+
+use serde_json::{Map, Value, json};
+use umbel_api::names::{
+    ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
+    WORKER_CONTAINER,
+};
+use uuid::Uuid;
+
+use crate::access;
+use crate::pool::Pool;
+
+/// Cost of a pod that nobody admitted: below every admitted one's.
+pub const COST_UNADMITTED: i32 = -1000;
+/// Cost of an admitted pod; busy ones are raised above it.
+pub const COST_ADMITTED: i32 = 0;
+/// Cost of a pod that has been busy for a while.
+pub const COST_BUSY: i32 = 1000;
+/// Where a worker answers its probes.
+const ADMIN_PORT: u16 = 8080;
+
+/// The labels on every child of a pool.
+pub fn labels(pool: &Pool) -> Value {
+    json!({
+        LABEL_POOL: pool.name,
+        LABEL_NAME: "umbel-worker",
+        LABEL_INSTANCE: pool.name,
+        LABEL_COMPONENT: "worker",
+        LABEL_PART_OF: "umbel",
+        LABEL_MANAGED_BY: "umbel-operator",
+    })
+}
+
+/// The label selector of a pool's pods, as text.
+pub fn selector(pool: &str) -> String {
+    format!("{LABEL_POOL}={pool}")
+}
+
+/// The Deployment of this pool, without its size.
+pub fn plan(pool: &Pool) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": pool.name,
+            "namespace": pool.namespace,
+            "labels": labels(pool),
+            "ownerReferences": [pool.owner],
+        },
+        "spec": {
+            "selector": { "matchLabels": { LABEL_POOL: pool.name } },
+            // A pod that works is taken away only for one that was admitted in its place.
+            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": 0 } },
+            "template": template(pool),
+        },
+    })
+}
+
+fn template(pool: &Pool) -> Value {
+    let mut template = pool.template.clone();
+    let metadata = object(entry(&mut template, "metadata"));
+    merge(object(entry_of(metadata, "labels")), labels(pool));
+    merge(object(entry_of(metadata, "annotations")), json!({ ANNOTATION_DELETION_COST: COST_UNADMITTED.to_string() }));
+    let spec = object(entry(&mut template, "spec"));
+    spec.insert("serviceAccountName".into(), json!(access::name(&pool.name)));
+    spec.insert("automountServiceAccountToken".into(), json!(!pool.clusters.is_empty()));
+    spec.insert("terminationGracePeriodSeconds".into(), json!(pool.grace.as_secs()));
+    if let Some(container) = worker(spec) {
+        let revision = Uuid::new_v5(&Uuid::NAMESPACE_OID, pool.template.to_string().as_bytes()).simple().to_string();
+        set_env(container, environment(pool, &revision[..10]));
+        // Ready is admission: it must show within a second and depend on nothing else.
+        container.insert("readinessProbe".into(), probe("/readyz", 1, 1));
+        container.insert("livenessProbe".into(), probe("/livez", 10, 6));
+    }
+    template
+}
+
+/// The container named `worker`, otherwise the first one.
+fn worker(spec: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
+    let containers = spec.get_mut("containers")?.as_array_mut()?;
+    let named = containers.iter().position(|container| container.get("name") == Some(&json!(WORKER_CONTAINER)));
+    containers.get_mut(named.unwrap_or(0))?.as_object_mut()
+}
+
+fn probe(path: &str, period: u32, failures: u32) -> Value {
+    json!({
+        "httpGet": { "path": path, "port": ADMIN_PORT },
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    })
+}
+
+fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
+    let text = |name: &str, value: String| json!({ "name": name, "value": value });
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let seconds = |span: std::time::Duration| umbel_api::Span::from(span).to_string();
+    let (secret, key) = &pool.secret;
+    vec![
+        json!({ "name": "UMBEL_REDIS_URL", "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } }),
+        text("UMBEL_KEY_PREFIX", pool.key_prefix.clone()),
+        text("UMBEL_QUEUE", pool.queues.join(",")),
+        text("UMBEL_POLICIES", pool.policies.to_string()),
+        text("UMBEL_CONCURRENCY", pool.concurrency.to_string()),
+        text("UMBEL_GRACE", seconds(pool.grace)),
+        text("UMBEL_LEASE", seconds(pool.lease.0)),
+        text("UMBEL_RENEW_EVERY", seconds(pool.lease.1)),
+        text("UMBEL_POOL_UID", pool.uid.clone()),
+        text("UMBEL_REVISION", revision.to_owned()),
+        text("UMBEL_INSTALL", pool.install.clone()),
+        text("UMBEL_ADMIN_ADDR", format!("0.0.0.0:{ADMIN_PORT}")),
+        text("UMBEL_CLUSTERS", json!(pool.clusters).to_string()),
+        text("UMBEL_JOBS", json!(pool.jobs).to_string()),
+        field("UMBEL_NAMESPACE", "metadata.namespace"),
+        field("UMBEL_POD_NAME", "metadata.name"),
+        field("UMBEL_POD_UID", "metadata.uid"),
+    ]
+}
+
+/// Ours take the place of variables of the same name; the others stay where they are.
+fn set_env(container: &mut Map<String, Value>, ours: Vec<Value>) {
+    let theirs = container.remove("env").and_then(|env| env.as_array().cloned()).unwrap_or_default();
+    let foreign = |one: &Value| !ours.iter().any(|our| our["name"] == one["name"]);
+    let mut env: Vec<Value> = theirs.into_iter().filter(foreign).collect();
+    env.extend(ours);
+    container.insert("env".into(), Value::Array(env));
+}
+
+fn entry<'a>(parent: &'a mut Value, key: &str) -> &'a mut Value {
+    entry_of(object(parent), key)
+}
+
+fn entry_of<'a>(parent: &'a mut Map<String, Value>, key: &str) -> &'a mut Value {
+    parent.entry(key).or_insert_with(|| json!({}))
+}
+
+/// The value as an object; what is something else becomes an empty one.
+fn object(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = json!({});
+    }
+    value.as_object_mut().expect("it was made an object above")
+}
+
+fn merge(into: &mut Map<String, Value>, from: Value) {
+    if let Value::Object(from) = from {
+        into.extend(from);
+    }
+}
+
+/// Whether everything that `wanted` says is in `stored` as well. Lists of objects with a name are matched by it, as
+/// server-side apply does; empty values are what the server leaves out.
+pub fn contains(stored: &Value, wanted: &Value) -> bool {
+    match (stored, wanted) {
+        (Value::Object(stored), Value::Object(wanted)) => wanted.iter().all(|(key, value)| match stored.get(key) {
+            Some(found) => contains(found, value),
+            None => is_empty(value),
+        }),
+        (Value::Array(stored), Value::Array(wanted)) => {
+            let by_name = |item: &Value| item.get("name").is_some();
+            if !wanted.is_empty() && wanted.iter().all(by_name) {
+                return wanted.iter().all(|item| {
+                    stored.iter().any(|other| other.get("name") == item.get("name") && contains(other, item))
+                });
+            }
+            stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| contains(stored, wanted))
+        }
+        (stored, wanted) => stored == wanted,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}

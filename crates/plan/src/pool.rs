@@ -1,0 +1,282 @@
+//! A WorkerPool and what it refers to, checked: the one place where a pool's faults get their words.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::{Value, json};
+use umbel_api::condition;
+use umbel_api::names::queue_condition;
+use umbel_api::workerpool::{Jobs, WorkerPoolSpec};
+use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
+
+/// What a pool gets beyond the longest task, to hand back and exit.
+const GRACE_MARGIN: Duration = Duration::from_secs(30);
+/// The reason by which the queue's controller says that another object owns the queue.
+const OWNED_ELSEWHERE: &str = "QueueOwnedElsewhere";
+
+/// What the release gives to every pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults<'a> {
+    /// Image of pools without a template.
+    pub image: &'a str,
+    /// Its pull policy.
+    pub pull_policy: &'a str,
+    /// The install id, under which workers find the leader's heartbeat.
+    pub install: &'a str,
+}
+
+/// A queue that the pool names, with what is known of its broker.
+#[derive(Clone, Debug)]
+pub struct QueueFacts<'a> {
+    /// The object.
+    pub queue: &'a TaskQueue,
+    /// Secret and key of the broker's URL, or why there are none.
+    pub secret: Result<(String, String), String>,
+    /// The id of the broker's data, once it answered and holds any.
+    pub generation: Option<&'a str>,
+}
+
+/// What a pool refers to, as it is now.
+#[derive(Clone, Debug, Default)]
+pub struct Referred<'a> {
+    /// The TaskQueues of the pool's namespace that it names and that exist, by name.
+    pub queues: BTreeMap<String, QueueFacts<'a>>,
+    /// The TargetClusters of the pool's namespace.
+    pub clusters: Vec<&'a TargetCluster>,
+}
+
+/// Why a pool cannot run as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// `minReplicas` above `maxReplicas`.
+    #[error("scaling.minReplicas ({min}) is larger than scaling.maxReplicas ({max})")]
+    Bounds {
+        /// `minReplicas`.
+        min: u32,
+        /// `maxReplicas`.
+        max: u32,
+    },
+    /// It serves no queue.
+    #[error("spec.queues is empty")]
+    NoQueue,
+    /// A queue does not exist.
+    #[error("there is no TaskQueue {name} in this namespace")]
+    UnknownQueue {
+        /// Its name.
+        name: String,
+    },
+    /// A queue belongs to another object.
+    #[error("TaskQueue {name} does not own its queue: {why}")]
+    QueueOwnedElsewhere {
+        /// Its name.
+        name: String,
+        /// In the words of its condition.
+        why: String,
+    },
+    /// A queue has no usable broker.
+    #[error("TaskQueue {name}: {why}")]
+    NoBroker {
+        /// Its name.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// The queues lie on more than one broker.
+    #[error("TaskQueues {one} and {other} are not on the same server, database and prefix")]
+    QueuesOnSeveralBrokers {
+        /// One queue.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// The template is no pod template.
+    #[error("spec.template: {why}")]
+    Template {
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Fault {
+    /// The fault as a condition's reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Bounds { .. } => "MinAboveMax",
+            Self::NoQueue => "NoQueue",
+            Self::UnknownQueue { .. } => "UnknownQueue",
+            Self::QueueOwnedElsewhere { .. } => OWNED_ELSEWHERE,
+            Self::NoBroker { .. } => "NoBroker",
+            Self::QueuesOnSeveralBrokers { .. } => "QueuesOnSeveralBrokers",
+            Self::Template { .. } => "TemplateRefused",
+        }
+    }
+}
+
+/// A cluster that the pool's jobs may touch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClusterGrant {
+    /// Name of the TargetCluster.
+    pub name: String,
+    /// Secret with its kubeconfig.
+    pub secret: String,
+    /// Key in that Secret.
+    pub key: String,
+}
+
+/// A pool that can run.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its uid.
+    pub uid: String,
+    /// How its children name it.
+    pub owner: OwnerReference,
+    /// Secret and key of the broker's URL.
+    pub secret: (String, String),
+    /// Prefix of every key there.
+    pub key_prefix: String,
+    /// The queues' names on the broker, in their order.
+    pub queues: Vec<String>,
+    /// What each queue asks of whoever runs its messages, by name on the broker.
+    pub policies: Value,
+    /// Lease and renewal: the shortest that a queue asks for.
+    pub lease: (Duration, Duration),
+    /// Slots of a pod.
+    pub concurrency: u32,
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// The pods' template, as it was given.
+    pub template: Value,
+    /// Clusters that its jobs may touch, by name.
+    pub clusters: Vec<ClusterGrant>,
+    /// Jobs that are enabled.
+    pub jobs: Jobs,
+    /// The install id.
+    pub install: String,
+}
+
+/// The pool, if everything that it says and refers to fits together.
+pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<'_>) -> Result<Pool, Fault> {
+    let WorkerPoolSpec { queues: named, template, concurrency, replicas: _, scaling, drain, cluster_access, jobs } = &pool.spec;
+    if scaling.min_replicas > scaling.max_replicas {
+        return Err(Fault::Bounds { min: scaling.min_replicas, max: scaling.max_replicas });
+    }
+    let mut queues = Vec::new();
+    for share in named {
+        let name = share.name.clone();
+        let facts = referred.queues.get(&name).ok_or(Fault::UnknownQueue { name })?;
+        owned(facts.queue)?;
+        queues.push(facts);
+    }
+    let secret = one_broker(&queues)?;
+    let first = queues[0].queue;
+    let longest = queues.iter().map(|facts| facts.queue.spec.time_limit.get()).max().unwrap_or_default();
+    let lease = queues.iter().map(|facts| &facts.queue.spec.lease).min_by_key(|lease| lease.duration.get());
+    let lease = lease.map(|lease| (lease.duration.get(), lease.renew_every.get())).unwrap_or_default();
+    let mut clusters: Vec<ClusterGrant> = referred
+        .clusters
+        .iter()
+        .filter(|cluster| {
+            cluster_access.as_ref().is_some_and(|access| access.covers(&cluster.name_any(), cluster.labels()))
+        })
+        .map(|cluster| ClusterGrant {
+            name: cluster.name_any(),
+            secret: cluster.spec.kubeconfig_secret_ref.name.clone(),
+            key: cluster.spec.kubeconfig_secret_ref.key.clone(),
+        })
+        .collect();
+    clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Pool {
+        name: pool.name_any(),
+        namespace: pool.namespace().unwrap_or_default(),
+        uid: pool.uid().unwrap_or_default(),
+        owner: pool.controller_owner_ref(&()).unwrap_or_default(),
+        secret,
+        key_prefix: first.key_prefix().to_owned(),
+        queues: queues.iter().map(|facts| facts.queue.queue_name()).collect(),
+        policies: queues.iter().map(|facts| (facts.queue.queue_name(), policy(facts.queue))).collect(),
+        lease,
+        concurrency: *concurrency,
+        grace: drain.grace_period.map_or(longest + GRACE_MARGIN, umbel_api::Span::get),
+        template: template_of(template.as_ref(), defaults)?,
+        clusters,
+        jobs: jobs.clone(),
+        install: defaults.install.to_owned(),
+    })
+}
+
+/// What a worker must know of a queue. Durations in seconds, as numbers.
+fn policy(queue: &TaskQueue) -> Value {
+    let spec = &queue.spec;
+    json!({
+        "maxDeliveries": spec.max_deliveries,
+        "timeLimit": spec.time_limit.get().as_secs_f64(),
+        "softTimeLimit": spec.soft_time_limit.map(|limit| limit.get().as_secs_f64()),
+        "resultTtl": spec.results.ttl.get().as_secs_f64(),
+        "retry": {
+            "maxAttempts": spec.retry.max_attempts,
+            "initialBackoff": spec.retry.initial_backoff.get().as_secs_f64(),
+            "maxBackoff": spec.retry.max_backoff.get().as_secs_f64(),
+            "factor": spec.retry.factor,
+            "jitter": spec.retry.jitter,
+        },
+    })
+}
+
+fn owned(queue: &TaskQueue) -> Result<(), Fault> {
+    let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    match condition::find(conditions, queue_condition::READY) {
+        Some(ready) if ready.status == "False" && ready.reason == OWNED_ELSEWHERE => {
+            Err(Fault::QueueOwnedElsewhere { name: queue.name_any(), why: ready.message.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All queues must lie on one broker, or a drain would be no single instant. Two Secrets
+/// may name one broker: the id of its data tells.
+fn one_broker(queues: &[&QueueFacts<'_>]) -> Result<(String, String), Fault> {
+    let first = queues.first().ok_or(Fault::NoQueue)?;
+    for facts in queues {
+        let name = facts.queue.name_any();
+        let secret = facts.secret.as_ref().map_err(|why| Fault::NoBroker { name: name.clone(), why: why.clone() })?;
+        let same_source = Ok(secret) == first.secret.as_ref() && facts.queue.key_prefix() == first.queue.key_prefix();
+        let same_data = facts.generation.is_some() && facts.generation == first.generation;
+        if !same_source && !same_data {
+            return Err(Fault::QueuesOnSeveralBrokers { one: first.queue.name_any(), other: name });
+        }
+    }
+    first.secret.clone().map_err(|why| Fault::NoBroker { name: first.queue.name_any(), why })
+}
+
+fn template_of(given: Option<&Value>, defaults: &Defaults<'_>) -> Result<Value, Fault> {
+    let fault = |why: &str| Fault::Template { why: why.into() };
+    let Some(template) = given else {
+        return Ok(json!({ "spec": {
+            "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [{
+                "name": umbel_api::names::WORKER_CONTAINER,
+                "image": defaults.image,
+                "imagePullPolicy": defaults.pull_policy,
+                "command": ["umbel-worker"],
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": { "drop": ["ALL"] },
+                },
+            }],
+        }}));
+    };
+    let containers = template.pointer("/spec/containers").ok_or_else(|| fault("spec.containers is missing"))?;
+    let containers = containers.as_array().ok_or_else(|| fault("spec.containers is not a list"))?;
+    if containers.is_empty() || !containers.iter().all(Value::is_object) {
+        return Err(fault("spec.containers holds no container"));
+    }
+    Ok(template.clone())
+}
