@@ -35,7 +35,7 @@ demo: setup programs ## Show the whole of it on this machine, everything real; s
 
 .PHONY: demo-down
 demo-down: ## Take the demo down, leaving nothing behind
-	@$(TOOLS) python3 e2e/demo/demo down
+	@$(TOOLS) "$$UMBEL_VENV/bin/python" e2e/demo/demo down
 
 .PHONY: build
 build: ## Build the release binaries into target/release

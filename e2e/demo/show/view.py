@@ -4,10 +4,14 @@ import json
 import threading
 import time
 
+import redis
+
 from . import kube, stage
 from .screen import bar, spark
 
 POOL = "work"
+# The lists that Celery's Redis transport makes of one queue.
+PRIORITIES = ["", "\x06\x163", "\x06\x166", "\x06\x169"]
 SLOTS = 4
 LARGEST = 6
 
@@ -33,8 +37,9 @@ class Producer:
 class Picture:
     """What is known now, and the sizes that the pool went through."""
 
-    def __init__(self, scene):
-        self.stage = scene
+    def __init__(self, scene, broker):
+        self.stage, self.broker = scene, broker
+        self.waiting = 0
         self.begin = time.monotonic()
         self.sizes, self.steps = [], []
         self.queue = self.pool = {}
@@ -44,7 +49,9 @@ class Picture:
         try:
             named = {kind: {one["metadata"]["name"]: one for one in self.stage.list(kind)}
                      for kind in ("taskqueues", "workerpools", "periodictasks", "targetclusters")}
-        except (OSError, kube.Refused, ValueError):
+            # The queue's own status is for people and written seldom.
+            self.waiting = sum(self.broker.llen(POOL + suffix) for suffix in PRIORITIES)
+        except (OSError, kube.Refused, ValueError, redis.RedisError):
             return
         self.queue = named["taskqueues"].get(POOL, {}).get("status", {})
         self.pool = named["workerpools"].get(POOL, {}).get("status", {})
@@ -78,17 +85,18 @@ def target_words(status):
 def block(screen, picture, producer, history):
     """The picture as rows for a terminal."""
     pool, depth = picture.pool, picture.queue.get("depth", {})
+    alive = [worker for worker in history.of(POOL) if worker.gone is None]
+    running = sum(len(worker.running) for worker in alive)
     rows = [
         "",
         f"  {screen.bold('Umbel')} {screen.dim(f'{picture.elapsed // 60}:{picture.elapsed % 60:02}')}",
         "",
         f"  Celery     {bar(producer.read, producer.total, 32)} {producer.sent:5} sent, {producer.read:5} results read"
         + (screen.bad(f", {producer.wrong} wrong") if producer.wrong else ""),
-        f"  queue      {depth.get('waiting', 0):5} waiting {depth.get('inFlight', 0):4} in flight {depth.get('delayed', 0):3} delayed {depth.get('dead', 0):3} dead",
+        f"  queue      {picture.waiting:5} waiting {running:4} running {depth.get('dead', 0):3} dead",
         f"  pool       {spark(picture.sizes[-32:], LARGEST):>32} {picture.size} pods, {pool.get('busyReplicas', 0)} busy, "
         f"{pool.get('drainingReplicas', 0)} draining, wants {pool.get('desiredReplicas', 0)}",
     ]
-    alive = [worker for worker in history.of(POOL) if worker.gone is None]
     for index in range(LARGEST):
         if index < len(alive):
             worker = alive[index]
@@ -112,8 +120,7 @@ def rollout_words(status):
 
 def line(picture, producer, history):
     """The picture in one line, for a log."""
-    depth = picture.queue.get("depth", {})
     running = sum(len(worker.running) for worker in history.of(POOL))
-    return (f"  {picture.elapsed:4} s  sent {producer.sent:4}  read {producer.read:4}  waiting {depth.get('waiting', 0):4}  running {running:3}  "
+    return (f"  {picture.elapsed:4} s  sent {producer.sent:4}  read {producer.read:4}  waiting {picture.waiting:4}  running {running:3}  "
             f"pods {picture.size} (wants {picture.pool.get('desiredReplicas', 0)})  sync runs {picture.periodic.get('sync', {}).get('runs', 0)}  "
             f"rollout {rollout_words(picture.periodic.get('rollout', {}))}")
