@@ -8,7 +8,7 @@ trap '"$root/e2e/cluster/cluster" down --dir "$dir/c"; rm -rf "$dir"' EXIT
 KUBECONFIG=$("$root/e2e/cluster/cluster" up --dir "$dir/c" --disposable-parent $$); export KUBECONFIG
 fail=0
 complain() { printf 'charts/install-check.sh: %s\n' "$*" >&2; fail=1; }
-expect() { local want=$1 got; shift; got=$("$@" 2>&1 || true); [ "$got" = "$want" ] || complain "'$*' answers '$got', not '$want'"; }
+expect() { local want=$1 got; shift; got=$("$@" 2>/dev/null || true); [ "$got" = "$want" ] || complain "'$*' answers '$got', not '$want'"; }
 
 kubectl create namespace umbel-system >/dev/null
 kubectl label namespace umbel-system pod-security.kubernetes.io/{enforce,warn}=restricted >/dev/null
@@ -45,7 +45,7 @@ expect no kubectl auth can-i get secrets --as system:serviceaccount:umbel-system
 # A person with the built-in role edit may use the kinds.
 kubectl create rolebinding someone --clusterrole edit --user someone -n umbel-system >/dev/null
 process() { kubectl auth can-i create workerpools.umbel.dev --as someone -n umbel-system; }
-for _ in $(seq 50); do [ "$(process 2>&1)" = yes ] && break; sleep 0.1; done
+for _ in $(seq 50); do [ "$(process 2>/dev/null)" = yes ] && break; sleep 0.1; done
 expect yes process
 
 kubectl apply --dry-run=server -k "$root/manifests/samples" >"$dir/out" 2>&1 || { cat "$dir/out" >&2; complain 'the samples are refused'; }

@@ -10,7 +10,7 @@ import time
 
 from .kube import Refused
 
-STARTED, ENDED = "task started", "task ended"
+STARTED, ENDED = "started", "ended"
 
 
 class Worker:
@@ -28,8 +28,8 @@ class Worker:
         except ValueError:
             return
         message = entry.get("message")
-        if message in (STARTED, ENDED):
-            one = entry.get("task.id")
+        if message in (STARTED, ENDED) and "task.id" in entry:
+            one = entry["task.id"]
             (self.started if message == STARTED else self.ended).setdefault(one, entry.get("outcome") or entry.get("task.name"))
 
     @property
