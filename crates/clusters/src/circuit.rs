@@ -7,7 +7,7 @@ const THRESHOLD: u32 = 3;
 /// First pause, doubled with each failed probe up to [`LONGEST`].
 const FIRST: Duration = Duration::from_secs(5);
 /// Longest pause: a target that came back is used again within a minute.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 /// A probe that never reports (its task was cancelled) blocks the next one no longer than this.
 const PROBE: Duration = Duration::from_secs(30);
 

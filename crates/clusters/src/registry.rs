@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Open clients. One costs some 100 KB with its connection; a worker rarely serves more targets at a time.
 const MAX_CLIENTS: u64 = 256;
 /// A client that nobody used for this long is closed, with its watch at home.
-const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_mins(10);
 
 /// One entry of `UMBEL_CLUSTERS`: a cluster that the pool may touch, and the Secret with its kubeconfig.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,13 +200,12 @@ impl Registry {
             secret: secret.clone(),
             why,
         };
-        let client = match old.filter(|old| old.version == reading.version) {
-            Some(old) => old.client.clone(),
-            None => {
-                let accepted = kubeconfig::parse(&reading.kubeconfig).map_err(refused)?;
-                tracing::info!(cluster = name, server = accepted.server(), "credential read");
-                client::build(&accepted).map_err(refused)?
-            }
+        let client = if let Some(old) = old.filter(|old| old.version == reading.version) {
+            old.client.clone()
+        } else {
+            let accepted = kubeconfig::parse(&reading.kubeconfig).map_err(refused)?;
+            tracing::info!(cluster = name, server = accepted.server(), "credential read");
+            client::build(&accepted).map_err(refused)?
         };
         let freshness = Freshness::watch(api, secret.clone(), reading.version.clone(), Instant::now());
         let connection = Arc::new(Connection {

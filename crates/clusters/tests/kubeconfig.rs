@@ -18,7 +18,7 @@ fn key() -> String {
 
 /// A good kubeconfig with these lines as its cluster and its user.
 fn file(cluster: &str, user: &str) -> String {
-    let indent = |lines: &str| lines.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    let indent = |lines: &str| format!("    {}\n", lines.replace('\n', "\n    "));
     format!(
         "apiVersion: v1\nkind: Config\npreferences: {{}}\ncurrent-context: here\n\
          contexts:\n- name: here\n  context: {{cluster: c, user: u, namespace: default}}\n\
