@@ -183,6 +183,9 @@ pub struct PeriodicTaskStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The schedule in force, and since when its slots count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Effective>,
     /// The latest slot that was dealt with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_schedule_time: Option<Time>,
@@ -208,6 +211,16 @@ pub struct PeriodicTaskStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A schedule in force. A new one, and one that is resumed, makes nothing up for the time before.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Effective {
+    /// The schedule in words.
+    pub schedule: String,
+    /// No slot before this.
+    pub since: Time,
 }
 
 /// A slot that was fired.

@@ -20,7 +20,7 @@ use crate::{refs::Selector, span::Span};
     category = "umbel",
     doc = "A fleet of workers that serves queues, sized by demand.",
     // The Deployment has this name, and a pod's name and labels are made from it.
-    validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters").field_path(".metadata.name"),
+    validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",

@@ -1,0 +1,435 @@
+//! A real API server takes the definitions, fills in defaults, and refuses nonsense in words that name the field.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+use umbel_testkit::{ControlPlane, eventually};
+
+async fn install(client: &Client) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for (_, definition) in umbel_api::definitions() {
+        let name = definition.metadata.name.clone().expect("a name");
+        definitions
+            .patch(&name, &PatchParams::apply("test").force(), &Patch::Apply(&definition))
+            .await
+            .expect("the server takes it");
+    }
+    for (_, definition) in umbel_api::definitions() {
+        let name = definition.metadata.name.expect("a name");
+        eventually(Duration::from_secs(30), "the definitions are served", async || {
+            let found = definitions.get(&name).await.expect("it is there");
+            let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+            assert!(
+                !conditions
+                    .iter()
+                    .any(|condition| condition.type_ == "NonStructuralSchema" && condition.status == "True"),
+                "{name}: {conditions:?}"
+            );
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Established" && condition.status == "True")
+        })
+        .await;
+    }
+}
+
+fn api(client: &Client, kind: &str) -> Api<DynamicObject> {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("umbel.dev", "v1alpha1", kind));
+    Api::default_namespaced_with(client.clone(), &kind)
+}
+
+fn object(kind: &str, name: &str, spec: &Value) -> DynamicObject {
+    serde_json::from_value(json!({
+        "apiVersion": "umbel.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec,
+    }))
+    .expect("an object")
+}
+
+fn schedule(schedule: &Value, patch: &Value) -> Value {
+    let mut spec = json!({"schedule": schedule, "taskTemplate": {"queueRef": {"name": "q"}, "task": "t"}});
+    for (key, value) in patch.as_object().expect("an object") {
+        spec[key] = value.clone();
+    }
+    spec
+}
+
+fn template(patch: &Value) -> Value {
+    let mut template = json!({"queueRef": {"name": "q"}, "task": "t"});
+    for (key, value) in patch.as_object().expect("an object") {
+        template[key] = value.clone();
+    }
+    json!({"schedule": {"every": "10s"}, "taskTemplate": template})
+}
+
+fn pool(patch: &Value) -> Value {
+    let mut spec = json!({"queues": [{"name": "q"}]});
+    for (key, value) in patch.as_object().expect("an object") {
+        spec[key] = value.clone();
+    }
+    spec
+}
+
+/// What must be taken: smallest objects, and each optional part once.
+fn accepted() -> Vec<(&'static str, Value)> {
+    vec![
+        ("TaskQueue", json!({})),
+        (
+            "TaskQueue",
+            json!({"queueName": "Celery.High_Prio:eu@1", "lease": {"duration": "2s", "renewEvery": "1s"}}),
+        ),
+        (
+            "TaskQueue",
+            json!({"broker": {"redis": {"urlSecretRef": {"name": "s", "key": "url"}, "keyPrefix": "app1:"}}}),
+        ),
+        (
+            "TaskQueue",
+            json!({"softTimeLimit": "59m", "retry": {"maxAttempts": 1, "factor": 1, "jitter": 0}}),
+        ),
+        ("WorkerPool", pool(&json!({}))),
+        (
+            "WorkerPool",
+            pool(&json!({"scaling": {"minReplicas": 3, "maxReplicas": 3}})),
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"template": {"spec": {"containers": [{"name": "worker", "newer": {"field": 1}}]}}})),
+        ),
+        ("WorkerPool", pool(&json!({"clusterAccess": {"names": ["eu"]}}))),
+        ("WorkerPool", pool(&json!({"clusterAccess": {"selector": {}}}))),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"apply": {"namespaces": ["shop"], "kinds": ["ConfigMap", "apps/Deployment"]}}})),
+        ),
+        ("WorkerPool", pool(&json!({"drain": {"gracePeriod": "1h30m"}}))),
+        (
+            "PeriodicTask",
+            schedule(
+                &json!({"cron": "*/5 9-17 * * MON-FRI"}),
+                &json!({"timeZone": "America/Argentina/Buenos_Aires"}),
+            ),
+        ),
+        ("PeriodicTask", schedule(&json!({"every": "1h30m"}), &json!({}))),
+        (
+            "PeriodicTask",
+            schedule(
+                &json!({"at": "2030-01-01T00:00:00Z"}),
+                &json!({"missedRuns": "RunAll", "overlap": "Allow"}),
+            ),
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"args": [1, "a", {"b": [null]}], "kwargs": {"n": {"m": 1.5}}, "headers": {"x": "y"}})),
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"targets": {"selector": {"matchLabels": {"env": "prod"}}}})),
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"targets": {"clusters": ["eu", "us"]}})),
+        ),
+        (
+            "TargetCluster",
+            json!({"kubeconfigSecretRef": {"name": "eu", "key": "kubeconfig"}}),
+        ),
+    ]
+}
+
+/// What must be refused, and a word of the answer that tells a person where to look.
+fn refused() -> Vec<(&'static str, Value, &'static str)> {
+    let every = json!({"every": "10s"});
+    vec![
+        ("TaskQueue", json!({"queueName": "unacked"}), "spec.queueName"),
+        ("TaskQueue", json!({"queueName": "umbel:dead:x"}), "spec.queueName"),
+        ("TaskQueue", json!({"queueName": "a b"}), "spec.queueName"),
+        ("TaskQueue", json!({"queueName": "a\u{6}\u{16}3"}), "spec.queueName"),
+        ("TaskQueue", json!({"queueName": "a,b"}), "spec.queueName"),
+        ("TaskQueue", json!({"queueName": "🌿"}), "spec.queueName"),
+        ("TaskQueue", json!({"queueName": "x".repeat(201)}), "spec.queueName"),
+        (
+            "TaskQueue",
+            json!({"lease": {"duration": "30s"}}),
+            "spec.lease.renewEvery: Invalid value",
+        ),
+        (
+            "TaskQueue",
+            json!({"lease": {"renewEvery": "31s"}}),
+            "spec.lease.renewEvery",
+        ),
+        (
+            "TaskQueue",
+            json!({"lease": {"duration": "100ms", "renewEvery": "10ms"}}),
+            "spec.lease.duration",
+        ),
+        ("TaskQueue", json!({"softTimeLimit": "1h"}), "spec.softTimeLimit"),
+        ("TaskQueue", json!({"timeLimit": "0s"}), "spec.timeLimit"),
+        ("TaskQueue", json!({"timeLimit": "1y"}), "spec.timeLimit"),
+        ("TaskQueue", json!({"timeLimit": "-5s"}), "spec.timeLimit"),
+        ("TaskQueue", json!({"timeLimit": ""}), "spec.timeLimit"),
+        ("TaskQueue", json!({"maxDeliveries": 0}), "spec.maxDeliveries"),
+        ("TaskQueue", json!({"retry": {"factor": 0.5}}), "spec.retry.factor"),
+        (
+            "TaskQueue",
+            json!({"retry": {"initialBackoff": "20m"}}),
+            "spec.retry.initialBackoff",
+        ),
+        ("TaskQueue", json!({"results": {"ttl": "0s"}}), "spec.results.ttl"),
+        (
+            "TaskQueue",
+            json!({"broker": {"redis": {"urlSecretRef": {"name": "../x", "key": "k"}}}}),
+            "urlSecretRef.name",
+        ),
+        ("WorkerPool", json!({}), "spec.queues"),
+        ("WorkerPool", pool(&json!({"queues": []})), "spec.queues"),
+        (
+            "WorkerPool",
+            pool(&json!({"queues": [{"name": "a"}, {"name": "a"}]})),
+            "spec.queues[1]",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"scaling": {"minReplicas": 11}})),
+            "spec.scaling.minReplicas",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"scaling": {"maxReplicas": 2_147_483_648_u32}})),
+            "spec.scaling.maxReplicas",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"scaling": {"target": {"value": 101}}})),
+            "spec.scaling.target.value",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"scaling": {"mode": "Sometimes"}})),
+            "spec.scaling.mode",
+        ),
+        ("WorkerPool", pool(&json!({"concurrency": 0})), "spec.concurrency"),
+        ("WorkerPool", pool(&json!({"replicas": -1})), "spec.replicas"),
+        (
+            "WorkerPool",
+            pool(&json!({"drain": {"gracePeriod": "0s"}})),
+            "spec.drain.gracePeriod",
+        ),
+        ("WorkerPool", pool(&json!({"clusterAccess": {}})), "selector or names"),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"apply": {"namespaces": [], "kinds": ["ConfigMap"]}}})),
+            "jobs.apply.namespaces",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"apply": {"namespaces": ["a"], "kinds": ["*"]}}})),
+            "jobs.apply.kinds",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({}), &json!({})),
+            "exactly one of cron, every and at",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"cron": "* * * * *", "every": "1s"}), &json!({})),
+            "exactly one of cron, every and at",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"cron": "* * * * * *"}), &json!({})),
+            "spec.schedule.cron",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"cron": "hourly"}), &json!({})),
+            "spec.schedule.cron",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"every": "0s"}), &json!({})),
+            "spec.schedule.every",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"every": "1ms"}), &json!({})),
+            "spec.schedule.every",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"at": "tomorrow"}), &json!({})),
+            "spec.schedule.at",
+        ),
+        (
+            "PeriodicTask",
+            schedule(
+                &every,
+                &json!({"startTime": "2030-01-01T00:00:00Z", "endTime": "2029-01-01T00:00:00Z"}),
+            ),
+            "spec.startTime",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&every, &json!({"overlap": "Replace"})),
+            "spec.overlap",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&every, &json!({"missedRuns": "All"})),
+            "spec.missedRuns",
+        ),
+        ("PeriodicTask", template(&json!({"task": ""})), "spec.taskTemplate.task"),
+        (
+            "PeriodicTask",
+            template(&json!({"priority": 10})),
+            "spec.taskTemplate.priority",
+        ),
+        ("PeriodicTask", template(&json!({"args": {}})), "spec.taskTemplate.args"),
+        (
+            "PeriodicTask",
+            template(&json!({"targets": {}})),
+            "exactly one of clusters and selector",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"targets": {"clusters": ["a"], "selector": {}}})),
+            "exactly one of clusters and selector",
+        ),
+        ("TargetCluster", json!({}), "spec.kubeconfigSecretRef"),
+        (
+            "TargetCluster",
+            json!({"kubeconfigSecretRef": {"name": "eu"}}),
+            "spec.kubeconfigSecretRef.key",
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn kinds_are_taken_defaulted_and_refused() {
+    let plane = ControlPlane::start().await;
+    let client = plane.client().await;
+    install(&client).await;
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let strict = |kind: &str| api(&client, kind);
+
+    for (index, (kind, spec)) in accepted().into_iter().enumerate() {
+        let result = strict(kind)
+            .create(&dry, &object(kind, &format!("ok-{index}"), &spec))
+            .await;
+        assert!(result.is_ok(), "{kind} {spec}: {result:?}");
+    }
+    for (index, (kind, spec, word)) in refused().into_iter().enumerate() {
+        match strict(kind)
+            .create(&dry, &object(kind, &format!("bad-{index}"), &spec))
+            .await
+        {
+            Err(kube::Error::Api(answer)) => {
+                assert_eq!(answer.code, 422, "{kind} {spec}: {answer:?}");
+                assert!(
+                    answer.message.contains(word),
+                    "{kind} {spec}: {} does not say {word}",
+                    answer.message
+                );
+            }
+            other => panic!("{kind} {spec}: {other:?}"),
+        }
+    }
+
+    // Names count, too.
+    let long = strict("WorkerPool")
+        .create(&dry, &object("WorkerPool", &"p".repeat(53), &pool(&json!({}))))
+        .await;
+    assert!(long.expect_err("too long").to_string().contains("52 characters"));
+    let taken = strict("TaskQueue")
+        .create(&dry, &object("TaskQueue", "unacked", &json!({})))
+        .await;
+    assert!(
+        taken
+            .expect_err("a name of the transport")
+            .to_string()
+            .contains("belongs to the transport")
+    );
+
+    // Defaults come from the server, also below a half-given object; nulls count as absent.
+    let spec = pool(&json!({"scaling": {"down": {"stabilization": "5s"}}, "drain": null}));
+    let made = strict("WorkerPool")
+        .create(&dry, &object("WorkerPool", "defaults", &spec))
+        .await
+        .expect("taken")
+        .data;
+    assert_eq!(
+        made["spec"]["scaling"]["down"],
+        json!({"stabilization": "5s", "cooldownToZero": "1m"})
+    );
+    assert_eq!(
+        made["spec"]["scaling"]["target"],
+        json!({"type": "Utilization", "value": 80})
+    );
+    assert_eq!(
+        (&made["spec"]["concurrency"], &made["spec"]["drain"]),
+        (&json!(10), &json!({}))
+    );
+    let typed: umbel_api::WorkerPoolSpec =
+        serde_json::from_value(made["spec"].clone()).expect("what the server made is ours");
+    assert_eq!(typed.scaling.down.stabilization.get(), Duration::from_secs(5));
+
+    // What can't be changed is not.
+    let queues = strict("TaskQueue");
+    queues
+        .create(
+            &PostParams::default(),
+            &object("TaskQueue", "fixed", &json!({"queueName": "one"})),
+        )
+        .await
+        .expect("made");
+    for change in [
+        json!({"spec": {"queueName": "two"}}),
+        json!({"spec": {"queueName": null}}),
+    ] {
+        let answer = queues
+            .patch("fixed", &PatchParams::default(), &Patch::Merge(&change))
+            .await;
+        assert!(
+            answer
+                .expect_err("immutable")
+                .to_string()
+                .contains("queueName can't be changed"),
+            "{change}"
+        );
+    }
+    queues
+        .patch(
+            "fixed",
+            &PatchParams::default(),
+            &Patch::Merge(&json!({"spec": {"maxDeliveries": 5}})),
+        )
+        .await
+        .expect("other fields can");
+    queues.delete("fixed", &DeleteParams::default()).await.expect("deleted");
+
+    // The pool's scale subresource writes spec.replicas.
+    let pools = strict("WorkerPool");
+    pools
+        .create(
+            &PostParams::default(),
+            &object("WorkerPool", "scaled", &pool(&json!({"scaling": {"mode": "Manual"}}))),
+        )
+        .await
+        .expect("made");
+    let scale = pools
+        .patch_scale(
+            "scaled",
+            &PatchParams::default(),
+            &Patch::Merge(&json!({"spec": {"replicas": 4}})),
+        )
+        .await
+        .expect("scaled");
+    assert_eq!(scale.spec.and_then(|spec| spec.replicas), Some(4));
+}
