@@ -7,4 +7,5 @@ pub mod drain;
 pub mod fanout;
 pub mod periodic;
 pub mod pool;
+pub mod queue;
 pub mod scaling;
