@@ -31,7 +31,7 @@ setup: ## Install what is missing: Debian packages, a Python venv, kubectl and h
 
 .PHONY: demo
 demo: setup programs ## Show the whole of it on this machine, everything real; stays up until demo-down
-	@$(TOOLS) "$$UMBEL_VENV/bin/python" e2e/demo/demo up
+	@$(TOOLS) hack/images.sh build >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo up
 
 .PHONY: demo-down
 demo-down: ## Take the demo down, leaving nothing behind
@@ -84,7 +84,7 @@ chart-check: ## Lint the chart, compare it with charts/golden and manifests/, in
 
 .PHONY: demo-check
 demo-check: programs ## Run the demo as a test: every claim of its summary, and that nothing is left behind
-	@$(TOOLS) "$$UMBEL_VENV/bin/python" e2e/demo/demo check
+	@$(TOOLS) hack/images.sh build >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo check
 
 .PHONY: deny
 deny: ## Check licences, banned crates and sources

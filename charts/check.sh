@@ -40,6 +40,15 @@ for bad in nosuch=1 operator.replicas=0 image.tag=latest redis.maxMemory=lots 'w
   grep -q "${bad%%[.=]*}" "$out/bad" || complain "charts/check.sh: --set $bad is refused without its name"
 done
 
+# The README's table is made from the comments in values.yaml: each value has one, each comment its value.
+{
+  cat umbel/README.md.head
+  awk '/^ *## @section/ {sub(/^ *## @section /, ""); printf "\n## %s\n\n| Value | Default | Meaning |\n|---|---|---|\n", $0}
+       /^ *## @param/ {name = $3; text = $0; sub(/^ *## @param [^ ]+ /, "", text); getline; value = $0; sub(/^ *[^:]+: ?/, "", value)
+         printf "| `%s` | %s | %s |\n", name, (value == "" ? "see values.yaml" : "`" value "`"), text}' umbel/values.yaml
+} >"$out/README.md"
+compare "$out/README.md" umbel/README.md
+
 # The chart carries the generated CRDs.
 shopt -s nullglob
 for crd in ../crds/*.yaml; do compare "$crd" "umbel/files/crds/$(basename "$crd")"; done

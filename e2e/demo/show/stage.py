@@ -146,6 +146,12 @@ class Stage:
     def list(self, kind):
         return self.client.items(f"/apis/umbel.dev/v1alpha1/namespaces/{NAMESPACE}/{kind}")
 
+    def share(self):
+        """Lets the person who called sudo use the kubeconfigs from any shell."""
+        if owner := os.environ.get("SUDO_UID"):
+            for file in (self.config, *map(self.target, TARGETS)):
+                os.chown(file, int(owner), -1)
+
     def strike(self):
         """Takes everything away and says whether anything is left."""
         run(CLUSTER, "down", "--dir", self.cluster)
