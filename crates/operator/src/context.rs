@@ -71,8 +71,26 @@ impl Context {
         self.scopes.iter().find(|scope| scope.covers(namespace))
     }
 
-    /// Publishes an Event about `object`. A failure is logged: an Event is a courtesy.
+    /// Publishes an Event about `object`; the same reason again within some minutes is counted, not repeated.
     pub async fn event<K>(&self, object: &K, kind: EventType, reason: &str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        self.publish(object, kind, reason, reason, note).await;
+    }
+
+    /// Publishes an Event that stands for itself: another note is another Event.
+    pub async fn fact<K>(&self, object: &K, kind: EventType, reason: &str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        // Events are merged by everything but their note; the action is what tells them apart.
+        let action: String = note.chars().take(100).collect();
+        self.publish(object, kind, reason, &action, note).await;
+    }
+
+    /// A failure is logged: an Event is a courtesy.
+    async fn publish<K>(&self, object: &K, kind: EventType, reason: &str, action: &str, note: String)
     where
         K: Resource<DynamicType = ()>,
     {
@@ -80,7 +98,7 @@ impl Context {
             type_: kind,
             reason: reason.to_owned(),
             note: Some(note.chars().take(1000).collect()),
-            action: "Reconcile".to_owned(),
+            action: action.to_owned(),
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {

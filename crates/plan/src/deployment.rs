@@ -6,7 +6,11 @@
 //!
 //! The size never appears: whoever applies a Deployment with a size would set it back.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
+use umbel_api::Span;
+use umbel_api::TaskQueueSpec;
 use umbel_api::names::{
     ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
     WORKER_CONTAINER,
@@ -66,13 +70,18 @@ fn template(pool: &Pool) -> Value {
     let mut template = pool.template.clone();
     let metadata = object(entry(&mut template, "metadata"));
     merge(object(entry_of(metadata, "labels")), labels(pool));
-    merge(object(entry_of(metadata, "annotations")), json!({ ANNOTATION_DELETION_COST: COST_UNADMITTED.to_string() }));
+    merge(
+        object(entry_of(metadata, "annotations")),
+        json!({ ANNOTATION_DELETION_COST: COST_UNADMITTED.to_string() }),
+    );
     let spec = object(entry(&mut template, "spec"));
     spec.insert("serviceAccountName".into(), json!(access::name(&pool.name)));
     spec.insert("automountServiceAccountToken".into(), json!(!pool.clusters.is_empty()));
     spec.insert("terminationGracePeriodSeconds".into(), json!(pool.grace.as_secs()));
     if let Some(container) = worker(spec) {
-        let revision = Uuid::new_v5(&Uuid::NAMESPACE_OID, pool.template.to_string().as_bytes()).simple().to_string();
+        let revision = Uuid::new_v5(&Uuid::NAMESPACE_OID, pool.template.to_string().as_bytes())
+            .simple()
+            .to_string();
         set_env(container, environment(pool, &revision[..10]));
         // Ready is admission: it must show within a second and depend on nothing else.
         container.insert("readinessProbe".into(), probe("/readyz", 1, 1));
@@ -84,7 +93,9 @@ fn template(pool: &Pool) -> Value {
 /// The container named `worker`, otherwise the first one.
 fn worker(spec: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
     let containers = spec.get_mut("containers")?.as_array_mut()?;
-    let named = containers.iter().position(|container| container.get("name") == Some(&json!(WORKER_CONTAINER)));
+    let named = containers
+        .iter()
+        .position(|container| container.get("name") == Some(&json!(WORKER_CONTAINER)));
     containers.get_mut(named.unwrap_or(0))?.as_object_mut()
 }
 
@@ -100,17 +111,35 @@ fn probe(path: &str, period: u32, failures: u32) -> Value {
 fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
     let text = |name: &str, value: String| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
-    let seconds = |span: std::time::Duration| umbel_api::Span::from(span).to_string();
+    let seconds = |span: Duration| Span::from(span).to_string();
     let (secret, key) = &pool.secret;
-    vec![
+    // A setting that is added to a queue must reach the worker or be named here.
+    let TaskQueueSpec {
+        broker: _,
+        queue_name: _,
+        lease,
+        retry,
+        max_deliveries,
+        time_limit,
+        soft_time_limit,
+        results,
+    } = &pool.policy;
+    let mut env = vec![
         json!({ "name": "UMBEL_REDIS_URL", "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } }),
         text("UMBEL_KEY_PREFIX", pool.key_prefix.clone()),
         text("UMBEL_QUEUE", pool.queues.join(",")),
-        text("UMBEL_POLICIES", pool.policies.to_string()),
         text("UMBEL_CONCURRENCY", pool.concurrency.to_string()),
         text("UMBEL_GRACE", seconds(pool.grace)),
-        text("UMBEL_LEASE", seconds(pool.lease.0)),
-        text("UMBEL_RENEW_EVERY", seconds(pool.lease.1)),
+        text("UMBEL_LEASE", lease.duration.to_string()),
+        text("UMBEL_RENEW_EVERY", lease.renew_every.to_string()),
+        text("UMBEL_MAX_DELIVERIES", max_deliveries.to_string()),
+        text("UMBEL_TIME_LIMIT", time_limit.to_string()),
+        text("UMBEL_RESULT_TTL", results.ttl.to_string()),
+        text("UMBEL_RETRY_MAX_ATTEMPTS", retry.max_attempts.to_string()),
+        text("UMBEL_RETRY_INITIAL_BACKOFF", retry.initial_backoff.to_string()),
+        text("UMBEL_RETRY_MAX_BACKOFF", retry.max_backoff.to_string()),
+        text("UMBEL_RETRY_FACTOR", retry.factor.to_string()),
+        text("UMBEL_RETRY_JITTER", retry.jitter.to_string()),
         text("UMBEL_POOL_UID", pool.uid.clone()),
         text("UMBEL_REVISION", revision.to_owned()),
         text("UMBEL_INSTALL", pool.install.clone()),
@@ -120,12 +149,17 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         field("UMBEL_NAMESPACE", "metadata.namespace"),
         field("UMBEL_POD_NAME", "metadata.name"),
         field("UMBEL_POD_UID", "metadata.uid"),
-    ]
+    ];
+    env.extend(soft_time_limit.map(|limit| text("UMBEL_SOFT_TIME_LIMIT", limit.to_string())));
+    env
 }
 
 /// Ours take the place of variables of the same name; the others stay where they are.
 fn set_env(container: &mut Map<String, Value>, ours: Vec<Value>) {
-    let theirs = container.remove("env").and_then(|env| env.as_array().cloned()).unwrap_or_default();
+    let theirs = container
+        .remove("env")
+        .and_then(|env| env.as_array().cloned())
+        .unwrap_or_default();
     let foreign = |one: &Value| !ours.iter().any(|our| our["name"] == one["name"]);
     let mut env: Vec<Value> = theirs.into_iter().filter(foreign).collect();
     env.extend(ours);
@@ -166,10 +200,16 @@ pub fn contains(stored: &Value, wanted: &Value) -> bool {
             let by_name = |item: &Value| item.get("name").is_some();
             if !wanted.is_empty() && wanted.iter().all(by_name) {
                 return wanted.iter().all(|item| {
-                    stored.iter().any(|other| other.get("name") == item.get("name") && contains(other, item))
+                    stored
+                        .iter()
+                        .any(|other| other.get("name") == item.get("name") && contains(other, item))
                 });
             }
-            stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| contains(stored, wanted))
+            stored.len() == wanted.len()
+                && stored
+                    .iter()
+                    .zip(wanted)
+                    .all(|(stored, wanted)| contains(stored, wanted))
         }
         (stored, wanted) => stored == wanted,
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
 use umbel_api::workerpool::{Jobs, WorkerPoolSpec};
-use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
+use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
 /// What a pool gets beyond the longest task, to hand back and exit.
 const GRACE_MARGIN: Duration = Duration::from_secs(30);
@@ -92,6 +92,14 @@ pub enum Fault {
         /// Another.
         other: String,
     },
+    /// A worker process has one policy for all its queues.
+    #[error("TaskQueues {one} and {other} differ in their lease, retry, limits or results: they need a pool each")]
+    QueuesDiffer {
+        /// One queue.
+        one: String,
+        /// Another.
+        other: String,
+    },
     /// The template is no pod template.
     #[error("spec.template: {why}")]
     Template {
@@ -110,6 +118,7 @@ impl Fault {
             Self::QueueOwnedElsewhere { .. } => OWNED_ELSEWHERE,
             Self::NoBroker { .. } => "NoBroker",
             Self::QueuesOnSeveralBrokers { .. } => "QueuesOnSeveralBrokers",
+            Self::QueuesDiffer { .. } => "QueuesDiffer",
             Self::Template { .. } => "TemplateRefused",
         }
     }
@@ -143,10 +152,8 @@ pub struct Pool {
     pub key_prefix: String,
     /// The queues' names on the broker, in their order.
     pub queues: Vec<String>,
-    /// What each queue asks of whoever runs its messages, by name on the broker.
-    pub policies: Value,
-    /// Lease and renewal: the shortest that a queue asks for.
-    pub lease: (Duration, Duration),
+    /// What its queues ask of whoever runs their messages; they agree on it.
+    pub policy: TaskQueueSpec,
     /// Slots of a pod.
     pub concurrency: u32,
     /// From SIGTERM to SIGKILL.
@@ -163,9 +170,21 @@ pub struct Pool {
 
 /// The pool, if everything that it says and refers to fits together.
 pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<'_>) -> Result<Pool, Fault> {
-    let WorkerPoolSpec { queues: named, template, concurrency, replicas: _, scaling, drain, cluster_access, jobs } = &pool.spec;
+    let WorkerPoolSpec {
+        queues: named,
+        template,
+        concurrency,
+        replicas: _,
+        scaling,
+        drain,
+        cluster_access,
+        jobs,
+    } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
-        return Err(Fault::Bounds { min: scaling.min_replicas, max: scaling.max_replicas });
+        return Err(Fault::Bounds {
+            min: scaling.min_replicas,
+            max: scaling.max_replicas,
+        });
     }
     let mut queues = Vec::new();
     for share in named {
@@ -176,14 +195,19 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
     }
     let secret = one_broker(&queues)?;
     let first = queues[0].queue;
-    let longest = queues.iter().map(|facts| facts.queue.spec.time_limit.get()).max().unwrap_or_default();
-    let lease = queues.iter().map(|facts| &facts.queue.spec.lease).min_by_key(|lease| lease.duration.get());
-    let lease = lease.map(|lease| (lease.duration.get(), lease.renew_every.get())).unwrap_or_default();
+    if let Some(other) = queues.iter().find(|facts| policy(facts.queue) != policy(first)) {
+        return Err(Fault::QueuesDiffer {
+            one: first.name_any(),
+            other: other.queue.name_any(),
+        });
+    }
     let mut clusters: Vec<ClusterGrant> = referred
         .clusters
         .iter()
         .filter(|cluster| {
-            cluster_access.as_ref().is_some_and(|access| access.covers(&cluster.name_any(), cluster.labels()))
+            cluster_access
+                .as_ref()
+                .is_some_and(|access| access.covers(&cluster.name_any(), cluster.labels()))
         })
         .map(|cluster| ClusterGrant {
             name: cluster.name_any(),
@@ -200,10 +224,11 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         secret,
         key_prefix: first.key_prefix().to_owned(),
         queues: queues.iter().map(|facts| facts.queue.queue_name()).collect(),
-        policies: queues.iter().map(|facts| (facts.queue.queue_name(), policy(facts.queue))).collect(),
-        lease,
+        policy: policy(first),
         concurrency: *concurrency,
-        grace: drain.grace_period.map_or(longest + GRACE_MARGIN, umbel_api::Span::get),
+        grace: drain
+            .grace_period
+            .map_or(first.spec.time_limit.get() + GRACE_MARGIN, umbel_api::Span::get),
         template: template_of(template.as_ref(), defaults)?,
         clusters,
         jobs: jobs.clone(),
@@ -211,30 +236,26 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
     })
 }
 
-/// What a worker must know of a queue. Durations in seconds, as numbers.
-fn policy(queue: &TaskQueue) -> Value {
-    let spec = &queue.spec;
-    json!({
-        "maxDeliveries": spec.max_deliveries,
-        "timeLimit": spec.time_limit.get().as_secs_f64(),
-        "softTimeLimit": spec.soft_time_limit.map(|limit| limit.get().as_secs_f64()),
-        "resultTtl": spec.results.ttl.get().as_secs_f64(),
-        "retry": {
-            "maxAttempts": spec.retry.max_attempts,
-            "initialBackoff": spec.retry.initial_backoff.get().as_secs_f64(),
-            "maxBackoff": spec.retry.max_backoff.get().as_secs_f64(),
-            "factor": spec.retry.factor,
-            "jitter": spec.retry.jitter,
-        },
-    })
+/// What a worker must know of a queue: everything but where it is and how it is called.
+fn policy(queue: &TaskQueue) -> TaskQueueSpec {
+    TaskQueueSpec {
+        broker: None,
+        queue_name: None,
+        ..queue.spec.clone()
+    }
 }
 
 fn owned(queue: &TaskQueue) -> Result<(), Fault> {
-    let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let conditions = queue
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     match condition::find(conditions, queue_condition::READY) {
-        Some(ready) if ready.status == "False" && ready.reason == OWNED_ELSEWHERE => {
-            Err(Fault::QueueOwnedElsewhere { name: queue.name_any(), why: ready.message.clone() })
-        }
+        Some(ready) if ready.status == "False" && ready.reason == OWNED_ELSEWHERE => Err(Fault::QueueOwnedElsewhere {
+            name: queue.name_any(),
+            why: ready.message.clone(),
+        }),
         _ => Ok(()),
     }
 }
@@ -245,14 +266,23 @@ fn one_broker(queues: &[&QueueFacts<'_>]) -> Result<(String, String), Fault> {
     let first = queues.first().ok_or(Fault::NoQueue)?;
     for facts in queues {
         let name = facts.queue.name_any();
-        let secret = facts.secret.as_ref().map_err(|why| Fault::NoBroker { name: name.clone(), why: why.clone() })?;
+        let secret = facts.secret.as_ref().map_err(|why| Fault::NoBroker {
+            name: name.clone(),
+            why: why.clone(),
+        })?;
         let same_source = Ok(secret) == first.secret.as_ref() && facts.queue.key_prefix() == first.queue.key_prefix();
         let same_data = facts.generation.is_some() && facts.generation == first.generation;
         if !same_source && !same_data {
-            return Err(Fault::QueuesOnSeveralBrokers { one: first.queue.name_any(), other: name });
+            return Err(Fault::QueuesOnSeveralBrokers {
+                one: first.queue.name_any(),
+                other: name,
+            });
         }
     }
-    first.secret.clone().map_err(|why| Fault::NoBroker { name: first.queue.name_any(), why })
+    first.secret.clone().map_err(|why| Fault::NoBroker {
+        name: first.queue.name_any(),
+        why,
+    })
 }
 
 fn template_of(given: Option<&Value>, defaults: &Defaults<'_>) -> Result<Value, Fault> {
@@ -273,8 +303,12 @@ fn template_of(given: Option<&Value>, defaults: &Defaults<'_>) -> Result<Value, 
             }],
         }}));
     };
-    let containers = template.pointer("/spec/containers").ok_or_else(|| fault("spec.containers is missing"))?;
-    let containers = containers.as_array().ok_or_else(|| fault("spec.containers is not a list"))?;
+    let containers = template
+        .pointer("/spec/containers")
+        .ok_or_else(|| fault("spec.containers is missing"))?;
+    let containers = containers
+        .as_array()
+        .ok_or_else(|| fault("spec.containers is not a list"))?;
     if containers.is_empty() || !containers.iter().all(Value::is_object) {
         return Err(fault("spec.containers holds no container"));
     }

@@ -1,8 +1,616 @@
-//! placeholder
-use crate::context::Context;
-use std::sync::Arc;
+//! WorkerPool → its children, its size, and who may work.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, StreamExt};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
-/// Runs.
-pub async fn run(_context: Arc<Context>, _scope: usize, stop: CancellationToken) {
-    stop.cancelled().await;
+use umbel_api::names::ANNOTATION_DELETION_COST;
+use umbel_api::workerpool::{LastScale, WorkerPoolSpec};
+use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
+use umbel_plan::deployment::{COST_ADMITTED, COST_BUSY};
+use umbel_plan::drain::{self, Turn, Victims};
+use umbel_plan::pool::{Defaults, QueueFacts, Referred, validate};
+use umbel_plan::scaling::{self, Demand, History, Limits, Reading, Scale};
+
+use crate::brokers::{Sample, Source, View};
+use crate::carry::{self, Done, Pass};
+use crate::children::{self, Applied, Outcome};
+use crate::context::Context;
+use crate::observe::{self, Fleet, Workers, watched};
+use crate::report::{self, Found, News};
+use crate::watch::pool_of;
+
+/// After an action the next look follows soon: the API server has answered, only the watches lag.
+const SOON: Duration = Duration::from_millis(100);
+/// A pass that waits for others (controllers, tasks) looks again after this, should no watch wake it.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A steady pool is looked at this often, should a change ever be missed.
+const RARELY: Duration = Duration::from_secs(300);
+/// A broker counts as not answering after so many failures in a row.
+const BROKER_FAILURES: u32 = 3;
+/// A pod's deletion cost follows its tasks this slowly, so that short tasks cause no writes.
+const COST_DELAY: Duration = Duration::from_secs(10);
+
+/// What the leader remembers of each pool, by uid.
+type Memories = Mutex<HashMap<String, Arc<tokio::sync::Mutex<Memory>>>>;
+
+struct Memory {
+    drain: drain::Memory,
+    history: Option<History>,
+    applied: Applied,
+    news: News,
+    victims: Vec<String>,
+    busy_since: HashMap<String, Instant>,
+    told: Option<String>,
+    /// The latest decision in words.
+    sentence: String,
+}
+
+/// Why a pool could not be reconciled.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("observe the pool")]
+    Observe(#[source] observe::Error),
+    #[error("apply the pool's children")]
+    Apply(#[source] children::Error),
+    #[error("act on the pool")]
+    Act(#[source] carry::Error),
+    #[error("report on the pool")]
+    Report(#[source] kube::Error),
+}
+
+/// Reconciles the pools of one scope until `stop`.
+pub async fn run(context: Arc<Context>, scope: usize, stop: CancellationToken) {
+    let memories: Arc<Memories> = Arc::default();
+    let here = &context.scopes[scope];
+    let pools = here.pools.store.clone();
+    let of_namespace = move |namespace: Option<String>| -> Vec<ObjectRef<WorkerPool>> {
+        pools
+            .state_filter(|pool: &WorkerPool| pool.namespace() == namespace)
+            .iter()
+            .map(|pool| ObjectRef::from_obj(pool.as_ref()))
+            .collect()
+    };
+    let (by_queue, by_cluster) = (of_namespace.clone(), of_namespace);
+    let (samples, store) = (context.brokers.wakes(), here.pools.store.clone());
+    let sampled = stream::unfold(samples, |mut samples| async move {
+        match samples.recv().await {
+            Ok(source) => Some((Some(source), samples)),
+            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => Some((None, samples)),
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => None,
+        }
+    })
+    .flat_map(move |source: Option<Source>| {
+        let concerned = |pool: &WorkerPool| {
+            source
+                .as_ref()
+                .is_none_or(|source| pool.namespace().as_deref() == Some(&source.namespace))
+        };
+        let pools: Vec<_> = store
+            .state_filter(concerned)
+            .iter()
+            .map(|pool| ObjectRef::from_obj(pool.as_ref()))
+            .collect();
+        stream::iter(pools)
+    });
+    let wakes = stream::select_all([
+        here.pools.wakes(|pool| vec![ObjectRef::from_obj(pool)]),
+        here.queues.wakes(move |queue: &TaskQueue| by_queue(queue.namespace())),
+        here.clusters
+            .wakes(move |cluster: &TargetCluster| by_cluster(cluster.namespace())),
+        here.deployments.wakes(pool_of),
+        here.sets.wakes(pool_of),
+        here.pods.wakes(pool_of),
+        sampled.boxed(),
+    ]);
+    let store = here.pools.store.clone();
+    let reconcile = move |pool: Arc<WorkerPool>, context: Arc<Context>| {
+        let memories = memories.clone();
+        async move {
+            let uid = pool.uid().unwrap_or_default();
+            let memory = {
+                let mut all = memories.lock().unwrap_or_else(PoisonError::into_inner);
+                all.entry(uid)
+                    .or_insert_with(|| Arc::new(tokio::sync::Mutex::new(Memory::new())))
+                    .clone()
+            };
+            let mut memory = memory.lock().await;
+            reconcile(&pool, &context, &mut memory).await
+        }
+    };
+    super::drive("workerpool", store, wakes.boxed(), context.clone(), reconcile, stop).await;
+}
+
+async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) -> Result<Action, Error> {
+    if pool.metadata.deletion_timestamp.is_some() || context.leader.term().is_none() {
+        return Ok(Action::requeue(AGAIN));
+    }
+    let (now, clock) = (Timestamp::now(), Instant::now());
+    let refers = Refers::of(context, pool);
+    let defaults = Defaults {
+        image: &context.release.worker_image,
+        pull_policy: &context.release.worker_pull_policy,
+        install: context.leader.install(),
+    };
+    let valid = match validate(pool, &refers.referred(), &defaults) {
+        Ok(valid) => valid,
+        Err(fault) => return invalid(pool, context, memory, fault.reason(), fault.to_string()).await,
+    };
+    let seen = watched(context, pool);
+    let stored = seen.as_ref().map(|fleet| &fleet.deployment);
+    let refused = match memory
+        .applied
+        .bring(context, &valid, stored)
+        .await
+        .map_err(Error::Apply)?
+    {
+        Outcome::Good { wrote } if wrote => return Ok(Action::requeue(SOON)),
+        Outcome::Good { wrote: _ } => None,
+        Outcome::Refused { reason, why } => Some((reason, why)),
+    };
+    let Some(fleet) = seen else {
+        let (reason, why) = refused.unwrap_or(("Progressing", "the Deployment is being made".into()));
+        return invalid(pool, context, memory, reason, why).await;
+    };
+    if refused.as_ref().is_some_and(|(reason, _)| *reason == "NameTaken") {
+        let (reason, why) = refused.unwrap_or_default();
+        return invalid(pool, context, memory, reason, why).await;
+    }
+
+    let view = refers.view();
+    let workers = view.as_ref().and_then(workers_of);
+    let decision = memory.decide(pool, context, &refers, &fleet, workers.as_ref(), now);
+    let mut turn = memory.next(&fleet.world(workers.as_ref(), decision.replicas), now);
+    let mut acted = None;
+    if turn.action != drain::Action::Wait {
+        // What the watches show was enough to think of something; what is done is decided on what is there now.
+        let (done, fresh) = act(pool, context, memory, &refers, decision.replicas).await?;
+        (turn, acted) = (fresh, Some(done));
+    }
+    let world = fleet.world(workers.as_ref(), decision.replicas);
+    if acted.is_none() {
+        memory
+            .costs(pool, context, &fleet, workers.as_ref(), &world)
+            .await
+            .map_err(Error::Act)?;
+    }
+    let fault = view
+        .as_ref()
+        .and_then(|view| view.fault.as_ref())
+        .map(|fault| (fault.reason(), fault.to_string()));
+    let replica_failure = fleet.refusal();
+    let found = Found {
+        world: &world,
+        workers: workers.as_ref(),
+        decision: &decision,
+        turn: &turn,
+        refused,
+        replica_failure,
+        broker_fault: fault,
+    };
+    let status = report::status(pool, &found, &memory.news, now);
+    context.metrics.pool(
+        &valid.namespace,
+        &valid.name,
+        decision.replicas,
+        fleet.size(),
+        status.busy_replicas,
+    );
+    let look = memory.tell(pool, context, &status, clock).await?;
+    Ok(Action::requeue(wait(&turn, acted.as_ref(), &decision, look, now)))
+}
+
+/// How long until the next look, should nothing wake it before.
+fn wait(
+    turn: &Turn,
+    acted: Option<&Done>,
+    decision: &scaling::Decision,
+    look: Option<Duration>,
+    now: Timestamp,
+) -> Duration {
+    let by_turn = match (acted, &turn.reason) {
+        (Some(_), _) => SOON,
+        (None, drain::Reason::Steady) => RARELY,
+        (None, _) => AGAIN,
+    };
+    let by_time = decision
+        .reason
+        .until()
+        .map(|until| Duration::try_from(until.duration_since(now)).unwrap_or(SOON).max(SOON));
+    [Some(by_turn), by_time, look]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(RARELY)
+}
+
+/// Reads everything again, decides again, and carries that out.
+async fn act(
+    pool: &WorkerPool,
+    context: &Context,
+    memory: &mut Memory,
+    refers: &Refers,
+    desired: u32,
+) -> Result<(Done, Turn), Error> {
+    let Some(fleet) = observe::read(context, pool).await.map_err(Error::Observe)? else {
+        return Ok((
+            Done::Refused,
+            Turn {
+                action: drain::Action::Wait,
+                reason: drain::Reason::Settling,
+            },
+        ));
+    };
+    let broker = match (&refers.source, context.leader.term()) {
+        (Some(source), Some(term)) => context.brokers.writable(source, term).ok(),
+        _ => None,
+    };
+    let workers = match &broker {
+        Some(broker) => match tokio::try_join!(broker.generation(), broker.workers()) {
+            Ok((generation, records)) => Some(Workers::new(generation, &records)),
+            Err(_) => None,
+        },
+        None => None,
+    };
+    let world = fleet.world(workers.as_ref(), desired);
+    let turn = memory.next(&world, Timestamp::now());
+    let nobody = Workers::new(String::new(), &[]);
+    let pass = Pass {
+        context,
+        pool,
+        fleet: &fleet,
+        workers: workers.as_ref().unwrap_or(&nobody),
+        world: &world,
+        broker: broker.as_ref(),
+    };
+    let done = pass.carry_out(&turn.action).await.map_err(Error::Act)?;
+    memory.note(pool, context, &world, &turn, &done).await;
+    Ok((done, turn))
+}
+
+async fn invalid(
+    pool: &WorkerPool,
+    context: &Context,
+    memory: &mut Memory,
+    reason: &'static str,
+    why: String,
+) -> Result<Action, Error> {
+    let status = report::invalid(pool, reason, why.clone(), Timestamp::now());
+    if memory.told.as_deref() != Some(why.as_str()) && reason != "Progressing" {
+        context.event(pool, EventType::Warning, reason, why.clone()).await;
+        memory.told = Some(why);
+    }
+    memory.tell(pool, context, &status, Instant::now()).await?;
+    Ok(Action::requeue(if reason == "Progressing" {
+        SOON
+    } else {
+        RARELY.min(Duration::from_secs(30))
+    }))
+}
+
+/// The objects that a pool refers to, and what is known of their broker.
+struct Refers {
+    queues: Vec<(Arc<TaskQueue>, Result<Source, String>, View)>,
+    clusters: Vec<Arc<TargetCluster>>,
+    source: Option<Source>,
+}
+
+impl Refers {
+    fn of(context: &Context, pool: &WorkerPool) -> Self {
+        let namespace = pool.namespace().unwrap_or_default();
+        let queues: Vec<_> = pool
+            .spec
+            .queues
+            .iter()
+            .filter_map(|share| context.queue(&namespace, &share.name))
+            .map(|queue| {
+                let source = context.brokers.source(&queue).map_err(|fault| fault.to_string());
+                let view = source
+                    .as_ref()
+                    .map(|source| context.brokers.view(source))
+                    .unwrap_or_default();
+                (queue, source, view)
+            })
+            .collect();
+        let source = queues.first().and_then(|(_, source, _)| source.clone().ok());
+        let clusters = if pool.spec.cluster_access.is_some() {
+            context.clusters(&namespace)
+        } else {
+            Vec::new()
+        };
+        Self {
+            queues,
+            clusters,
+            source,
+        }
+    }
+
+    fn referred(&self) -> Referred<'_> {
+        let mut queues = BTreeMap::new();
+        for (queue, source, view) in &self.queues {
+            let secret = source
+                .as_ref()
+                .map(|source| (source.secret.clone(), source.key.clone()))
+                .map_err(Clone::clone);
+            let generation = view
+                .sample
+                .as_ref()
+                .map(|sample| sample.generation.as_str())
+                .filter(|id| !id.is_empty());
+            queues.insert(
+                queue.name_any(),
+                QueueFacts {
+                    queue,
+                    secret,
+                    generation,
+                },
+            );
+        }
+        Referred {
+            queues,
+            clusters: self.clusters.iter().map(AsRef::as_ref).collect(),
+        }
+    }
+
+    /// The view of the pool's broker: that of its first queue.
+    fn view(&self) -> Option<View> {
+        self.queues.first().map(|(_, _, view)| view.clone())
+    }
+}
+
+/// The workers of the latest sample, unless the broker stopped answering.
+fn workers_of(view: &View) -> Option<Workers> {
+    let sample: &Sample = view
+        .sample
+        .as_deref()
+        .filter(|_| view.fault.is_none() && view.term.is_some())?;
+    Some(Workers::new(sample.generation.clone(), &sample.workers))
+}
+
+impl Memory {
+    fn new() -> Self {
+        Self {
+            drain: drain::Memory::default(),
+            history: None,
+            applied: Applied::default(),
+            news: News::default(),
+            victims: Vec::new(),
+            busy_since: HashMap::new(),
+            told: None,
+            sentence: String::new(),
+        }
+    }
+
+    fn next(&mut self, world: &drain::World, now: Timestamp) -> Turn {
+        self.drain.observe(world, now);
+        drain::next(world, &self.drain, Victims::Drained, now)
+    }
+
+    fn decide(
+        &mut self,
+        pool: &WorkerPool,
+        context: &Context,
+        refers: &Refers,
+        fleet: &Fleet,
+        workers: Option<&Workers>,
+        now: Timestamp,
+    ) -> scaling::Decision {
+        let limits = Limits::from(&pool.spec);
+        let world = fleet.world(workers, 0);
+        let busy = world
+            .live()
+            .filter(|pod| pod.worker.as_ref().is_some_and(|worker| worker.held > 0))
+            .count();
+        let scale = Scale {
+            replicas: fleet.size(),
+            busy: u32::try_from(busy).unwrap_or(u32::MAX),
+        };
+        let history = self.history.get_or_insert_with(|| History::begin(scale.replicas, now));
+        let decision = scaling::decide(&limits, &reading(pool, context, refers, now), scale, history, now);
+        history.note(&decision, &limits.patience, now);
+        self.sentence = decision.to_string();
+        decision
+    }
+
+    /// Takes note of what an action brought about.
+    async fn note(&mut self, pool: &WorkerPool, context: &Context, world: &drain::World, turn: &Turn, done: &Done) {
+        let (namespace, name) = (pool.namespace().unwrap_or_default(), pool.name_any());
+        let word = match done {
+            Done::Nothing => return,
+            Done::Stamped => "stamp",
+            Done::Refused => "refused",
+            Done::Gates(_) => match turn.action {
+                drain::Action::Drain { .. } => "drain",
+                drain::Action::Admit { .. } => "admit",
+                _ => "reopen",
+            },
+            Done::Deleted(_) => "delete",
+            Done::Scaled { .. } => "scale",
+            Done::Verified { .. } => "verify",
+        };
+        context.metrics.turned(&namespace, &name, word, turn.reason.word());
+        tracing::info!(namespace, pool = name, action = ?turn.action, done = ?done, reason = turn.reason.word(), "acted");
+        match done {
+            Done::Nothing | Done::Stamped | Done::Gates(_) | Done::Refused => {}
+            Done::Deleted(pods) => {
+                if let Some(broker) = &world.broker {
+                    self.drain
+                        .deleted(u32::try_from(pods.len()).unwrap_or(u32::MAX), broker);
+                }
+                self.victims.extend(pods.iter().cloned());
+            }
+            Done::Scaled { from, to, survivors } => {
+                let victims = if to < from {
+                    std::mem::take(&mut self.victims)
+                } else {
+                    Vec::new()
+                };
+                if let Some(survivors) = survivors {
+                    self.drain.lowered(*to, survivors.clone());
+                }
+                let why = match &turn.reason {
+                    drain::Reason::ReplacementRefused => report::explain(&turn.reason),
+                    _ => self.sentence.clone(),
+                };
+                let kind = if to < from { "ScaledDown" } else { "ScaledUp" };
+                let pods = if victims.is_empty() {
+                    String::new()
+                } else {
+                    format!("; removed {}", victims.join(", "))
+                };
+                self.news.last_scale = Some(LastScale {
+                    time: Time(condition::whole_seconds(Timestamp::now())),
+                    from: *from,
+                    to: *to,
+                    reason: why.clone(),
+                    victims,
+                });
+                context
+                    .fact(pool, EventType::Normal, kind, format!("{from} to {to}: {why}{pods}"))
+                    .await;
+            }
+            Done::Verified { missing, busy } => {
+                self.drain.verified();
+                self.news.counters.scale_downs += 1;
+                if !missing.is_empty() {
+                    let wrong = missing.len() as u64;
+                    self.news.counters.wrong_victims += wrong;
+                    self.news.counters.busy_stopped += busy;
+                    context.metrics.missing(&namespace, &name, wrong, *busy);
+                    let note = format!("a step down lost {} though it had not chosen them", missing.join(", "));
+                    context.fact(pool, EventType::Warning, "WrongVictim", note).await;
+                }
+            }
+        }
+    }
+
+    /// Deletion costs follow who is busy, slowly: the second line, should somebody else lower the Deployment.
+    async fn costs(
+        &mut self,
+        pool: &WorkerPool,
+        context: &Context,
+        fleet: &Fleet,
+        workers: Option<&Workers>,
+        world: &drain::World,
+    ) -> Result<(), carry::Error> {
+        let Some(workers) = workers else { return Ok(()) };
+        let clock = Instant::now();
+        let pass = Pass {
+            context,
+            pool,
+            fleet,
+            workers,
+            world,
+            broker: None,
+        };
+        let live: Vec<&drain::Pod> = world.live().filter(|pod| pod.marked).collect();
+        self.busy_since.retain(|uid, _| live.iter().any(|pod| pod.uid == *uid));
+        for pod in live {
+            let busy = pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
+            let Some(object) = fleet.pod(&pod.uid) else { continue };
+            let raised = object.annotations().get(ANNOTATION_DELETION_COST) == Some(&COST_BUSY.to_string());
+            if busy == raised {
+                self.busy_since.remove(&pod.uid);
+                continue;
+            }
+            let since = *self.busy_since.entry(pod.uid.clone()).or_insert(clock);
+            // Up sooner than down: a pod that works again and again stays raised.
+            let delay = if busy { COST_DELAY } else { COST_DELAY * 6 };
+            if clock.duration_since(since) < delay {
+                continue;
+            }
+            self.busy_since.remove(&pod.uid);
+            let cost = if busy { COST_BUSY } else { COST_ADMITTED };
+            pass.annotate(object, json!({ ANNOTATION_DELETION_COST: cost.to_string() }))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Writes status if it is time; otherwise answers when to look again.
+    async fn tell(
+        &mut self,
+        pool: &WorkerPool,
+        context: &Context,
+        status: &umbel_api::WorkerPoolStatus,
+        clock: Instant,
+    ) -> Result<Option<Duration>, Error> {
+        if let Err(later) = self.news.due(pool.status.as_ref(), status, clock) {
+            return Ok(later);
+        }
+        match crate::apply::status(&context.client, pool, pool.status.as_ref(), status).await {
+            Ok(_) => {
+                context.metrics.wrote("patch", "workerpools/status");
+                self.news.told(clock);
+                Ok(None)
+            }
+            // The object changed since: the watch brings it, and then it is written.
+            Err(error) if matches!(crate::apply::code(&error), Some(404 | 409)) => Ok(Some(SOON)),
+            Err(error) => Err(Error::Report(error)),
+        }
+    }
+}
+
+/// What there is to do for this pool: its part of each of its queues.
+fn reading(pool: &WorkerPool, context: &Context, refers: &Refers, now: Timestamp) -> Reading {
+    let Some(view) = refers.view() else {
+        return Reading::None;
+    };
+    if let Some(fault) = &view.fault
+        && (view.failures >= BROKER_FAILURES || view.sample.is_none())
+    {
+        return Reading::Unreadable { why: fault.to_string() };
+    }
+    let Some(sample) = view.sample else {
+        return Reading::None;
+    };
+    let mut sum = Demand::default();
+    for (queue, _, _) in &refers.queues {
+        let depth = match sample.queues.get(&queue.queue_name()) {
+            None => return Reading::None,
+            Some(Err(fault)) => {
+                return Reading::Unreadable {
+                    why: format!("key {}: {}", fault.key, fault.reason),
+                };
+            }
+            Some(Ok(depth)) => depth,
+        };
+        let whole = Demand {
+            waiting: depth.waiting.saturating_add(depth.suspect),
+            in_flight: depth.in_flight,
+            due_soon: depth.due_soon,
+        };
+        let (mine, all) = slots(pool, context, &queue.name_any());
+        sum = sum + whole.share(mine, all);
+    }
+    let age = jiff::SignedDuration::try_from(sample.seen.elapsed()).unwrap_or(jiff::SignedDuration::MAX);
+    Reading::Sample {
+        at: now.checked_sub(age).unwrap_or(now),
+        demand: sum,
+    }
+}
+
+/// The slots that this pool, and all pools of the queue, can have at most.
+fn slots(pool: &WorkerPool, context: &Context, queue: &str) -> (u64, u64) {
+    let most = |spec: &WorkerPoolSpec| u64::from(spec.scaling.max_replicas.max(1)) * u64::from(spec.concurrency);
+    let namespace = pool.namespace();
+    let serves = |other: &WorkerPool| {
+        other.namespace() == namespace && other.spec.queues.iter().any(|share| share.name == queue)
+    };
+    let all = context
+        .pools()
+        .iter()
+        .filter(|other| serves(other))
+        .map(|other| most(&other.spec))
+        .sum();
+    (most(&pool.spec), all)
 }

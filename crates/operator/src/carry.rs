@@ -1,0 +1,398 @@
+//! Carries out one action of a scale-down, an admission or a raise.
+//!
+//! # Guarantees
+//! Every write carries the resourceVersion of the object that the decision was made on, and is sent only while this
+//! process certainly leads. A refused precondition is an answer ([`Done::Refused`]), not an error: the next pass reads
+//! anew. Before each DELETE and each lowering the broker confirms, under our term, that the workers concerned are still
+//! closed and empty, or not admitted. What a decision was made on is read before that confirmation, so a leader that was
+//! stopped in between meets either a stale term there or a changed resourceVersion here.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use umbel_api::WorkerPool;
+use umbel_api::names::{ANNOTATION_DELETION_COST, ANNOTATION_GATE, LABEL_TERM, MANAGER, MANAGER_SCALE, MANAGER_TERM};
+use umbel_broker::{Broker, Fence, Gate, GateAnswer, StepAnswer};
+use umbel_plan::deployment::COST_ADMITTED;
+use umbel_plan::drain::{Action, World};
+
+use crate::apply::code;
+use crate::context::Context;
+use crate::failpoint;
+use crate::observe::{Fleet, Workers, gate_mark};
+
+/// A request that takes longer is given up: the confirmation behind it is about to be old.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pods written at a time in one pass.
+const PARALLEL: usize = 8;
+
+/// What became of an action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// There was nothing to do.
+    Nothing,
+    /// The Deployment now carries our term; the action itself is for the next pass.
+    Stamped,
+    /// Gates were opened or closed, for so many pods.
+    Gates(usize),
+    /// These pods were deleted by name.
+    Deleted(Vec<String>),
+    /// The size was changed.
+    Scaled {
+        /// The size before.
+        from: u32,
+        /// The size after.
+        to: u32,
+        /// After a lowering: uids of the admitted pods that must stay.
+        survivors: Option<BTreeSet<String>>,
+    },
+    /// A lowering was verified; names of pods that are missing, and how many of them hold tasks.
+    Verified {
+        /// Names or uids.
+        missing: Vec<String>,
+        /// So many of them hold leases still.
+        busy: u64,
+    },
+    /// A precondition did not hold, or the broker did not confirm.
+    Refused,
+}
+
+/// Why an action failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// We do not lead, or not certainly.
+    #[error("this operator does not lead")]
+    NotLeading,
+    /// A broker refused our term.
+    #[error("the broker knows the higher term {0}")]
+    Stale(u64),
+    /// A gate call failed.
+    #[error("set the gate of a worker")]
+    Gate(#[source] umbel_broker::Error),
+    /// The step was not confirmed.
+    #[error("announce a step")]
+    Step(#[source] umbel_broker::Error),
+    /// A pod could not be written.
+    #[error("write pod {0}")]
+    Pod(String, #[source] kube::Error),
+    /// The Deployment could not be written.
+    #[error("write deployment {0}")]
+    Deployment(String, #[source] kube::Error),
+    /// The API server did not answer in time.
+    #[error("no answer of the API server within {PATIENCE:?}")]
+    Slow,
+}
+
+/// One pass over one pool: everything as it was read, and where to write.
+pub struct Pass<'a> {
+    /// Shared handles.
+    pub context: &'a Context,
+    /// The pool.
+    pub pool: &'a WorkerPool,
+    /// Its children, read consistently.
+    pub fleet: &'a Fleet,
+    /// Its workers, read after them.
+    pub workers: &'a Workers,
+    /// The world made of both.
+    pub world: &'a World,
+    /// A broker that accepted our term; without one only raises are possible.
+    pub broker: Option<&'a Broker>,
+}
+
+impl Pass<'_> {
+    /// Carries out `action`.
+    pub async fn carry_out(&self, action: &Action) -> Result<Done, Error> {
+        let term = self.context.leader.term().ok_or(Error::NotLeading)?;
+        if matches!(action, Action::Wait) {
+            return Ok(Done::Nothing);
+        }
+        if self.fleet.deployment.labels().get(LABEL_TERM) != Some(&term.to_string()) {
+            return self.stamp(term).await;
+        }
+        match action {
+            Action::Wait => Ok(Done::Nothing),
+            Action::Raise { to } => self.scale(*to, None).await,
+            Action::Admit { pods } => self.open(pods, true).await,
+            Action::Reopen { pods } => self.open(pods, false).await,
+            Action::Drain { pods } => self.drain(pods).await,
+            Action::Delete { pods } => self.delete(pods).await,
+            Action::Lower { takes } => self.lower(takes).await,
+            Action::SettleForLive { to } => {
+                self.confirm(&[]).await?;
+                self.scale(*to, Some(self.admitted())).await
+            }
+            Action::Verified { missing } => Ok(self.verified(missing)),
+        }
+    }
+
+    /// Writes our term on the Deployment, so that a predecessor's late write meets another resourceVersion.
+    async fn stamp(&self, term: u64) -> Result<Done, Error> {
+        let name = self.pool.name_any();
+        let body = json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {
+                "name": name,
+                "resourceVersion": self.fleet.deployment.resource_version(),
+                "labels": { LABEL_TERM: term.to_string() },
+            },
+        });
+        let params = PatchParams::apply(MANAGER_TERM).force();
+        let written = self.deployments().patch(&name, &params, &Patch::Apply(body)).await;
+        self.context.metrics.wrote("patch", "deployments");
+        match written {
+            Ok(_) => Ok(Done::Stamped),
+            Err(error) if is_refusal(&error) => Ok(Done::Refused),
+            Err(source) => Err(Error::Deployment(name, source)),
+        }
+    }
+
+    /// The pod first, always with a new value: whoever decided on the old one meets another resourceVersion. Then the gate.
+    async fn open(&self, pods: &[String], first: bool) -> Result<Done, Error> {
+        let broker = self.broker.ok_or(Error::NotLeading)?;
+        let mut opened = 0;
+        for some in pods.chunks(PARALLEL) {
+            let answers = join_all(some.iter().map(|uid| self.open_one(broker, uid, first))).await;
+            for answer in answers {
+                opened += usize::from(answer?);
+            }
+        }
+        if opened == 0 {
+            Ok(Done::Refused)
+        } else {
+            Ok(Done::Gates(opened))
+        }
+    }
+
+    async fn open_one(&self, broker: &Broker, uid: &str, first: bool) -> Result<bool, Error> {
+        let (Some(pod), Some(worker)) = (self.fleet.pod(uid), self.workers.present(uid)) else {
+            return Ok(false);
+        };
+        let fence = self.fence()?;
+        let mut annotations = json!({ ANNOTATION_GATE: format!("{}.{}", fence.term, fence.n) });
+        if first {
+            annotations[ANNOTATION_DELETION_COST] = json!(COST_ADMITTED.to_string());
+        }
+        if !self.annotate(pod, annotations).await? {
+            return Ok(false);
+        }
+        match broker.open(&fence, &worker.worker).await.map_err(Error::Gate)? {
+            GateAnswer::Done { held: _ } => Ok(true),
+            GateAnswer::Unknown => Ok(false),
+            GateAnswer::Stale { term } => Err(self.stale(&fence, term)),
+        }
+    }
+
+    /// Writes annotations on a pod as it was read; `false` when it changed since.
+    pub async fn annotate(&self, pod: &Pod, annotations: serde_json::Value) -> Result<bool, Error> {
+        self.context.leader.term().ok_or(Error::NotLeading)?;
+        let name = pod.name_any();
+        let body = json!({ "metadata": {
+            "uid": pod.uid(), "resourceVersion": pod.resource_version(), "annotations": annotations,
+        }});
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let written = self.pods().patch_metadata(&name, &params, &Patch::Merge(body)).await;
+        self.context.metrics.wrote("patch", "pods");
+        match written {
+            Ok(_) => Ok(true),
+            Err(error) if is_refusal(&error) => Ok(false),
+            Err(source) => Err(Error::Pod(name, source)),
+        }
+    }
+
+    async fn drain(&self, pods: &[String]) -> Result<Done, Error> {
+        let broker = self.broker.ok_or(Error::NotLeading)?;
+        for worker in pods.iter().flat_map(|uid| self.workers.names(uid)) {
+            let fence = self.fence()?;
+            if let GateAnswer::Stale { term } = broker.drain(&fence, &worker).await.map_err(Error::Gate)? {
+                return Err(self.stale(&fence, term));
+            }
+        }
+        Ok(Done::Gates(pods.len()))
+    }
+
+    async fn delete(&self, pods: &[String]) -> Result<Done, Error> {
+        let names: Vec<Vec<String>> = pods.iter().map(|uid| self.workers.names(uid)).collect();
+        let states = self.confirm(&names.concat()).await?;
+        failpoint::reach("before-delete");
+        let mut states = states.into_iter();
+        let mut deleted = Vec::new();
+        for (uid, names) in pods.iter().zip(&names) {
+            let idle: Vec<bool> = states
+                .by_ref()
+                .take(names.len())
+                .map(|state| is_drained(&state))
+                .collect();
+            let Some(pod) = self.fleet.pod(uid) else { continue };
+            if idle.is_empty() || !idle.iter().all(|idle| *idle) || gate_mark(pod).is_none() {
+                continue;
+            }
+            if self.delete_one(pod).await? {
+                deleted.push(pod.name_any());
+            }
+        }
+        if deleted.is_empty() {
+            Ok(Done::Refused)
+        } else {
+            Ok(Done::Deleted(deleted))
+        }
+    }
+
+    async fn delete_one(&self, pod: &Pod) -> Result<bool, Error> {
+        // The term may have ended since the confirmation; a stopped process finds that out here or at the precondition.
+        self.context.leader.term().ok_or(Error::NotLeading)?;
+        let name = pod.name_any();
+        let preconditions = Preconditions {
+            uid: pod.uid(),
+            resource_version: pod.resource_version(),
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        let api = self.pods();
+        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params))
+            .await
+            .map_err(|_| Error::Slow)?;
+        self.context.metrics.wrote("delete", "pods");
+        match deleted {
+            Ok(_) => Ok(true),
+            Err(error) if is_refusal(&error) => {
+                tracing::info!(
+                    pod = name,
+                    error = crate::apply::words(&error),
+                    "deletion refused by its precondition"
+                );
+                Ok(false)
+            }
+            Err(source) => Err(Error::Pod(name, source)),
+        }
+    }
+
+    async fn lower(&self, takes: &[String]) -> Result<Done, Error> {
+        let names: Vec<Vec<String>> = takes.iter().map(|uid| self.workers.names(uid)).collect();
+        let mut states = self.confirm(&names.concat()).await?.into_iter();
+        let unadmitted = names.iter().filter(|names| {
+            // A pod without any worker yet has no entry, and so no open one.
+            let open = states
+                .by_ref()
+                .take(names.len())
+                .filter(|(gate, _)| *gate == Some(Gate::Open))
+                .count();
+            open == 0
+        });
+        let by = u32::try_from(unadmitted.count()).unwrap_or(0);
+        if by == 0 {
+            return Ok(Done::Refused);
+        }
+        failpoint::reach("before-lower");
+        self.scale(self.fleet.size().saturating_sub(by), Some(self.admitted()))
+            .await
+    }
+
+    /// Announces the step and reads the workers' state under our term, in their order.
+    async fn confirm(&self, workers: &[String]) -> Result<Vec<(Option<Gate>, u64)>, Error> {
+        let broker = self.broker.ok_or(Error::NotLeading)?;
+        let fence = self.fence()?;
+        let uid = self.pool.uid().unwrap_or_default();
+        match broker.step(&fence, &uid, workers).await.map_err(Error::Step)? {
+            StepAnswer::Workers(states) => Ok(states),
+            StepAnswer::Stale { term } => Err(self.stale(&fence, term)),
+        }
+    }
+
+    /// Sets the size through `/scale`, on the Deployment as it was read.
+    async fn scale(&self, to: u32, survivors: Option<BTreeSet<String>>) -> Result<Done, Error> {
+        self.context.leader.term().ok_or(Error::NotLeading)?;
+        let (name, from) = (self.pool.name_any(), self.fleet.size());
+        let scale = Scale {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: self.pool.namespace(),
+                uid: self.fleet.deployment.uid(),
+                resource_version: self.fleet.deployment.resource_version(),
+                ..ObjectMeta::default()
+            },
+            spec: Some(ScaleSpec {
+                replicas: Some(i32::try_from(to).unwrap_or(i32::MAX)),
+            }),
+            status: None,
+        };
+        let params = PostParams {
+            field_manager: Some(MANAGER_SCALE.to_owned()),
+            ..PostParams::default()
+        };
+        let api = self.deployments();
+        let written = tokio::time::timeout(PATIENCE, api.replace_scale(&name, &params, &scale));
+        let written = written.await.map_err(|_| Error::Slow)?;
+        self.context.metrics.wrote("update", "deployments/scale");
+        match written {
+            Ok(_) => Ok(Done::Scaled { from, to, survivors }),
+            Err(error) if is_refusal(&error) => Ok(Done::Refused),
+            Err(source) => Err(Error::Deployment(name, source)),
+        }
+    }
+
+    fn verified(&self, missing: &[String]) -> Done {
+        let busy = missing.iter().filter(|uid| self.workers.held(uid) > 0).count() as u64;
+        let name = |uid: &String| {
+            let beat = self.workers.present(uid).and_then(|record| record.heartbeat.as_ref());
+            self.fleet
+                .pod(uid)
+                .map(|pod| pod.name_any())
+                .or_else(|| beat.map(|beat| beat.pod.clone()))
+                .unwrap_or_else(|| uid.clone())
+        };
+        Done::Verified {
+            missing: missing.iter().map(name).collect(),
+            busy,
+        }
+    }
+
+    fn admitted(&self) -> BTreeSet<String> {
+        self.world
+            .live()
+            .filter(|pod| pod.is_admitted())
+            .map(|pod| pod.uid.clone())
+            .collect()
+    }
+
+    fn fence(&self) -> Result<Fence, Error> {
+        self.context.leader.fence().ok_or(Error::NotLeading)
+    }
+
+    fn stale(&self, fence: &Fence, term: u64) -> Error {
+        if term > fence.term {
+            self.context.leader.exceed(term);
+        }
+        Error::Stale(term)
+    }
+
+    fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.context.client.clone(), &self.pool.namespace().unwrap_or_default())
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.context.client.clone(), &self.pool.namespace().unwrap_or_default())
+    }
+}
+
+/// Closed and empty: it stays idle until somebody opens it. An entry that is gone is not known to be closed.
+fn is_drained((gate, held): &(Option<Gate>, u64)) -> bool {
+    matches!(gate, Some(Gate::Closed { since: _ })) && *held == 0
+}
+
+/// The object is gone, or not as it was read.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(code(error), Some(404 | 409))
+}

@@ -1,0 +1,272 @@
+//! A pool's Deployment (without its size), ServiceAccount, Role and binding: applied only when something differs.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use umbel_api::names::{MANAGER, MANAGER_SCALE};
+use umbel_plan::deployment::contains;
+use umbel_plan::pool::Pool;
+use umbel_plan::{access, deployment};
+
+use crate::apply::{code, words};
+use crate::context::Context;
+
+/// What was applied last, so that what the server writes differently (`1000m`, `1`) is not applied for ever.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    deployment: Option<(u64, u64)>,
+    access: Option<u64>,
+}
+
+/// What became of the children.
+#[derive(Debug)]
+pub enum Outcome {
+    /// They are as they shall be; whether anything was written.
+    Good {
+        /// Something was written.
+        wrote: bool,
+    },
+    /// The API server refused one, in its own words; or an object of that name is not ours.
+    Refused {
+        /// A condition's reason.
+        reason: &'static str,
+        /// Kind, name and cause.
+        why: String,
+    },
+}
+
+/// A child could not be read or written for a reason that is not the pool's.
+#[derive(Debug, thiserror::Error)]
+#[error("apply {kind} {name}")]
+pub struct Error {
+    kind: String,
+    name: String,
+    #[source]
+    source: kube::Error,
+}
+
+impl Applied {
+    /// Brings the children to what the pool asks for. `stored` is the Deployment as it was seen.
+    pub async fn bring(
+        &mut self,
+        context: &Context,
+        pool: &Pool,
+        stored: Option<&Deployment>,
+    ) -> Result<Outcome, Error> {
+        let access = access::plan(pool);
+        let wanted = hash(&json!([
+            access.service_account,
+            access.grant.as_ref().map(|grant| [&grant.role, &grant.binding])
+        ]));
+        let mut wrote = false;
+        if self.access != Some(wanted) {
+            let name = access::name(&pool.name);
+            let mut outcomes = vec![bring::<ServiceAccount>(context, pool, &access.service_account).await?];
+            if let Some(grant) = &access.grant {
+                outcomes.push(bring::<Role>(context, pool, &grant.role).await?);
+                outcomes.push(bring::<RoleBinding>(context, pool, &grant.binding).await?);
+            } else {
+                remove::<RoleBinding>(context, pool, &name).await?;
+                remove::<Role>(context, pool, &name).await?;
+            }
+            for outcome in outcomes {
+                match outcome {
+                    Outcome::Good { wrote: one } => wrote |= one,
+                    refused @ Outcome::Refused { .. } => return Ok(refused),
+                }
+            }
+            self.access = Some(wanted);
+        }
+        let wanted = deployment::plan(pool);
+        let outcome = match stored {
+            None => self.create(context, pool, &wanted).await?,
+            Some(stored) if !is_ours(stored, pool) => taken::<Deployment>(&pool.name),
+            Some(stored) => self.update(context, &wanted, stored).await?,
+        };
+        Ok(match outcome {
+            Outcome::Good { wrote: one } => Outcome::Good { wrote: wrote || one },
+            refused @ Outcome::Refused { .. } => refused,
+        })
+    }
+
+    /// A Deployment without a size is made with one pod, and a size that an applier drops goes back to one. So it is made
+    /// at size zero by the size's own field manager, then taken over without the size, and the first one lets go of the rest.
+    async fn create(&mut self, context: &Context, pool: &Pool, wanted: &Value) -> Result<Outcome, Error> {
+        let api: Api<Deployment> = Api::namespaced(context.client.clone(), &pool.namespace);
+        let name = pool.name.as_str();
+        if let Some(found) = api
+            .get_opt(name)
+            .await
+            .map_err(|source| failed::<Deployment>(name, source))?
+        {
+            // The watch is behind: the next pass sees it.
+            return Ok(if is_ours(&found, pool) {
+                Outcome::Good { wrote: true }
+            } else {
+                taken::<Deployment>(name)
+            });
+        }
+        let mut sized = wanted.clone();
+        sized["spec"]["replicas"] = json!(0);
+        let only_size = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": { "replicas": 0 },
+        });
+        for (manager, body) in [(MANAGER_SCALE, &sized), (MANAGER, wanted), (MANAGER_SCALE, &only_size)] {
+            let written = api
+                .patch(name, &PatchParams::apply(manager).force(), &Patch::Apply(body))
+                .await;
+            context.metrics.wrote("patch", "deployments");
+            if let Err(source) = written {
+                return refusal::<Deployment>(name, source);
+            }
+        }
+        Ok(Outcome::Good { wrote: true })
+    }
+
+    async fn update(&mut self, context: &Context, wanted: &Value, stored: &Deployment) -> Result<Outcome, Error> {
+        let shown = serde_json::to_value(stored).unwrap_or_default();
+        let now = (
+            hash(wanted),
+            hash(&json!([
+                shown.pointer("/spec/template"),
+                shown.pointer("/metadata/labels")
+            ])),
+        );
+        if contains(&shown, wanted) || self.deployment == Some(now) {
+            return Ok(Outcome::Good { wrote: false });
+        }
+        let name = stored.name_any();
+        let mut body = wanted.clone();
+        body["metadata"]["resourceVersion"] = json!(stored.resource_version());
+        let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
+        let written = api
+            .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
+            .await;
+        context.metrics.wrote("patch", "deployments");
+        match written {
+            Ok(after) => {
+                let shown = serde_json::to_value(&after).unwrap_or_default();
+                let shown = json!([shown.pointer("/spec/template"), shown.pointer("/metadata/labels")]);
+                self.deployment = Some((hash(wanted), hash(&shown)));
+                Ok(Outcome::Good {
+                    wrote: after.resource_version() != stored.resource_version(),
+                })
+            }
+            // Somebody wrote in between: the next pass sees it.
+            Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
+            Err(source) => refusal::<Deployment>(&name, source),
+        }
+    }
+}
+
+async fn bring<K>(context: &Context, pool: &Pool, wanted: &Value) -> Result<Outcome, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), &pool.namespace);
+    let name = wanted
+        .pointer("/metadata/name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let found = api.get_opt(name).await.map_err(|source| failed::<K>(name, source))?;
+    let mut body = wanted.clone();
+    if let Some(found) = &found {
+        if !is_ours(found, pool) {
+            return Ok(taken::<K>(name));
+        }
+        if contains(&serde_json::to_value(found).unwrap_or_default(), wanted) {
+            return Ok(Outcome::Good { wrote: false });
+        }
+        body["metadata"]["resourceVersion"] = json!(found.resource_version());
+    }
+    let written = api
+        .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
+        .await;
+    context.metrics.wrote("patch", "access");
+    match written {
+        Ok(_) => Ok(Outcome::Good { wrote: true }),
+        Err(source) => refusal::<K>(name, source),
+    }
+}
+
+/// Deletes our object of this name, if there is one.
+async fn remove<K>(context: &Context, pool: &Pool, name: &str) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), &pool.namespace);
+    let found = api.get_opt(name).await.map_err(|source| failed::<K>(name, source))?;
+    let Some(found) = found.filter(|found| is_ours(found, pool)) else {
+        return Ok(());
+    };
+    let preconditions = Preconditions {
+        uid: found.uid(),
+        resource_version: found.resource_version(),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
+    context.metrics.wrote("delete", "access");
+    match api.delete(name, &params).await {
+        Ok(_) => Ok(()),
+        Err(error) if code(&error) == Some(404) => Ok(()),
+        Err(source) => Err(failed::<K>(name, source)),
+    }
+}
+
+fn is_ours<K: Resource>(object: &K, pool: &Pool) -> bool {
+    object
+        .owner_references()
+        .iter()
+        .any(|owner| owner.controller == Some(true) && owner.uid == pool.uid)
+}
+
+fn taken<K: Resource<DynamicType = ()>>(name: &str) -> Outcome {
+    let why = format!(
+        "{} {name} exists and is not this pool's; it is left alone",
+        K::kind(&())
+    );
+    Outcome::Refused {
+        reason: "NameTaken",
+        why,
+    }
+}
+
+/// A refusal of what was sent is the pool's fault and is shown; anything else is tried again.
+fn refusal<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Result<Outcome, Error> {
+    match code(&source) {
+        Some(400 | 403 | 422) => Ok(Outcome::Refused {
+            reason: "TemplateRefused",
+            why: format!("{} {name}: {}", K::kind(&()), words(&source)),
+        }),
+        _ => Err(failed::<K>(name, source)),
+    }
+}
+
+fn failed<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Error {
+    Error {
+        kind: K::kind(&()).into_owned(),
+        name: name.to_owned(),
+        source,
+    }
+}
+
+fn hash(value: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.to_string().hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,205 @@
+//! `TaskQueue`: whose it is, whether its broker answers, and how full it is.
+//!
+//! Nothing is done to a queue here. The status is written at once when a condition turns, and at most every 15 s when
+//! only numbers changed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+use umbel_api::TaskQueue;
+use umbel_api::condition::find;
+use umbel_api::names::queue_condition::READY;
+use umbel_api::taskqueue::{Depth, TaskQueueStatus};
+use umbel_broker::QueueDepth;
+use umbel_plan::queue::{Claim, Seen, Worth, owner_before, status, worth};
+
+use crate::apply;
+use crate::brokers::View;
+use crate::context::Context;
+
+/// A look without a wake, in case one was lost.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// What could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The status could not be written.
+    #[error("write status of taskqueue {0}")]
+    WriteStatus(String, #[source] kube::Error),
+}
+
+/// When this leader last wrote the status of a queue, by uid.
+type Written = Mutex<HashMap<String, Instant>>;
+
+/// Reconciles the queues of one scope until `stop`.
+pub async fn run(ctx: Arc<Context>, scope: usize, stop: CancellationToken) {
+    let watched = &ctx.scopes[scope].queues;
+    let all = ctx.clone();
+    // A queue that comes or goes concerns all that claim the same name on a broker.
+    let siblings = watched.wakes(move |changed: &TaskQueue| {
+        let name = changed.queue_name();
+        let claimants = all.queues().into_iter().filter(|queue| queue.queue_name() == name);
+        claimants
+            .map(|queue| ObjectRef::from_obj(queue.as_ref()))
+            .chain([ObjectRef::from_obj(changed)])
+            .collect()
+    });
+    let everyone = ctx.clone();
+    let sampled = stream::unfold(ctx.brokers.wakes(), |mut wakes| async move {
+        match wakes.recv().await {
+            Ok(source) => Some((Some(source), wakes)),
+            Err(RecvError::Lagged(_)) => Some((None, wakes)),
+            Err(RecvError::Closed) => None,
+        }
+    })
+    .flat_map(move |source| {
+        let concerned = everyone.queues().into_iter().filter(|queue| {
+            source
+                .as_ref()
+                .is_none_or(|source| everyone.brokers.source(queue).as_ref() == Ok(source))
+        });
+        stream::iter(
+            concerned
+                .map(|queue| ObjectRef::from_obj(queue.as_ref()))
+                .collect::<Vec<_>>(),
+        )
+    });
+    let store = watched.store.clone();
+    let written = Arc::new(Written::default());
+    let reconcile = move |queue, ctx| reconcile(queue, ctx, written.clone());
+    super::drive(
+        "taskqueue",
+        store,
+        stream::select(siblings, sampled).boxed(),
+        ctx.clone(),
+        reconcile,
+        stop,
+    )
+    .await;
+}
+
+async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Written>) -> Result<Action, Error> {
+    if ctx.leader.term().is_none() {
+        return Ok(Action::requeue(LOOK));
+    }
+    let seen = seen(&ctx, &queue);
+    let claims: Vec<Claim> = ctx.queues().iter().filter_map(|queue| claim(&ctx, queue)).collect();
+    let owner = claim(&ctx, &queue).and_then(|mine| owner_before(&mine, &claims));
+    let old = queue.status.clone().unwrap_or_default();
+    let namespace = queue.namespace().unwrap_or_default();
+    let new = status(
+        &old,
+        &seen,
+        owner,
+        &namespace,
+        queue.metadata.generation,
+        Timestamp::now(),
+    );
+    let uid = queue.uid().unwrap_or_default();
+    let since = written
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&uid)
+        .map(Instant::elapsed);
+    match worth(&old, &new, since) {
+        Worth::Never => return Ok(Action::requeue(LOOK)),
+        Worth::After(rest) => return Ok(Action::requeue(rest)),
+        Worth::Now => {}
+    }
+    apply::status(&ctx.client, queue.as_ref(), queue.status.as_ref(), &new)
+        .await
+        .map_err(|source| Error::WriteStatus(format!("{namespace}/{}", queue.name_any()), source))?;
+    ctx.metrics.wrote("patch", "taskqueues/status");
+    written
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(uid, Instant::now());
+    tell(&ctx, &queue, &old, &new).await;
+    Ok(Action::requeue(LOOK))
+}
+
+/// An Event when a queue becomes ready or stops being so.
+async fn tell(ctx: &Context, queue: &TaskQueue, old: &TaskQueueStatus, new: &TaskQueueStatus) {
+    let (before, now) = (find(&old.conditions, READY), find(&new.conditions, READY));
+    let Some(now) = now.filter(|now| before.map(|before| &before.reason) != Some(&now.reason)) else {
+        return;
+    };
+    let kind = match now.status.as_str() {
+        "False" => EventType::Warning,
+        // That a broker was not asked yet is no news.
+        "Unknown" => return,
+        _ => EventType::Normal,
+    };
+    ctx.event(queue, kind, &now.reason, now.message.clone()).await;
+}
+
+fn seen(ctx: &Context, queue: &TaskQueue) -> Seen {
+    let fault = |fault: &crate::brokers::Fault| Seen::Fault {
+        reason: fault.reason().to_owned(),
+        why: fault.to_string(),
+    };
+    let source = match ctx.brokers.source(queue) {
+        Ok(source) => source,
+        Err(found) => return fault(&found),
+    };
+    let View {
+        fault: found, sample, ..
+    } = ctx.brokers.view(&source);
+    match (found, sample) {
+        (Some(found), _) => fault(&found),
+        (None, None) => Seen::Nothing,
+        (None, Some(sample)) => match sample.queues.get(&queue.queue_name()) {
+            // Created after the latest sample.
+            None => Seen::Nothing,
+            Some(Ok(found)) => Seen::Answer {
+                at: sample.taken_at,
+                depth: Ok(depth(found)),
+            },
+            Some(Err(fault)) => Seen::Answer {
+                at: sample.taken_at,
+                depth: Err(format!(
+                    "the key {:?} is not what a queue's must be: {}",
+                    fault.key, fault.reason
+                )),
+            },
+        },
+    }
+}
+
+fn depth(found: &QueueDepth) -> Depth {
+    Depth {
+        waiting: found.waiting + found.suspect,
+        in_flight: found.in_flight,
+        delayed: found.delayed,
+        dead: found.dead,
+        quarantined: found.quarantine,
+    }
+}
+
+/// The claim of a queue whose broker was seen. Without that nobody can tell whether two URLs mean one server.
+fn claim(ctx: &Context, queue: &TaskQueue) -> Option<Claim> {
+    let source = ctx.brokers.source(queue).ok()?;
+    let View { broker, sample, .. } = ctx.brokers.view(&source);
+    let generation = sample?.generation.clone();
+    let broker = match generation.is_empty() {
+        // No worker has ever said hello there: the address has to do.
+        true => format!("{} {}", broker?.server(), source.prefix),
+        false => generation,
+    };
+    Some(Claim {
+        broker,
+        queue: queue.queue_name(),
+        created: queue.creation_timestamp().map(|created| created.0).unwrap_or_default(),
+        namespace: source.namespace,
+        name: queue.name_any(),
+    })
+}

@@ -1,0 +1,256 @@
+//! What a pool shows of itself: status, conditions, Events.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+use umbel_api::WorkerPool;
+use umbel_api::condition::{self, Finding, Status};
+use umbel_api::names::pool_condition;
+use umbel_api::workerpool::{Counters, DemandStatus, LastScale, Slots, WorkerPoolStatus};
+use umbel_plan::drain::{self, Gate, World};
+use umbel_plan::scaling::Decision;
+use umbel_plan::{deployment, scaling};
+
+use crate::observe::Workers;
+
+/// Demand and busy pods change all the time; people look, and nobody decides on them.
+const COARSE: Duration = Duration::from_secs(5);
+
+/// What a leader adds to a pool's status before it is written.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Counted since the last write.
+    pub counters: Counters,
+    /// The latest change of size, until it is written.
+    pub last_scale: Option<LastScale>,
+    /// When status was last written.
+    written: Option<Instant>,
+}
+
+/// Everything that one pass found out about a valid pool.
+pub struct Found<'a> {
+    /// The world.
+    pub world: &'a World,
+    /// Its workers, if the broker answers.
+    pub workers: Option<&'a Workers>,
+    /// The size decision.
+    pub decision: &'a Decision,
+    /// The latest turn.
+    pub turn: &'a drain::Turn,
+    /// Why children could not be applied.
+    pub refused: Option<(&'static str, String)>,
+    /// Why pods cannot be made.
+    pub replica_failure: Option<String>,
+    /// Why the broker gives no sample.
+    pub broker_fault: Option<(&'static str, String)>,
+}
+
+/// Status of a pool that cannot run.
+pub fn invalid(pool: &WorkerPool, reason: &str, message: String, now: Timestamp) -> WorkerPoolStatus {
+    let mut status = pool.status.clone().unwrap_or_default();
+    let findings = [Finding::new(pool_condition::READY, false, reason, message)];
+    status.conditions = condition::merge(&status.conditions, &findings, pool.metadata.generation, now);
+    status.observed_generation = pool.metadata.generation;
+    status
+}
+
+/// Status of a pool, with the news added.
+pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp) -> WorkerPoolStatus {
+    let old = pool.status.clone().unwrap_or_default();
+    let world = found.world;
+    let live: Vec<&drain::Pod> = world.live().collect();
+    let number = |matches: &dyn Fn(&drain::Pod) -> bool| {
+        u32::try_from(live.iter().filter(|pod| matches(pod)).count()).unwrap_or(u32::MAX)
+    };
+    let holds = |pod: &drain::Pod| pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
+    let closed = |pod: &drain::Pod| pod.worker.as_ref().is_some_and(|worker| worker.gate == Gate::Closed);
+    let slots = found.workers.map(|workers| {
+        let beats = live
+            .iter()
+            .filter_map(|pod| workers.present(&pod.uid)?.heartbeat.as_ref());
+        beats.fold(Slots::default(), |sum, beat| Slots {
+            total: sum.total + u64::from(beat.slots),
+            busy: sum.busy + u64::from(beat.busy),
+        })
+    });
+    let blocked = blocked(found);
+    let counters = old.counters.unwrap_or_default();
+    WorkerPoolStatus {
+        observed_generation: pool.metadata.generation,
+        replicas: number(&|_| true),
+        ready_replicas: number(&|pod| pod.is_admitted() && pod.ready),
+        desired_replicas: found.decision.replicas,
+        recommended_replicas: found.decision.recommended,
+        busy_replicas: number(&|pod| holds(pod)),
+        idle_replicas: number(&|pod| pod.is_admitted() && !holds(pod)),
+        draining_replicas: number(&|pod| closed(pod)),
+        slots: slots.or(old.slots),
+        selector: Some(deployment::selector(&pool.name_any())),
+        demand: found.decision.demand.map(demand).or(old.demand),
+        last_scale: news.last_scale.clone().or(old.last_scale),
+        blocked_reason: blocked.clone(),
+        counters: Some(Counters {
+            scale_downs: counters.scale_downs + news.counters.scale_downs,
+            busy_stopped: counters.busy_stopped + news.counters.busy_stopped,
+            wrong_victims: counters.wrong_victims + news.counters.wrong_victims,
+        }),
+        conditions: condition::merge(
+            &old.conditions,
+            &findings(found, &live, blocked),
+            pool.metadata.generation,
+            now,
+        ),
+    }
+}
+
+fn demand(demand: scaling::Demand) -> DemandStatus {
+    DemandStatus {
+        waiting: demand.waiting,
+        in_flight: demand.in_flight,
+        delayed_soon: demand.due_soon,
+    }
+}
+
+/// Why a wanted smaller size is not being brought about.
+fn blocked(found: &Found<'_>) -> Option<String> {
+    (found.world.desired < found.world.deployment.size && found.turn.reason.blocks())
+        .then(|| found.turn.reason.word().to_owned())
+}
+
+fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) -> Vec<Finding> {
+    let Found {
+        world,
+        workers: _,
+        decision,
+        turn,
+        refused,
+        replica_failure,
+        broker_fault,
+    } = found;
+    let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
+    let progress = format!("{ready} of {} pods are ready", world.deployment.size);
+    let is_whole = ready >= world.deployment.size as usize;
+    let up = match (refused, replica_failure) {
+        (Some((reason, why)), _) => Finding::new(pool_condition::READY, false, *reason, why.clone()),
+        (None, Some(why)) if !is_whole => Finding::new(pool_condition::READY, false, "ReplicaFailure", why.clone()),
+        (None, _) if is_whole => Finding::new(pool_condition::READY, true, "Running", progress),
+        (None, _) => Finding::new(pool_condition::READY, false, "Progressing", progress),
+    };
+    let limited = decision.bound.is_some();
+    let active = decision.reason.is_informed();
+    let sentence = decision.to_string();
+    let stuck = match (blocked, &turn.reason) {
+        (Some(word), reason) => Finding::new(pool_condition::SCALE_DOWN_BLOCKED, true, word, explain(reason)),
+        (None, _) => Finding::new(
+            pool_condition::SCALE_DOWN_BLOCKED,
+            false,
+            "NotBlocked",
+            "nothing keeps a smaller size from coming about",
+        ),
+    };
+    vec![
+        up,
+        Finding::new(
+            pool_condition::SCALING_ACTIVE,
+            active,
+            decision.reason.word(),
+            sentence.clone(),
+        ),
+        Finding::new(
+            pool_condition::SCALING_LIMITED,
+            limited,
+            if limited { "Bound" } else { "WithinBounds" },
+            if limited {
+                sentence
+            } else {
+                "the size is what demand asks for".to_owned()
+            },
+        ),
+        stuck,
+        match broker_fault {
+            Some((reason, why)) => Finding::new(pool_condition::BROKER_REACHABLE, false, *reason, why.clone()),
+            None if found.workers.is_none() => Finding::new(
+                pool_condition::BROKER_REACHABLE,
+                Status::Unknown,
+                "NotSampled",
+                "no sample was taken yet",
+            ),
+            None => Finding::new(pool_condition::BROKER_REACHABLE, true, "Sampled", "the broker answers"),
+        },
+    ]
+}
+
+/// A sentence for a scale-down's reason.
+pub fn explain(reason: &drain::Reason) -> String {
+    use drain::Reason;
+    match reason {
+        Reason::Steady => "size and demand agree".into(),
+        Reason::Demand => "more pods are wanted".into(),
+        Reason::Started => "pods started".into(),
+        Reason::NotProcessed => "the last size was not processed yet".into(),
+        Reason::WantedAgain => "pods are wanted again".into(),
+        Reason::Surplus => "fewer pods are wanted".into(),
+        Reason::Draining { busy } => format!("waiting for the tasks of {}", busy.join(", ")),
+        Reason::Replacing => "waiting for replacements of the deleted pods".into(),
+        Reason::Settling => "waiting until Deployment and ReplicaSet agree on the size".into(),
+        Reason::Rollout => "a rollout of the Deployment is under way".into(),
+        Reason::NotReady { pod } => format!("admitted pod {pod} is not Ready"),
+        Reason::NoCandidate => "no pod can be chosen: those left are busy, silent or not Ready".into(),
+        Reason::ReplacementRefused => {
+            format!(
+                "no replacement could be made within {} s",
+                drain::REPLACEMENT_WAIT.as_secs()
+            )
+        }
+        Reason::BrokerUnreachable => "the broker does not answer".into(),
+    }
+}
+
+impl News {
+    /// Whether `new` is to be written now; otherwise when to look again, if at all.
+    pub fn due(
+        &self,
+        old: Option<&WorkerPoolStatus>,
+        new: &WorkerPoolStatus,
+        now: Instant,
+    ) -> Result<(), Option<Duration>> {
+        let Some(old) = old else { return Ok(()) };
+        if old == new {
+            return Err(None);
+        }
+        if essence(old) != essence(new) {
+            return Ok(());
+        }
+        match self.written.map(|at| now.duration_since(at)) {
+            Some(age) if age < COARSE => Err(Some(COARSE - age)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Status was written: the news are in it.
+    pub fn told(&mut self, now: Instant) {
+        *self = Self {
+            written: Some(now),
+            ..Self::default()
+        };
+    }
+}
+
+/// Status without what changes all the time.
+fn essence(status: &WorkerPoolStatus) -> WorkerPoolStatus {
+    let short = |condition: &Condition| Condition {
+        message: String::new(),
+        ..condition.clone()
+    };
+    WorkerPoolStatus {
+        demand: None,
+        slots: None,
+        busy_replicas: 0,
+        idle_replicas: 0,
+        recommended_replicas: 0,
+        conditions: status.conditions.iter().map(short).collect(),
+        ..status.clone()
+    }
+}
