@@ -58,14 +58,19 @@ scripts! {
 pub(crate) struct Args<'a> {
     script: &'a Script,
     cmd: Cmd,
-    args: usize,
 }
 
 impl<'a> Args<'a> {
     pub(crate) fn new(script: &'a Script, prefix: &str) -> Args<'a> {
+        Args::with_keys(script, prefix, &[])
+    }
+
+    /// With declared keys. Only tracking needs them: Redis 7 reports changes of the keys that a script *declares*, newer
+    /// servers of those that it reads.
+    pub(crate) fn with_keys(script: &'a Script, prefix: &str, keys: &[String]) -> Args<'a> {
         let mut cmd = Cmd::new();
-        cmd.arg("EVALSHA").arg(&script.hash).arg(0);
-        Args { script, cmd, args: 0 }.arg(prefix)
+        cmd.arg("EVALSHA").arg(&script.hash).arg(keys.len()).arg(keys);
+        Args { script, cmd }.arg(prefix)
     }
 
     pub(crate) fn arg<T: redis::ToRedisArgs>(mut self, value: T) -> Args<'a> {
@@ -75,29 +80,27 @@ impl<'a> Args<'a> {
 
     pub(crate) fn push<T: redis::ToRedisArgs>(&mut self, value: T) {
         self.cmd.arg(value);
-        self.args += 1;
     }
 
     /// Runs the script. A server that does not know it (restart, SCRIPT FLUSH) is sent its text once.
     pub(crate) async fn call(&self, connection: &mut impl ConnectionLike) -> Result<Value, Error> {
         let failed = |source| Error::Call { call: self.script.name, source };
-        match connection.req_packed_command(&self.cmd).await {
+        // Errors arrive inside the value, as any other reply.
+        match connection.req_packed_command(&self.cmd).await.and_then(Value::extract_error) {
             Err(err) if err.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
                 let mut whole = Cmd::new();
                 whole.arg("EVAL").arg(&self.script.body);
-                // EVALSHA, hash: the two arguments that differ.
+                // EVALSHA and the hash are the two arguments that differ.
                 for arg in self.cmd.args_iter().skip(2) {
-                    match arg {
-                        redis::Arg::Simple(bytes) => whole.arg(bytes),
-                        redis::Arg::Cursor => whole.arg(0),
-                        _ => continue,
-                    };
+                    if let redis::Arg::Simple(bytes) = arg {
+                        whole.arg(bytes);
+                    }
                 }
-                connection.req_packed_command(&whole).await.map_err(failed)
+                connection.req_packed_command(&whole).await.and_then(Value::extract_error)
             }
-            other => other.map_err(failed),
+            other => other,
         }
-        .and_then(|value| value.extract_error().map_err(failed))
+        .map_err(failed)
     }
 }
 

@@ -113,6 +113,9 @@ pub struct Hello {
     pub handed_back: u64,
 }
 
+/// Messages in one call: Lua unpacks two values for each onto a stack of 8,000.
+const MOST: usize = 1000;
+
 /// The one connection of a worker that takes messages.
 pub struct Reserver {
     config: Config,
@@ -137,6 +140,11 @@ impl Reserver {
     /// What the last hello said; taken once.
     pub fn take_hello(&mut self) -> Option<Hello> {
         self.hello.take()
+    }
+
+    /// Gives the connection up: the next call says hello again.
+    pub fn forget(&mut self) {
+        self.session = None;
     }
 
     /// Is there a connection that has said hello?
@@ -179,7 +187,7 @@ impl Reserver {
         Ok(())
     }
 
-    /// Takes up to `count` messages from the queues, those of the first queue first within equal shares.
+    /// Takes up to `count` messages, never more than 1,000, from the queues, those of the first queue first within equal shares.
     ///
     /// # Errors
     /// [`Error::Connect`], [`Error::Call`]: nothing was taken, or what was taken comes back with the next hello.
@@ -193,7 +201,7 @@ impl Reserver {
         let mut args = Args::new(&RESERVE, self.keys.prefix())
             .arg(&self.identity.worker)
             .arg(epoch)
-            .arg(count)
+            .arg(count.min(MOST))
             .arg(self.lease.as_secs_f64())
             .arg(self.largest)
             .arg(&self.identity.install)

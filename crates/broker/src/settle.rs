@@ -63,25 +63,30 @@ pub struct Settlement {
     pub follow_ups: Vec<(String, Vec<u8>)>,
 }
 
+/// Leases by queue, each with its task id.
+pub type ByQueue = BTreeMap<Arc<str>, Vec<(Arc<str>, String)>>;
+
 impl Broker {
-    /// Acknowledges many deliveries of one worker, by queue. `counted` are task ids whose delivery counts are cleared.
-    /// Returns the lease ids that were lost.
+    /// Acknowledges many deliveries of one worker, by queue: lease ids with their task ids. `has_counted` says that
+    /// deliveries are counted somewhere: then the counts of these tasks are cleared. Returns the lease ids that were lost.
     ///
     /// # Errors
     /// [`Error::Call`]: repeat it.
     ///
     /// # Cancellation
     /// As an error: it may or may not have happened.
-    pub async fn ack(&self, worker: &str, counted: &[String], leases: &BTreeMap<Arc<str>, Vec<Arc<str>>>) -> Result<Vec<String>, Error> {
-        let mut args = Args::new(&ACK, self.keys.prefix()).arg(worker).arg(counted.len());
-        for id in counted {
-            args.push(id);
-        }
-        for (queue, lids) in leases {
+    pub async fn ack(&self, worker: &str, has_counted: bool, leases: &ByQueue) -> Result<Vec<String>, Error> {
+        let mut args = Args::new(&ACK, self.keys.prefix()).arg(worker).arg(i32::from(has_counted));
+        for (queue, held) in leases {
             args.push(&**queue);
-            args.push(lids.len());
-            for lid in lids {
+            args.push(held.len());
+            for (lid, _) in held {
                 args.push(&**lid);
+            }
+            if has_counted {
+                for (_, id) in held {
+                    args.push(id);
+                }
             }
         }
         texts(&ACK, args.call(&mut self.connection.clone()).await?)

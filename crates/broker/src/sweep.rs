@@ -96,14 +96,15 @@ impl Sweeper {
         Sweeper { lease, backoff, least_gap: every / 2, run_id: None, last: None }
     }
 
-    /// Looks for overdue leases, at most `limit`.
+    /// Looks for overdue leases, at most `limit`. `goes_on` says that this continues a sweep that found as many as it
+    /// asked for: it is not skipped because somebody, this sweeper, has just swept.
     ///
     /// # Errors
     /// [`Error::Call`].
     ///
     /// # Cancellation
     /// Safe.
-    pub async fn sweep(&mut self, broker: &Broker, limit: usize) -> Result<SweepAnswer, Error> {
+    pub async fn sweep(&mut self, broker: &Broker, limit: usize, goes_on: bool) -> Result<SweepAnswer, Error> {
         let run_id = match &self.run_id {
             Some(run_id) => run_id.clone(),
             None => broker.run_id().await?,
@@ -114,7 +115,7 @@ impl Sweeper {
         let mut args = Args::new(&SWEEP, broker.keys.prefix())
             .arg(self.lease.as_secs_f64())
             .arg(self.backoff.as_secs_f64())
-            .arg(self.least_gap.as_secs_f64())
+            .arg(if goes_on { 0.0 } else { self.least_gap.as_secs_f64() })
             .arg(limit)
             .arg(&run_id);
         match self.last {

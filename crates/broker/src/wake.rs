@@ -38,6 +38,7 @@ pub struct Waker {
     connection: Option<MultiplexedConnection>,
     changed: Arc<Notify>,
     is_tracking: bool,
+    is_open: bool,
 }
 
 struct OnPush(Arc<Notify>);
@@ -56,7 +57,7 @@ impl Waker {
     pub fn new(config: Config, worker: &str, queues: Vec<QueueLists>) -> Waker {
         let keys = Keys::new(&config.key_prefix);
         let changed = Arc::new(Notify::new());
-        Waker { config, keys, worker: worker.to_owned(), queues, connection: None, changed, is_tracking: false }
+        Waker { config, keys, worker: worker.to_owned(), queues, connection: None, changed, is_tracking: false, is_open: false }
     }
 
     /// Does Redis report changes? Otherwise look every few milliseconds.
@@ -104,7 +105,7 @@ impl Waker {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let mut args = Args::new(&LOOK, self.keys.prefix()).arg(&self.worker).arg(self.queues.len());
+        let mut args = Args::with_keys(&LOOK, self.keys.prefix(), &self.watched()).arg(&self.worker).arg(self.queues.len());
         for queue in &self.queues {
             args.push(&*queue.queue);
         }
@@ -119,6 +120,23 @@ impl Waker {
         let due = reply.seconds()?;
         let now = reply.seconds()?.unwrap_or(0.0);
         let due_in = due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO));
-        Ok(Look { waiting, suspects, due_in, now, gate: reply.text()? })
+        let gate = reply.text()?;
+        self.is_open = gate == "open";
+        Ok(Look { waiting, suspects, due_in, now, gate })
+    }
+
+    /// Keys whose change is worth a look.
+    fn watched(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        for queue in &self.queues {
+            keys.extend(queue.lists.iter().map(ToString::to_string));
+            keys.push(self.keys.umbel(&format!("suspect:{}", queue.queue)));
+            keys.push(self.keys.umbel(&format!("delayed:{}", queue.queue)));
+        }
+        if !self.is_open {
+            // Every worker's entry lies in this key: whoever is open need not hear of the others.
+            keys.push(self.keys.umbel("workers"));
+        }
+        keys
     }
 }

@@ -1,13 +1,22 @@
-//! A held lease as a running task sees it: its fencing token and its trust window.
+//! Held leases: what a running task sees of its own, and the table of all.
 //!
-//! The window ends `lease - margin` after the last successful renewal was *sent*, on the worker's monotonic clock.
-//! Outside of it no side effect may start. Not an abort but a wait: after an outage of Redis the lease normally still
-//! exists, and the next renewal says so.
+//! A trust window ends `lease - margin` after the last successful renewal was *sent*, on this process's monotonic
+//! clock. Outside of it no side effect may start. Not an abort but a wait: after an outage of Redis the lease normally
+//! still exists, and the next renewal says so.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
+
+/// Instants are kept as nanoseconds since the process first asked, so that they fit an atomic.
+static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn nanos(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(*BASE).as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// Why a run may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -20,19 +29,33 @@ pub enum Lost {
     Cancelled,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trust {
-    Until(Instant),
-    Lost,
+/// The state of one lease, shared by the renewal and the task.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    until: AtomicU64,
+    is_lost: AtomicBool,
+    changed: Notify,
 }
 
-/// The task's side: reads the window.
+impl Cell {
+    fn renewed(&self, until: Instant) {
+        self.until.store(nanos(until), Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    fn lose(&self) {
+        self.is_lost.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+}
+
+/// The task's side of its lease.
 #[derive(Clone)]
 pub(crate) struct Lease {
     pub(crate) lid: Arc<str>,
     pub(crate) term: u64,
     pub(crate) micros: u64,
-    pub(crate) trust: watch::Receiver<Trust>,
+    cell: Arc<Cell>,
 }
 
 impl Lease {
@@ -40,25 +63,129 @@ impl Lease {
         format!("{}.{}", self.term, self.micros)
     }
 
+    pub(crate) fn is_lost(&self) -> bool {
+        self.cell.is_lost.load(Ordering::Acquire)
+    }
+
     /// Resolves inside the window, and as `Lost` once the lease is gone.
     pub(crate) async fn trusted(&self) -> Result<(), Lost> {
-        let mut trust = self.trust.clone();
         loop {
-            match *trust.borrow_and_update() {
-                Trust::Lost => return Err(Lost::Lease),
-                Trust::Until(until) if Instant::now() < until => return Ok(()),
-                Trust::Until(_) => {}
+            let changed = self.cell.changed.notified(); // Created before the look, so that no change is missed.
+            if self.is_lost() {
+                return Err(Lost::Lease);
             }
-            if trust.changed().await.is_err() {
-                return Err(Lost::Lease); // The worker dropped the lease: settled or handed back.
+            if nanos(Instant::now()) < self.cell.until.load(Ordering::Acquire) {
+                return Ok(());
             }
+            changed.await;
         }
     }
 
     /// Resolves when the lease is lost, and only then.
     pub(crate) async fn lost(&self) {
-        let mut trust = self.trust.clone();
-        let _ = trust.wait_for(|trust| *trust == Trust::Lost).await;
+        loop {
+            let changed = self.cell.changed.notified();
+            if self.is_lost() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// A task that runs, for heartbeats.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) id: String,
+    pub(crate) task: String,
+    pub(crate) queue: Arc<str>,
+    pub(crate) since: f64,
+}
+
+struct Held {
+    cell: Arc<Cell>,
+    run: Option<Run>,
+}
+
+/// All leases of this process, from the reserve until the settlement was answered.
+#[derive(Default)]
+pub(crate) struct Leases {
+    held: Mutex<HashMap<Arc<str>, Held>>,
+    freed: Notify,
+}
+
+impl Leases {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner) // A map is whole after any panic.
+    }
+
+    /// Remembers a lease that was taken by a call sent at `sent`.
+    pub(crate) fn insert(&self, lid: &Arc<str>, term: u64, micros: u64, sent: Instant, length: Duration) -> Lease {
+        let cell = Arc::new(Cell {
+            until: AtomicU64::new(nanos(until(sent, length))),
+            is_lost: AtomicBool::new(false),
+            changed: Notify::new(),
+        });
+        self.lock().insert(Arc::clone(lid), Held { cell: Arc::clone(&cell), run: None });
+        Lease { lid: Arc::clone(lid), term, micros, cell }
+    }
+
+    pub(crate) fn running(&self, lid: &str, run: Run) {
+        if let Some(held) = self.lock().get_mut(lid) {
+            held.run = Some(run);
+        }
+    }
+
+    pub(crate) fn stopped(&self, lid: &str) {
+        if let Some(held) = self.lock().get_mut(lid) {
+            held.run = None;
+        }
+    }
+
+    pub(crate) fn remove<'a>(&self, lids: impl Iterator<Item = &'a Arc<str>>) {
+        let mut held = self.lock();
+        for lid in lids {
+            held.remove(lid);
+        }
+        if held.is_empty() {
+            self.freed.notify_waiters();
+        }
+    }
+
+    pub(crate) fn lids(&self) -> Vec<Arc<str>> {
+        self.lock().keys().cloned().collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Resolves when nothing is held.
+    pub(crate) async fn empty(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if self.is_empty() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        self.lock().values().filter_map(|held| held.run.clone()).collect()
+    }
+
+    /// A renewal of `lids`, sent at `sent`, has answered: all but `lost` are ours for another `length`.
+    pub(crate) fn renewed(&self, lids: &[Arc<str>], lost: &[String], sent: Instant, length: Duration) {
+        let held = self.lock();
+        for lid in lids {
+            let Some(entry) = held.get(lid) else { continue };
+            if lost.iter().any(|gone| **gone == **lid) {
+                entry.cell.lose();
+            } else {
+                entry.cell.renewed(until(sent, length));
+            }
+        }
     }
 }
 
@@ -67,7 +194,38 @@ pub(crate) fn margin(lease: Duration) -> Duration {
     (lease / 10).max(Duration::from_secs(2)).min(lease / 4)
 }
 
-/// End of the trust window for a renewal that was sent at `sent`.
-pub(crate) fn until(sent: Instant, lease: Duration) -> Instant {
+/// End of the trust window for a call that was sent at `sent`.
+fn until(sent: Instant, lease: Duration) -> Instant {
     sent + (lease - margin(lease))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn margins_by_length() {
+        for (lease, expected) in [(60, 6.0), (10, 2.0), (4, 1.0), (600, 60.0)] {
+            assert!((margin(Duration::from_secs(lease)).as_secs_f64() - expected).abs() < 1e-9, "lease {lease}");
+        }
+    }
+
+    #[tokio::test]
+    async fn outside_of_the_window_a_checkpoint_waits_for_a_renewal() {
+        let leases = Leases::default();
+        let lid: Arc<str> = "w:1".into();
+        let length = Duration::from_secs(4);
+        let old = Instant::now();
+        let lease = leases.insert(&lid, 0, 1, old, Duration::ZERO);
+        let waiting = tokio::spawn({
+            let lease = lease.clone();
+            async move { lease.trusted().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        leases.renewed(&[Arc::clone(&lid)], &[], Instant::now(), length);
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+        leases.renewed(&[lid], &["w:1".into()], Instant::now(), length);
+        assert_eq!(lease.trusted().await, Err(Lost::Lease));
+    }
 }

@@ -1,5 +1,139 @@
 //! Umbel's worker: takes Celery messages from Redis and runs them.
+//!
+//! A task is an async function with a name. A worker of your own is this much:
+//!
+//! ```no_run
+//! use serde::Deserialize;
+//! use umbel_worker::{Failure, JobContext, Worker};
+//!
+//! #[derive(Deserialize)]
+//! struct Greet {
+//!     name: String,
+//! }
+//!
+//! async fn greet(_ctx: JobContext, args: Greet) -> Result<String, Failure> {
+//!     Ok(format!("hello, {}", args.name))
+//! }
+//!
+//! fn main() -> anyhow::Result<()> {
+//!     Worker::builder().task("demo.greet", greet).run()
+//! }
+//! ```
+//!
+//! Producers send to it as to any Celery worker: `app.send_task("demo.greet", args=["Ada"])` or with
+//! `kwargs={"name": "Ada"}`. Flags and environment are those of `umbel-worker`.
 
+mod admit;
+mod app;
+mod args;
+mod clock;
+mod consume;
+mod execute;
+mod heartbeat;
 pub mod job;
 pub mod jobs;
 mod lease;
+mod metrics;
+mod peers;
+mod renew;
+pub mod retry;
+mod settle;
+mod sweep;
+mod tasks;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use args::{Args, Config, ConfigError, Pod};
+pub use job::{Arguments, Failure, Job, JobContext, Outcome};
+pub use lease::Lost;
+pub use umbel_protocol::json::Json;
+
+/// A worker with its tasks.
+pub struct Worker {
+    tasks: tasks::Tasks,
+}
+
+impl Worker {
+    /// A worker that knows `umbel.echo` and `umbel.sleep`, and the cluster jobs that its pool enables.
+    pub fn builder() -> Worker {
+        let mut tasks = tasks::Tasks::default();
+        tasks.add(Arc::new(jobs::echo::Echo));
+        tasks.add(Arc::new(jobs::sleep::Sleep));
+        Worker { tasks }
+    }
+
+    /// Adds an async function under a task name. Its arguments are one type: a tuple or a struct for positional ones, a
+    /// struct for keywords. An error that [`Failure::transient`] made is retried by the queue's policy.
+    #[must_use]
+    pub fn task<A, R, F, Fut>(mut self, name: &str, call: F) -> Worker
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize + 'static,
+        F: Fn(JobContext, A) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<R, Failure>> + Send + 'static,
+    {
+        self.tasks.add(Arc::new(tasks::function(name, call)));
+        self
+    }
+
+    /// Adds a job.
+    #[must_use]
+    pub fn job(mut self, job: impl Job + 'static) -> Worker {
+        self.tasks.add(Arc::new(job));
+        self
+    }
+
+    /// Reads flags and environment and works until SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// A configuration that cannot work, or an address nobody can listen on. A broker that is away is waited for.
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = Config::try_from(Args::parse())?;
+        umbel_telemetry::logs::init("worker");
+        // One provider, chosen before the first TLS connection; a second install is harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        let ended = runtime.block_on(self.run_with(config));
+        // A run that never yields must not keep the process: its lease returns the message.
+        runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+        ended
+    }
+
+    /// Works with a configuration, on the current runtime, until SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    ///
+    /// # Cancellation
+    /// Like a kill: what is held comes back when its lease ends.
+    pub async fn run_with(mut self, config: Config) -> anyhow::Result<()> {
+        for job in cluster_jobs(&config).await? {
+            self.tasks.add(job.into());
+        }
+        app::run(config, self.tasks).await
+    }
+}
+
+/// The built-in jobs that work at target clusters, where the pool names any.
+async fn cluster_jobs(config: &Config) -> anyhow::Result<Vec<Box<dyn Job>>> {
+    if config.clusters.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let accesses = umbel_clusters::registry::accesses(&config.clusters).context("UMBEL_CLUSTERS")?;
+    let settings = jobs::Settings::parse(&config.jobs).context("UMBEL_JOBS")?;
+    let client = kube::Client::try_default().await.context("the home cluster's client")?;
+    let registry = umbel_clusters::Registry::new(client, config.pod.namespace.clone(), accesses);
+    Ok(jobs::builtin(&registry, settings))
+}
+
+/// A random number in `0.0..1.0`.
+pub(crate) fn random() -> f64 {
+    #[allow(clippy::cast_precision_loss)]
+    let random = (uuid::Uuid::new_v4().as_u128() & 0xFFFF_FFFF) as f64;
+    random / 4_294_967_296.0
+}

@@ -1,5 +1,6 @@
 -- look: what there is to do, without taking anything. Run on a connection with CLIENT TRACKING it also arms the
--- wake-up: every key that it reads, also a missing one, is reported once when it changes.
+-- wake-up: every declared key, also a missing one, is reported once when it changes.
+-- KEYS: the lists, suspects and delayed sets of the queues; umbel:workers while the gate is not open.
 -- ARGV: prefix, worker, number of queues, queues, then their lists.
 -- Returns: waiting, suspects, next due time in seconds or '', Redis time in seconds, state of the gate or ''.
 local queues = tonumber(ARGV[3])

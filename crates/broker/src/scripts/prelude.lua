@@ -1,5 +1,5 @@
--- In front of every script. ARGV[1] is the key prefix (kombu's global_keyprefix, may be empty); numkeys is 0: the
--- key names are computed, which is fine where there is no cluster mode, as in kombu.
+-- In front of every script. ARGV[1] is the key prefix (kombu's global_keyprefix, may be empty). Key names are computed,
+-- not declared, which is fine where there is no cluster mode, as in kombu; only look declares them, for tracking.
 local P = ARGV[1]
 local U = P .. 'umbel:'
 local SEP = '\6\22'

@@ -1,0 +1,93 @@
+//! What to do with a message that was taken. Pure.
+
+use umbel_protocol::message::TaskMessage;
+
+use crate::clock::seconds_of;
+
+/// What happens to a message before anything runs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Admission {
+    /// Run it now.
+    Run,
+    /// It is not due yet: keep it until then (Redis time in seconds).
+    Later(f64),
+    /// Its time is over.
+    Expired,
+    /// This worker knows no task of that name.
+    Unknown,
+    /// It asks for something that this version does not do; running it would do half of the work.
+    Unsupported(&'static str),
+}
+
+/// ETAs closer than this are run at once: parking costs about as much.
+const ETA_SLACK: f64 = 0.001;
+
+/// Decides by Redis time `now` in seconds.
+pub(crate) fn admit(message: &TaskMessage, is_known: bool, now: f64) -> Admission {
+    if message.expires.is_some_and(|expires| seconds_of(expires) <= now) {
+        return Admission::Expired;
+    }
+    if !is_known {
+        return Admission::Unknown;
+    }
+    if let Some(part) = canvas_part(message) {
+        return Admission::Unsupported(part);
+    }
+    match message.eta.map(seconds_of) {
+        Some(due) if due > now + ETA_SLACK => Admission::Later(due),
+        _ => Admission::Run,
+    }
+}
+
+/// The part of a workflow that hangs on this message, if any.
+fn canvas_part(message: &TaskMessage) -> Option<&'static str> {
+    let embed = message.embed.as_ref()?;
+    ["callbacks", "errbacks", "chain", "chord"].into_iter().find(|part| {
+        embed.get(part).is_some_and(|value| !value.is_null() && value.as_str() != "[]")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use umbel_protocol::json::Json;
+    use umbel_protocol::message::{Limits, NewTask, decode};
+
+    fn message(change: impl FnOnce(&mut NewTask)) -> TaskMessage {
+        let mut task = NewTask { id: "1".into(), task: "t".into(), queue: "q".into(), ..NewTask::default() };
+        change(&mut task);
+        decode(&task.encode(), &Limits::default(), &jiff::tz::TimeZone::UTC).unwrap()
+    }
+
+    fn at(seconds: i64) -> Option<jiff::Timestamp> {
+        Some(jiff::Timestamp::from_second(seconds).unwrap())
+    }
+
+    #[test]
+    fn a_message_runs_is_kept_or_ends() {
+        let cases: [(&str, TaskMessage, bool, Admission); 7] = [
+            ("plain", message(|_| ()), true, Admission::Run),
+            ("unknown", message(|_| ()), false, Admission::Unknown),
+            ("due", message(|task| task.eta = at(99)), true, Admission::Run),
+            ("later", message(|task| task.eta = at(101)), true, Admission::Later(101.0)),
+            ("expired", message(|task| task.expires = at(100)), true, Admission::Expired),
+            ("expired and unknown", message(|task| task.expires = at(1)), false, Admission::Expired),
+            ("expires later", message(|task| task.expires = at(101)), true, Admission::Run),
+        ];
+        for (name, message, is_known, expected) in cases {
+            assert_eq!(admit(&message, is_known, 100.0), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_workflow_is_refused_rather_than_cut() {
+        let chained = message(|task| {
+            task.embed = Some(Json::parse(r#"{"callbacks": null, "errbacks": null, "chain": [{"task": "x"}], "chord": null}"#).unwrap());
+        });
+        assert_eq!(admit(&chained, true, 0.0), Admission::Unsupported("chain"));
+        let empty = message(|task| {
+            task.embed = Some(Json::parse(r#"{"callbacks": [], "errbacks": null, "chain": null, "chord": null}"#).unwrap());
+        });
+        assert_eq!(admit(&empty, true, 0.0), Admission::Run);
+    }
+}

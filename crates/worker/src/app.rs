@@ -1,0 +1,267 @@
+//! Wiring: start, quiet, stop.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use umbel_broker::{Broker, ClusterReport, QueueLists, Reserver, ResultStore, Waker, WorkerIdentity};
+use umbel_telemetry::admin::Readiness;
+use umbel_telemetry::metrics::Registry;
+use umbel_telemetry::{chain, shutdown};
+
+use crate::args::Config;
+use crate::clock::RedisClock;
+use crate::consume::{Consumer, Faults};
+use crate::job::Report;
+use crate::lease::Leases;
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+use crate::renew::Renewal;
+use crate::settle::{Ended, Settler};
+use crate::sweep::{DueSoon, Recovery};
+use crate::tasks::Tasks;
+
+/// Ends on their way to the settler: four batches, then runs wait before they free their slot.
+const ENDED: usize = 1024;
+/// Cluster reports on their way: more than any pool runs at once.
+const REPORTS: usize = 64;
+/// A worker whose loop has not turned for so long is not alive. Longer than any lease or outage that it should ride out.
+const STUCK: Duration = Duration::from_secs(600);
+
+/// A goodbye that takes longer is not worth the grace period.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// What the parts of a worker share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) worker: String,
+    pub(crate) broker: Broker,
+    pub(crate) results: Option<ResultStore>,
+    pub(crate) tasks: Tasks,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) clock: Arc<RedisClock>,
+    pub(crate) due: Arc<DueSoon>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) readiness: Arc<Readiness>,
+    pub(crate) ended: mpsc::Sender<Ended>,
+    pub(crate) reports: mpsc::Sender<Report>,
+    pub(crate) abandon: CancellationToken,
+    pub(crate) gate: Mutex<String>,
+    pub(crate) generation: Mutex<Option<String>>,
+    pub(crate) beat_now: Notify,
+    pub(crate) has_counted: Arc<AtomicBool>,
+    pub(crate) started: AtomicU64,
+    pub(crate) finished: AtomicU64,
+    pub(crate) faults: Faults,
+}
+
+/// Runs a worker until it is told to stop, and stops it.
+pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
+    let stop = shutdown::signals().context("listen for signals")?;
+    let mut registry = Registry::new("worker");
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let readiness = Readiness::new();
+    readiness.alive_within(STUCK);
+    let admin = CancellationToken::new();
+    if let Some(addr) = config.admin {
+        umbel_telemetry::admin::serve(addr, Arc::clone(&readiness), registry.done(), admin.clone()).await.context("serve the admin port")?;
+    }
+    let backoff = Duration::from_secs(5).min(config.lease / 2);
+    let Some(broker) = connect(&config.broker, backoff, &stop.quiet).await? else { return Ok(()) };
+    let results = match &config.results {
+        Some(results) => Some(ResultStore::connect(results).await.context("connect to the result database")?),
+        None => None,
+    };
+    let worker = worker_name(&config);
+    let (ended, ended_rx) = mpsc::channel(ENDED);
+    let (reports, reports_rx) = mpsc::channel(REPORTS);
+    let shared = Arc::new(Shared {
+        worker,
+        broker,
+        results,
+        tasks,
+        leases: Arc::new(Leases::default()),
+        slots: Arc::new(Semaphore::new(config.concurrency)),
+        clock: Arc::new(RedisClock::new()),
+        due: Arc::new(DueSoon::default()),
+        metrics,
+        readiness,
+        ended,
+        reports,
+        abandon: CancellationToken::new(),
+        gate: Mutex::new(String::new()),
+        generation: Mutex::new(None),
+        beat_now: Notify::new(),
+        has_counted: Arc::new(AtomicBool::new(false)),
+        started: AtomicU64::new(0),
+        finished: AtomicU64::new(0),
+        faults: Faults::default(),
+        config,
+    });
+    tracing::info!(
+        worker = %shared.worker, node = %shared.config.name, queues = ?shared.config.queues,
+        slots = shared.config.concurrency, server = %shared.broker.server(), "worker starts"
+    );
+    let settler = tokio::spawn(settler(&shared).run(ended_rx));
+    let renewing = CancellationToken::new();
+    let renewal = Renewal {
+        config: shared.config.broker.clone(),
+        leases: Arc::clone(&shared.leases),
+        lease: shared.config.lease,
+        every: shared.config.renew_every,
+    };
+    let renewal = renewal.start(renewing.clone()).context("start the renewal thread")?;
+    let background = CancellationToken::new();
+    spawn_background(&shared, reports_rx, backoff, &background);
+
+    consumer(&shared, stop.quiet.clone(), backoff).run().await;
+    drain(&shared, &stop.now).await;
+    // Only now is nothing held any more, or nobody waits for it: the rest may go.
+    background.cancel();
+    settler.abort();
+    renewing.cancel();
+    admin.cancel();
+    let _ = tokio::task::spawn_blocking(move || renewal.join()).await;
+    match tokio::time::timeout(GOODBYE, shared.broker.goodbye(&shared.worker)).await {
+        Ok(Ok(_)) => tracing::info!("worker has stopped"),
+        Ok(Err(err)) => tracing::warn!(error = %chain(&err), "stopped without a goodbye; the lease returns what is held"),
+        Err(_) => tracing::warn!("stopped without a goodbye; the lease returns what is held"),
+    }
+    Ok(())
+}
+
+/// Connects, again and again: a broker that is away is no reason to end. `None` when told to stop meanwhile.
+async fn connect(config: &umbel_broker::Config, backoff: Duration, quiet: &CancellationToken) -> anyhow::Result<Option<Broker>> {
+    let mut is_told = false;
+    loop {
+        match Broker::connect(config).await {
+            Ok(broker) => return Ok(Some(broker)),
+            Err(err @ umbel_broker::Error::Address { .. }) => return Err(err).context("--redis-url"),
+            Err(err) => {
+                if !is_told {
+                    tracing::warn!(error = %chain(&err), "connecting again");
+                }
+                is_told = true;
+            }
+        }
+        tokio::select! {
+            () = quiet.cancelled() => return Ok(None),
+            () = tokio::time::sleep(backoff.mul_f64(0.2 + 0.3 * crate::random())) => {}
+        }
+    }
+}
+
+/// New for every process and never used again.
+fn worker_name(config: &Config) -> String {
+    let home = if config.pod.uid.is_empty() { crate::args::hostname() } else { config.pod.uid.clone() };
+    let home: String = home.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect();
+    let millis = jiff::Timestamp::now().as_millisecond();
+    format!("{home}/{millis}/{:016x}", uuid::Uuid::new_v4().as_u64_pair().0)
+}
+
+fn settler(shared: &Arc<Shared>) -> Settler {
+    Settler {
+        broker: shared.broker.clone(),
+        results: shared.results.clone(),
+        worker: shared.worker.clone(),
+        leases: Arc::clone(&shared.leases),
+        metrics: Arc::clone(&shared.metrics),
+        lease: shared.config.lease,
+        dead_kept: shared.config.policy.dead_kept,
+        has_counted: Arc::clone(&shared.has_counted),
+    }
+}
+
+fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -> Consumer {
+    let config = &shared.config;
+    let queues: Vec<QueueLists> = config.queues.iter().map(|queue| QueueLists::new(shared.broker.keys(), queue)).collect();
+    let identity = WorkerIdentity {
+        worker: shared.worker.clone(),
+        install: config.pod.install.clone(),
+        is_standalone: config.is_standalone,
+    };
+    let policies = config.queues.iter().map(|queue| (queue.clone(), config.policy)).collect();
+    Consumer {
+        shared: Arc::clone(shared),
+        broker: shared.broker.clone(),
+        reserver: Reserver::new(config.broker.clone(), identity, policies, config.lease, config.max_message),
+        waker: Waker::new(config.broker.clone(), &shared.worker, queues.clone()),
+        queues,
+        peers: Peers::default(),
+        quiet,
+        backoff,
+    }
+}
+
+/// Heartbeat, recovery, reports: everything that goes on until the very end.
+fn spawn_background(shared: &Arc<Shared>, mut reports: mpsc::Receiver<Report>, backoff: Duration, stop: &CancellationToken) {
+    let recovery = Arc::new(Recovery {
+        broker: shared.broker.clone(),
+        queues: shared.config.queues.clone(),
+        lease: shared.config.lease,
+        every: shared.config.sweep,
+        backoff,
+        clock: Arc::clone(&shared.clock),
+        due: Arc::clone(&shared.due),
+        metrics: Arc::clone(&shared.metrics),
+    });
+    let sweeping = Arc::clone(&recovery);
+    spawn_until(stop, async move { sweeping.sweep().await });
+    spawn_until(stop, async move { recovery.promote().await });
+    spawn_until(stop, crate::heartbeat::run(shared.broker.clone(), Arc::clone(shared)));
+    let reporting = Arc::clone(shared);
+    spawn_until(stop, async move {
+        while let Some(Report { cluster, body }) = reports.recv().await {
+            let report = ClusterReport {
+                namespace: reporting.config.pod.namespace.clone(),
+                name: cluster,
+                pool: reporting.config.pod.pool_uid.clone(),
+                worker: reporting.worker.clone(),
+                body,
+            };
+            if let Err(err) = reporting.broker.report_cluster(&report).await {
+                tracing::warn!(cluster = %report.name, error = %chain(&err), "report not stored");
+            }
+        }
+    });
+}
+
+fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    });
+}
+
+/// Quiet now: nothing is taken any more. Lets runs end until nine tenths of the grace have passed or a second signal
+/// comes; then asks them to stop, and after half of what is left hands back what still runs, uncharged.
+async fn drain(shared: &Arc<Shared>, now: &CancellationToken) {
+    let began = Instant::now();
+    let grace = shared.config.grace;
+    let closing = tokio::time::timeout(Duration::from_secs(2).min(grace / 10), shared.broker.close_self(&shared.worker));
+    match closing.await {
+        Ok(Ok(held)) => tracing::info!(held, "gate closed, finishing what runs"),
+        Ok(Err(err)) => tracing::warn!(error = %chain(&err), "gate not closed; nothing is taken all the same"),
+        Err(_) => tracing::warn!("gate not closed in time; nothing is taken all the same"),
+    }
+    *shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = "closed".into();
+    shared.beat_now.notify_one();
+    tokio::select! {
+        () = shared.leases.empty() => return,
+        () = tokio::time::sleep((grace * 9 / 10).saturating_sub(began.elapsed())) => {}
+        () = now.cancelled() => {}
+    }
+    tracing::warn!(runs = shared.leases.runs().len(), "handing back what still runs");
+    shared.abandon.cancel();
+    let left = grace.saturating_sub(began.elapsed()).max(Duration::from_millis(500)) / 2;
+    if tokio::time::timeout(left, shared.leases.empty()).await.is_err() {
+        tracing::warn!("not everything could be handed back; the lease returns it");
+    }
+}

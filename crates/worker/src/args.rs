@@ -1,0 +1,319 @@
+//! Flags and environment of a worker, and the configuration they become.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use umbel_broker::Policy;
+
+use crate::retry::RetryPolicy;
+
+/// Runs tasks from Celery queues on Redis.
+#[derive(Debug, Parser)]
+#[command(name = "umbel-worker", version, about)]
+pub struct Args {
+    /// Broker: redis://[user:password@]host:port/db, rediss:// for TLS, unix:///path
+    #[arg(long, env = "UMBEL_REDIS_URL", hide_env_values = true)]
+    redis_url: String,
+    /// Another database for results; the broker's if absent
+    #[arg(long, env = "UMBEL_RESULT_URL", hide_env_values = true)]
+    result_url: Option<String>,
+    /// kombu's global_keyprefix
+    #[arg(long, env = "UMBEL_KEY_PREFIX", default_value = "")]
+    key_prefix: String,
+    /// Queues to serve
+    #[arg(long, env = "UMBEL_QUEUE", value_delimiter = ',', default_value = "celery")]
+    queue: Vec<String>,
+    /// Tasks at the same time
+    #[arg(long, env = "UMBEL_CONCURRENCY", default_value_t = 10, value_parser = parse_concurrency)]
+    concurrency: usize,
+    /// Needs no operator: take messages at once
+    #[arg(long, env = "UMBEL_STANDALONE")]
+    standalone: bool,
+    /// How long a message stays ours without a renewal
+    #[arg(long, env = "UMBEL_LEASE", default_value = "60s", value_parser = parse_duration)]
+    lease: Duration,
+    /// Interval of renewals
+    #[arg(long, env = "UMBEL_RENEW_EVERY", default_value = "20s", value_parser = parse_duration)]
+    renew_every: Duration,
+    /// Interval of sweeps; at most a quarter of the lease
+    #[arg(long, env = "UMBEL_SWEEP", default_value = "5s", value_parser = parse_duration)]
+    sweep: Duration,
+    /// Time to stop in after SIGTERM
+    #[arg(long, env = "UMBEL_GRACE", default_value = "30s", value_parser = parse_duration)]
+    grace: Duration,
+    /// Node name, NAME@HOST
+    #[arg(long, env = "UMBEL_NAME")]
+    name: Option<String>,
+    /// Hard limit of a run whose message names none
+    #[arg(long, env = "UMBEL_TIME_LIMIT", default_value = "1h", value_parser = parse_duration)]
+    time_limit: Duration,
+    /// Soft limit of a run whose message names none
+    #[arg(long, env = "UMBEL_SOFT_TIME_LIMIT", value_parser = parse_duration)]
+    soft_time_limit: Option<Duration>,
+    /// Runs of a failing task, the first included
+    #[arg(long, env = "UMBEL_RETRY_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    retry_max_attempts: u32,
+    /// Wait after the first failure
+    #[arg(long, env = "UMBEL_RETRY_INITIAL_BACKOFF", default_value = "1s", value_parser = parse_duration)]
+    retry_initial_backoff: Duration,
+    /// Longest wait between two runs
+    #[arg(long, env = "UMBEL_RETRY_MAX_BACKOFF", default_value = "10m", value_parser = parse_duration)]
+    retry_max_backoff: Duration,
+    /// Each wait is so many times the one before
+    #[arg(long, env = "UMBEL_RETRY_FACTOR", default_value_t = 2.0)]
+    retry_factor: f64,
+    /// Share by which waits vary, 0 to 1
+    #[arg(long, env = "UMBEL_RETRY_JITTER", default_value_t = 0.2)]
+    retry_jitter: f64,
+    /// The so manieth delivery that kills its worker goes to the dead letters
+    #[arg(long, env = "UMBEL_MAX_DELIVERIES", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    max_deliveries: u32,
+    /// Time to live of results; 0s keeps them for ever
+    #[arg(long, env = "UMBEL_RESULT_TTL", default_value = "24h", value_parser = parse_duration)]
+    result_ttl: Duration,
+    /// Dead letters kept, a queue
+    #[arg(long, env = "UMBEL_DEAD_KEPT", default_value_t = 10_000)]
+    dead_kept: u64,
+    /// Largest message in bytes; larger ones go to the quarantine unread
+    #[arg(long, env = "UMBEL_MAX_MESSAGE", default_value_t = 1_048_576)]
+    max_message: usize,
+    /// Zone of ETAs that name none
+    #[arg(long, env = "UMBEL_TIME_ZONE", default_value = "UTC")]
+    time_zone: String,
+    /// Address of /livez, /readyz and /metrics
+    #[arg(long, env = "UMBEL_ADMIN_ADDR")]
+    admin_addr: Option<SocketAddr>,
+    /// Install id of the operator
+    #[arg(long, env = "UMBEL_INSTALL", default_value = "", hide = true)]
+    install: String,
+    #[arg(long, env = "UMBEL_POOL_UID", default_value = "", hide = true)]
+    pool_uid: String,
+    #[arg(long, env = "UMBEL_NAMESPACE", default_value = "", hide = true)]
+    namespace: String,
+    #[arg(long, env = "UMBEL_POD_NAME", default_value = "", hide = true)]
+    pod_name: String,
+    #[arg(long, env = "UMBEL_POD_UID", default_value = "", hide = true)]
+    pod_uid: String,
+    #[arg(long, env = "UMBEL_REVISION", default_value = "", hide = true)]
+    revision: String,
+    /// Target clusters that built-in jobs may touch, as JSON
+    #[arg(long, env = "UMBEL_CLUSTERS", default_value = "", hide = true)]
+    clusters: String,
+    /// What built-in jobs may do, as JSON
+    #[arg(long, env = "UMBEL_JOBS", default_value = "", hide = true)]
+    jobs: String,
+}
+
+/// Who the operator says we are; empty outside Kubernetes.
+#[derive(Debug, Clone, Default)]
+pub struct Pod {
+    /// Install id of the operator.
+    pub install: String,
+    /// Uid of the WorkerPool.
+    pub pool_uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod uid.
+    pub uid: String,
+    /// Template revision.
+    pub revision: String,
+}
+
+/// A worker's configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The broker.
+    pub broker: umbel_broker::Config,
+    /// The result database, where it is not the broker's.
+    pub results: Option<umbel_broker::Config>,
+    /// Queues, each once.
+    pub queues: Vec<String>,
+    /// Slots.
+    pub concurrency: usize,
+    /// No operator.
+    pub is_standalone: bool,
+    /// Length of a lease.
+    pub lease: Duration,
+    /// Interval of renewals.
+    pub renew_every: Duration,
+    /// Interval of sweeps.
+    pub sweep: Duration,
+    /// Time to stop in.
+    pub grace: Duration,
+    /// Celery node name.
+    pub name: String,
+    /// Hard limit of a run.
+    pub time_limit: Duration,
+    /// Soft limit of a run.
+    pub soft_time_limit: Option<Duration>,
+    /// Retries of failed runs.
+    pub retry: RetryPolicy,
+    /// Limits that whoever recovers our messages must know.
+    pub policy: Policy,
+    /// Largest message in bytes.
+    pub max_message: usize,
+    /// Zone of naive ETAs.
+    pub zone: jiff::tz::TimeZone,
+    /// Admin address.
+    pub admin: Option<SocketAddr>,
+    /// Pod identity.
+    pub pod: Pod,
+    /// `UMBEL_CLUSTERS`.
+    pub clusters: String,
+    /// `UMBEL_JOBS`.
+    pub jobs: String,
+}
+
+/// Flags that contradict each other.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that no worker can run with.
+    #[error("{flag}: {reason}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Value { flag, reason: reason.into() }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: Args) -> Result<Config, ConfigError> {
+        let mut broker = umbel_broker::Config::new(&args.redis_url);
+        broker.key_prefix = args.key_prefix;
+        let mut queues: Vec<String> = Vec::new();
+        for queue in args.queue.iter().map(|queue| queue.trim()) {
+            check_queue(queue)?;
+            if !queues.iter().any(|known| known == queue) {
+                queues.push(queue.to_owned());
+            }
+        }
+        if args.lease < Duration::from_millis(200) {
+            return Err(wrong("--lease", "must be at least 200ms"));
+        }
+        if args.renew_every.is_zero() || args.renew_every > args.lease / 2 {
+            return Err(wrong("--renew-every", "must be above zero and at most half of --lease"));
+        }
+        if args.sweep.is_zero() {
+            return Err(wrong("--sweep", "must be above zero"));
+        }
+        if !(args.retry_factor.is_finite() && args.retry_factor >= 1.0) {
+            return Err(wrong("--retry-factor", "must be at least 1"));
+        }
+        if !(0.0..=1.0).contains(&args.retry_jitter) {
+            return Err(wrong("--retry-jitter", "must be between 0 and 1"));
+        }
+        if args.time_limit.is_zero() {
+            return Err(wrong("--time-limit", "must be above zero"));
+        }
+        let zone = jiff::tz::TimeZone::get(&args.time_zone).map_err(|err| wrong("--time-zone", err.to_string()))?;
+        Ok(Config {
+            broker,
+            results: args.result_url.filter(|url| !url.is_empty()).map(|url| umbel_broker::Config::new(&url)),
+            queues,
+            concurrency: args.concurrency,
+            is_standalone: args.standalone,
+            lease: args.lease,
+            renew_every: args.renew_every,
+            sweep: args.sweep.min(args.lease / 4),
+            grace: args.grace,
+            name: args.name.unwrap_or_else(|| format!("umbel@{}", hostname())),
+            time_limit: args.time_limit,
+            soft_time_limit: args.soft_time_limit,
+            retry: RetryPolicy {
+                max_attempts: args.retry_max_attempts,
+                initial_backoff: args.retry_initial_backoff,
+                max_backoff: args.retry_max_backoff,
+                factor: args.retry_factor,
+                jitter: args.retry_jitter,
+            },
+            policy: Policy { max_deliveries: args.max_deliveries, result_ttl: args.result_ttl.as_secs(), dead_kept: args.dead_kept },
+            max_message: args.max_message,
+            zone,
+            admin: args.admin_addr,
+            pod: Pod {
+                install: args.install,
+                pool_uid: args.pool_uid,
+                namespace: args.namespace,
+                name: args.pod_name,
+                uid: args.pod_uid,
+                revision: args.revision,
+            },
+            clusters: args.clusters,
+            jobs: args.jobs,
+        })
+    }
+}
+
+/// A queue's key must not be one of ours or kombu's own.
+fn check_queue(queue: &str) -> Result<(), ConfigError> {
+    let is_reserved = queue.starts_with("umbel:") || queue.starts_with("_kombu.") || queue.starts_with("celery-task-meta-");
+    if queue.is_empty() || queue.len() > 512 {
+        return Err(wrong("--queue", "names have 1 to 512 bytes"));
+    }
+    if is_reserved || ["unacked", "unacked_index", "unacked_mutex"].contains(&queue) || queue.contains('\u{16}') {
+        return Err(wrong("--queue", format!("{queue:?} is a key of the broker's own")));
+    }
+    Ok(())
+}
+
+/// Go's notation: 300ms, 1.5h, 2m30s.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed: kube::core::Duration = text.parse().map_err(|err| format!("{err}"))?;
+    if parsed.is_negative() { Err("must not be negative".into()) } else { Ok(parsed.into()) }
+}
+
+fn parse_concurrency(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(slots @ 1..=100_000) => Ok(slots),
+        _ => Err("must be a number from 1 to 100000".into()),
+    }
+}
+
+pub(crate) fn hostname() -> String {
+    std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+        let all = ["umbel-worker", "--redis-url", "redis://127.0.0.1/0"].iter().chain(flags);
+        Config::try_from(Args::try_parse_from(all).unwrap())
+    }
+
+    #[test]
+    fn queues_are_taken_once_and_reserved_ones_refused() {
+        assert_eq!(config(&["--queue", "a,b,a"]).unwrap().queues, ["a", "b"]);
+        for bad in ["unacked", "umbel:lease", "_kombu.binding.x", "", "q\u{6}\u{16}3"] {
+            assert!(config(&["--queue", bad]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_is_at_most_a_quarter_of_the_lease() {
+        let config = config(&["--lease", "2s", "--renew-every", "600ms", "--sweep", "5s"]).unwrap();
+        assert_eq!(config.sweep, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn a_renewal_must_fit_the_lease() {
+        assert!(config(&["--lease", "2s"]).is_err());
+        assert!(config(&["--lease", "2s", "--renew-every", "0s"]).is_err());
+    }
+}

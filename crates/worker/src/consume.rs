@@ -1,0 +1,570 @@
+//! The loop of a worker: a free slot first, then a message for it, then its run, then its settlement.
+//!
+//! # Guarantees
+//! Never more messages are held than there are slots. A message is decided on the moment it was taken: it runs, or it
+//! is parked, handed back, buried or put in the quarantine with a reason. A message that cannot be read ends nobody.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use umbel_broker::{Admission as SelfAdmission, Batch, Broker, End, Look, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken, Waker};
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{self, Limits, Malformed, TaskMessage};
+use umbel_protocol::result;
+use umbel_telemetry::chain;
+
+use crate::admit::{Admission, admit};
+use crate::app::Shared;
+use crate::execute::{Ending, RunLimits, execute};
+use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
+use crate::lease::{Lease, Run};
+use crate::peers::Peers;
+use crate::settle::Ended;
+
+/// Messages in one reserve: Redis is busy for less than a millisecond with so many.
+const BATCH: usize = 256;
+/// Longest wait between two looks where Redis reports changes.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Shortest and longest wait where it does not.
+const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// A leader whose heartbeat is older does not count, and a worker waits as long for one before it admits itself.
+const LEADER_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a worker that is not admitted asks for the leader.
+const LEADER_ASKED: Duration = Duration::from_secs(5);
+/// For so long a busy worker stops taking messages to be free for a suspect; then another may try.
+const TAKER: u64 = 30;
+/// A message that other workers know is handed back so many times before it is given up.
+const HAND_BACKS: u64 = 30;
+
+pub(crate) struct Consumer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) broker: Broker,
+    pub(crate) reserver: Reserver,
+    pub(crate) waker: Waker,
+    pub(crate) queues: Vec<QueueLists>,
+    pub(crate) peers: Peers,
+    pub(crate) quiet: CancellationToken,
+    pub(crate) backoff: Duration,
+}
+
+/// What the loop does next.
+enum Next {
+    /// Reserve again at once.
+    Again,
+    /// Look, and wait for something to change.
+    Wait,
+}
+
+impl Consumer {
+    /// Takes and starts messages until told to be quiet. Runs go on after it has returned.
+    pub(crate) async fn run(mut self) {
+        let quiet = self.quiet.clone();
+        tokio::select! {
+            () = quiet.cancelled() => {}
+            () = self.consume() => {}
+        }
+        // The select above may have dropped a reserve on its way: one more hello hands its messages back.
+        if !self.reserver.is_connected() {
+            let leases = Arc::clone(&self.shared.leases);
+            let hello = self.reserver.ensure(|| leases.lids());
+            if !matches!(tokio::time::timeout(Duration::from_secs(2), hello).await, Ok(Ok(()))) {
+                tracing::warn!("could not hand back at once; the lease will");
+            }
+        }
+    }
+
+    async fn consume(&mut self) {
+        let mut failures = 0_u32;
+        let mut fruitless = 0_u32;
+        let mut leader_seen = Instant::now();
+        let mut leader_asked = Instant::now();
+        let mut is_woken = true;
+        loop {
+            self.shared.readiness.progress();
+            let free = self.shared.slots.available_permits();
+            if free == 0 {
+                // Wait for a slot; the permit itself is taken when there is a message for it.
+                drop(self.shared.slots.acquire().await);
+                continue;
+            }
+            // Nothing was reported since the last look: another look costs less than a reserve.
+            let next = if is_woken { self.take(free).await } else { Ok(Next::Wait) };
+            let generation_changed = self.note_hello();
+            if generation_changed {
+                leader_seen = Instant::now();
+            }
+            match next {
+                Ok(Next::Again) => {
+                    failures = 0;
+                    fruitless = 0;
+                    is_woken = true;
+                    continue;
+                }
+                Ok(Next::Wait) => failures = 0,
+                Err(err) => {
+                    self.shared.metrics.broker_errors.inc();
+                    if failures.is_multiple_of(20) {
+                        tracing::warn!(error = %chain(&err), server = %self.broker.server(), "taking messages again");
+                    }
+                    failures += 1;
+                    is_woken = true;
+                    tokio::time::sleep(self.pause(failures)).await;
+                    continue;
+                }
+            }
+            let look = match self.waker.look().await {
+                Ok(look) => look,
+                Err(err) => {
+                    self.shared.metrics.broker_errors.inc();
+                    tracing::debug!(error = %chain(&err), "looking again");
+                    failures += 1;
+                    is_woken = true;
+                    tokio::time::sleep(self.pause(failures)).await;
+                    continue;
+                }
+            };
+            self.shared.clock.observe(look.now);
+            if let Some(due_in) = look.due_in {
+                self.shared.due.within(due_in);
+            }
+            let is_open = look.gate == "open";
+            self.note_gate(&look.gate);
+            if look.gate.is_empty() {
+                self.reserver.forget(); // Redis has lost us: hello again.
+                is_woken = true;
+                tokio::time::sleep(self.pause(1)).await;
+                continue;
+            }
+            if !is_open && !self.shared.config.is_standalone && leader_asked.elapsed() >= LEADER_ASKED {
+                leader_asked = Instant::now();
+                self.ask_for_leader(&mut leader_seen).await;
+            }
+            if is_open && look.suspects > 0 && self.take_suspect().await {
+                is_woken = true;
+                continue;
+            }
+            if is_open && look.waiting > 0 && fruitless < 3 {
+                fruitless += 1; // Somebody else may have been faster; do not spin on a list that cannot be read.
+                is_woken = true;
+                continue;
+            }
+            fruitless = 0;
+            is_woken = self.wait(&look).await;
+        }
+    }
+
+    /// One reserve, and everything it brought on its way.
+    async fn take(&mut self, free: usize) -> Result<Next, umbel_broker::Error> {
+        let asked = free.min(BATCH);
+        let leases = Arc::clone(&self.shared.leases);
+        match self.reserver.reserve(asked, &self.queues, || leases.lids()).await? {
+            Reserved::Batch(batch) => {
+                let got = batch.taken.len();
+                self.start(batch).await;
+                // Equal shares: the queue that was first is last the next time.
+                self.queues.rotate_left(1); // A worker serves at least one.
+                Ok(if got == asked { Next::Again } else { Next::Wait })
+            }
+            Reserved::Gate(state) => {
+                self.note_gate(&state);
+                Ok(Next::Wait)
+            }
+            Reserved::Busy => Ok(Next::Wait),
+        }
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        let pause = Duration::from_millis(50) * 2_u32.saturating_pow(failures.min(10));
+        pause.min(self.backoff).mul_f64(0.5 + 0.5 * crate::random())
+    }
+
+    /// Takes notice of a new connection. True when the data set is another one.
+    fn note_hello(&mut self) -> bool {
+        let Some(hello) = self.reserver.take_hello() else { return false };
+        self.note_gate(&hello.gate);
+        let mut known = self.shared.generation.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_new = known.as_ref().is_none_or(|generation| *generation != hello.generation);
+        if known.is_some() && is_new {
+            tracing::error!(server = %self.broker.server(), "the broker has lost its data");
+        }
+        tracing::info!(server = %self.broker.server(), gate = %hello.gate, handed_back = hello.handed_back, "connected");
+        *known = Some(hello.generation);
+        is_new
+    }
+
+    fn note_gate(&self, state: &str) {
+        let mut gate = self.shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *gate != state && !state.is_empty() {
+            tracing::info!(gate = state, "gate");
+            state.clone_into(&mut gate);
+            self.shared.beat_now.notify_one();
+        }
+        if state == "open" {
+            self.shared.readiness.set_ready(); // And ready it stays: not load, not Redis, not a drain takes it back.
+        }
+    }
+
+    /// Without any leader for long enough a worker opens its own gate.
+    async fn ask_for_leader(&self, leader_seen: &mut Instant) {
+        let install = &self.shared.config.pod.install;
+        match self.broker.leader_age(install).await {
+            Ok(Some(age)) if age < LEADER_PATIENCE => *leader_seen = Instant::now(),
+            Ok(_) if leader_seen.elapsed() >= LEADER_PATIENCE => {
+                let pool = &self.shared.config.pod.pool_uid;
+                match self.broker.admit_self(install, &self.shared.worker, pool, LEADER_PATIENCE.as_secs()).await {
+                    Ok(SelfAdmission::Open) => tracing::warn!("no operator for 30 s: admitted myself"),
+                    Ok(SelfAdmission::Leader) => *leader_seen = Instant::now(),
+                    Ok(SelfAdmission::Step | SelfAdmission::Unknown) => {}
+                    Err(err) => tracing::debug!(error = %chain(&err), "admitting again"),
+                }
+            }
+            Ok(_) => {}
+            Err(err) => tracing::debug!(error = %chain(&err), "asking for the leader again"),
+        }
+    }
+
+    /// Runs a suspect alone. True if one was run, so the world is worth another look.
+    async fn take_suspect(&mut self) -> bool {
+        if !self.shared.leases.is_empty() {
+            let mut is_taker = false;
+            for queue in &self.queues {
+                is_taker |= matches!(self.reserver.becomes_taker(&queue.queue, TAKER).await, Ok(true));
+            }
+            if !is_taker {
+                return false;
+            }
+            let emptied = tokio::time::timeout(Duration::from_secs(TAKER), self.shared.leases.empty()).await;
+            if emptied.is_err() {
+                return false;
+            }
+        }
+        let leases = Arc::clone(&self.shared.leases);
+        match self.reserver.reserve_suspect(&self.queues, || leases.lids()).await {
+            Ok(Reserved::Batch(batch)) if !batch.taken.is_empty() => {
+                self.start(batch).await;
+                self.shared.leases.empty().await; // Alone means alone.
+                true
+            }
+            Ok(_) => false,
+            Err(err) => {
+                tracing::debug!(error = %chain(&err), "taking a suspect again");
+                false
+            }
+        }
+    }
+
+    /// Waits for a report of a change, or for the next look. True after a report.
+    async fn wait(&self, look: &Look) -> bool {
+        let patience = if self.waker.is_tracking() {
+            PATIENCE
+        } else {
+            POLL.0 + POLL.1.mul_f64(crate::random())
+        };
+        let patience = look.due_in.map_or(patience, |due_in| due_in.clamp(Duration::from_millis(1), patience));
+        tokio::select! {
+            () = self.waker.changed() => true,
+            () = tokio::time::sleep(patience) => false,
+        }
+    }
+
+    /// Decides on each message and starts what can run.
+    async fn start(&mut self, batch: Batch) {
+        let Batch { term, sent, taken, has_counted, faults } = batch;
+        self.shared.has_counted.store(has_counted, Ordering::Relaxed);
+        for (key, reason) in faults {
+            self.shared.faults.report(&key, &reason);
+        }
+        if let Some(first) = taken.first() {
+            self.shared.clock.observe_micros(first.micros);
+        }
+        let now = self.shared.clock.now();
+        for Taken { lid, micros, queue, raw, is_suspect } in taken {
+            let lease = self.shared.leases.insert(&lid, term, micros, sent, self.shared.config.lease);
+            let limits = Limits { bytes: self.shared.config.max_message, ..Limits::default() };
+            match message::decode(&raw, &limits, &self.shared.config.zone) {
+                Ok(message) => self.decide(Delivery { lease, queue, raw, message, is_suspect }, now).await,
+                Err(malformed) => self.reject(lid, queue, &malformed).await,
+            }
+        }
+    }
+
+    async fn decide(&mut self, delivery: Delivery, now: f64) {
+        let job = self.shared.tasks.get(&delivery.message.task).cloned();
+        match (admit(&delivery.message, job.is_some(), now), job) {
+            (Admission::Run, Some(job)) => self.spawn(delivery, job).await,
+            (Admission::Later(due), _) => {
+                self.shared.due.within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
+                self.shared.end(delivery, End::Park { due }, None, "", "parked").await;
+            }
+            (Admission::Expired, _) => {
+                let document = |ctx: &ResultContext| result::revoked(ctx.id, "expired", &ctx.meta);
+                let result = self.shared.document(&delivery.message, false, document);
+                self.shared.end(delivery, End::Ack, result, "expired", "expired").await;
+            }
+            (Admission::Unsupported(part), _) => {
+                let failure = Failure::permanent("NotImplementedError", format!("messages with {part} are not supported yet"));
+                self.shared.bury(delivery, &failure, format!("carries {part}, which this version does not run")).await;
+            }
+            (Admission::Unknown | Admission::Run, _) => self.unknown(delivery).await,
+        }
+    }
+
+    /// A task that this worker does not know: back to who does, else to the dead letters.
+    async fn unknown(&mut self, delivery: Delivery) {
+        let (task, queue) = (delivery.message.task.clone(), Arc::clone(&delivery.queue));
+        if self.peers.somebody_knows(&self.broker, &self.shared.worker, &queue, &task).await {
+            match self.broker.count_hand_back(&delivery.message.id).await {
+                Ok(times) if times <= HAND_BACKS => {
+                    let due = self.shared.clock.now() + 1.0;
+                    self.shared.due.within(Duration::from_secs(1));
+                    tracing::info!(task.name = %task, queue = %queue, times, "unknown here, handed back to others on the queue");
+                    return self.shared.end(delivery, End::Park { due }, None, "", "handed_back").await;
+                }
+                Ok(_) => {}
+                Err(err) => tracing::debug!(error = %chain(&err), "hand-back not counted"),
+            }
+        }
+        let failure = Failure { exc_module: "celery.exceptions".into(), ..Failure::permanent("NotRegistered", format!("'{task}'")) };
+        self.shared.bury(delivery, &failure, format!("unknown task {task:?}")).await;
+    }
+
+    async fn reject(&self, lid: Arc<str>, queue: Arc<str>, malformed: &Malformed) {
+        let reason = malformed.to_string();
+        tracing::error!(queue = %queue, task.id = malformed.id.as_deref().unwrap_or(""), reason = %reason, "message put in the quarantine");
+        self.shared.metrics.ended(&queue, "", "quarantined");
+        let result = malformed.id.as_deref().map(|id| {
+            let failure = result::Failure::new("kombu.exceptions", "DecodeError", &reason);
+            let meta = result::Meta { done_at: self.shared.clock.timestamp(), ..result::Meta::default() };
+            self.shared.stored(id, result::failure(id, &failure, None, &meta), false)
+        });
+        let settlement = Settlement {
+            lid,
+            id: malformed.id.clone().unwrap_or_default(),
+            task: malformed.task.clone().unwrap_or_default(),
+            end: End::Quarantine { reason },
+            result,
+            run: None,
+            outcome: "failed",
+            follow_ups: Vec::new(),
+        };
+        self.shared.send(Ended { queue, settlement }).await;
+    }
+
+    async fn spawn(&self, delivery: Delivery, job: Arc<dyn Job>) {
+        // Never waits: only this loop takes slots, and it asked for no more messages than were free.
+        let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else { return };
+        let shared = Arc::clone(&self.shared);
+        shared.started.fetch_add(1, Ordering::Relaxed);
+        shared.metrics.started.inc();
+        tokio::spawn(async move {
+            run(&shared, delivery, job).await;
+            shared.finished.fetch_add(1, Ordering::Relaxed);
+            shared.metrics.finished.inc();
+            drop(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+        });
+    }
+}
+
+/// A message with its lease.
+pub(crate) struct Delivery {
+    pub(crate) lease: Lease,
+    pub(crate) queue: Arc<str>,
+    pub(crate) raw: Vec<u8>,
+    pub(crate) message: TaskMessage,
+    pub(crate) is_suspect: bool,
+}
+
+/// What a result document is made of.
+pub(crate) struct ResultContext<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) meta: result::Meta<'a>,
+}
+
+async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
+    let message = &delivery.message;
+    let since = shared.clock.now();
+    shared.leases.running(
+        &delivery.lease.lid,
+        Run { id: message.id.clone(), task: message.task.clone(), queue: Arc::clone(&delivery.queue), since },
+    );
+    tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
+    let began = Instant::now();
+    let ctx = context(shared, &delivery);
+    let order = ctx.order;
+    let args = Arguments { args: message.args.clone(), kwargs: message.kwargs.clone() };
+    let seconds = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
+    let limits = RunLimits {
+        hard: seconds(message.time_limit.hard).or(Some(shared.config.time_limit)),
+        soft: seconds(message.time_limit.soft).or(shared.config.soft_time_limit),
+    };
+    let ending = execute(job, ctx, args, limits, &shared.abandon).await;
+    shared.leases.stopped(&delivery.lease.lid);
+    tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
+    shared.metrics.runtime(&delivery.queue, began.elapsed());
+    match ending {
+        Ending::Outcome(Outcome::Done(value)) => {
+            let result = shared.document(&delivery.message, true, |ctx| result::success(ctx.id, &value, &ctx.meta));
+            shared.end(delivery, End::Ack, result, "succeeded", "succeeded").await;
+        }
+        Ending::Outcome(Outcome::Retry { after, why }) => retry(shared, delivery, after, why, order).await,
+        Ending::Outcome(Outcome::Failed(why)) if why.is_retryable => retry(shared, delivery, None, why, order).await,
+        Ending::Outcome(Outcome::Failed(why)) => shared.bury(delivery, &why, format!("failed: {why}")).await,
+        Ending::TimedOut(limit) => {
+            let failure = Failure {
+                exc_module: "billiard.exceptions".into(),
+                ..Failure::permanent("TimeLimitExceeded", limit.as_secs_f64().to_string())
+            };
+            let reason = format!("ran longer than its hard limit of {} s", limit.as_secs_f64());
+            shared.bury(delivery, &failure, reason).await;
+        }
+        Ending::Lost => {
+            shared.metrics.lost.inc();
+            tracing::warn!(task.id = %delivery.message.id, task.name = %delivery.message.task, "lease lost: the run was dropped");
+            shared.leases.remove(std::iter::once(&delivery.lease.lid));
+        }
+        Ending::HandBack => {
+            tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "handed back: the worker stops");
+            shared.end(delivery, End::Release, None, "", "handed_back").await;
+        }
+    }
+}
+
+fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
+    let message = &delivery.message;
+    let headers: BTreeMap<String, Json> = message.headers.entries().into_iter().filter(|(name, _)| !is_celerys(name)).collect();
+    let order = headers.get("umbel_order").and_then(|order| order.to().ok());
+    #[allow(clippy::cast_possible_wrap)] // Microseconds since 1970 fit for 290,000 years.
+    let first_seen = (delivery.lease.micros / 1000) as i64;
+    JobContext {
+        id: message.id.clone(),
+        task: message.task.clone(),
+        queue: delivery.queue.to_string(),
+        retries: message.retries,
+        order: order.unwrap_or(first_seen),
+        headers: Arc::new(headers),
+        cancel: CancellationToken::new(),
+        soft_limit: CancellationToken::new(),
+        lease: delivery.lease.clone(),
+        reports: shared.reports.clone(),
+    }
+}
+
+/// Headers that Celery itself writes; the others are ours and the user's.
+fn is_celerys(name: &str) -> bool {
+    [
+        "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id",
+        "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "compression",
+    ]
+    .contains(&name)
+}
+
+/// Runs again later, or ends as a failure when the attempts are used up.
+async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>, why: Failure, order: i64) {
+    let retries = delivery.message.retries;
+    let Some(backoff) = crate::retry::next(&shared.config.retry, retries, crate::random()) else {
+        let reason = format!("failed {} times, the last time: {why}", retries.saturating_add(1));
+        return shared.bury(delivery, &why, reason).await;
+    };
+    let wait = after.unwrap_or(backoff);
+    let due = shared.clock.now() + wait.as_secs_f64();
+    #[allow(clippy::cast_possible_truncation)] // Microseconds since 1970 fit.
+    let eta = jiff::Timestamp::from_microsecond((due * 1e6) as i64).ok();
+    let change = message::Retry {
+        retries: retries.saturating_add(1),
+        eta,
+        delivery_tag: uuid::Uuid::new_v4().to_string(),
+        now: Some(shared.clock.timestamp()),
+        headers: vec![("umbel_order".into(), Json::of(&order))],
+    };
+    match message::retry(&delivery.raw, &change) {
+        Ok(raw) => {
+            shared.due.within(wait);
+            let failure = failure_of(&why);
+            let result = shared.document(&delivery.message, false, |ctx| result::retry(ctx.id, &failure, Some(&why.to_string()), &ctx.meta));
+            shared.end(delivery, End::Later { due, raw }, result, "", "retried").await;
+        }
+        Err(malformed) => {
+            // It was read a moment ago, so this is a defect of ours; the message is kept all the same.
+            let reason = format!("failed ({why}), and no retry could be made of it: {malformed}");
+            shared.bury(delivery, &why, reason).await;
+        }
+    }
+}
+
+fn failure_of(failure: &Failure) -> result::Failure {
+    let Failure { exc_type, exc_module, message, is_retryable: _ } = failure;
+    result::Failure::new(exc_module, exc_type, message)
+}
+
+impl Shared {
+    /// Hands an end to the settler; waits while it has many.
+    pub(crate) async fn send(&self, ended: Ended) {
+        let lid = Arc::clone(&ended.settlement.lid);
+        if self.ended.send(ended).await.is_err() {
+            tracing::error!("nobody settles any more: the lease will");
+            self.leases.remove(std::iter::once(&lid));
+        }
+    }
+
+    /// A result document for the message, unless nobody wants one.
+    pub(crate) fn document(&self, message: &TaskMessage, is_success: bool, make: impl FnOnce(&ResultContext) -> Vec<u8>) -> Option<StoredResult> {
+        if message.ignore_result == Some(true) {
+            return None;
+        }
+        let meta = result::Meta {
+            done_at: self.clock.timestamp(),
+            group_id: message.group.as_deref(),
+            parent_id: message.parent_id.as_deref(),
+            ..result::Meta::default()
+        };
+        let document = make(&ResultContext { id: &message.id, meta });
+        Some(self.stored(&message.id, document, is_success))
+    }
+
+    pub(crate) fn stored(&self, id: &str, document: Vec<u8>, is_success: bool) -> StoredResult {
+        let key = self.results.as_ref().map_or_else(|| self.broker.result_key(id), |results| results.key(id));
+        StoredResult { key, ttl: self.config.policy.result_ttl, document, is_success }
+    }
+
+    /// Ends a delivery.
+    pub(crate) async fn end(&self, delivery: Delivery, end: End, result: Option<StoredResult>, outcome: &'static str, state: &'static str) {
+        let Delivery { lease, queue, message, .. } = delivery;
+        let run = message.header("umbel_run").and_then(|run| run.to().ok());
+        let is_known = self.tasks.get(&message.task).is_some();
+        self.metrics.ended(&queue, if is_known { &message.task } else { "" }, state);
+        let settlement = Settlement { lid: lease.lid, id: message.id, task: message.task, end, result, run, outcome, follow_ups: Vec::new() };
+        self.send(Ended { queue, settlement }).await;
+    }
+
+    /// Ends a delivery as a failure: result for the caller, message to the dead letters.
+    pub(crate) async fn bury(&self, delivery: Delivery, failure: &Failure, reason: String) {
+        tracing::warn!(
+            task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue, reason = %reason,
+            "task failed: dead letter"
+        );
+        let document = failure_of(failure);
+        let text = failure.to_string();
+        let result = self.document(&delivery.message, false, |ctx| result::failure(ctx.id, &document, Some(&text), &ctx.meta));
+        self.end(delivery, End::Bury { reason }, result, "failed", "failed").await;
+    }
+}
+
+/// Faults of lists, told once a minute each: one line, not one a reserve.
+#[derive(Default)]
+pub(crate) struct Faults {
+    told: std::sync::Mutex<HashMap<String, Instant>>,
+}
+
+impl Faults {
+    fn report(&self, key: &str, reason: &str) {
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_news = told.get(key).is_none_or(|at| at.elapsed() > Duration::from_secs(60));
+        if is_news {
+            tracing::error!(key, reason, "cannot take from this list");
+            told.insert(key.to_owned(), Instant::now());
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What a worker says about itself every five seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use umbel_broker::{Broker, Heartbeat, Running};
+use umbel_telemetry::chain;
+
+use crate::app::Shared;
+
+/// Interval of heartbeats; they expire after three.
+const EVERY: Duration = Duration::from_secs(5);
+/// Running tasks named in one heartbeat.
+const RUNNING: usize = 100;
+/// Task names in one heartbeat.
+const NAMES: usize = 200;
+
+/// Beats for ever; at once when the gate changes.
+pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
+    let mut is_warned = false;
+    loop {
+        match broker.heartbeat(&describe(&shared)).await {
+            Ok(()) => is_warned = false,
+            Err(err) => {
+                shared.metrics.broker_errors.inc();
+                if !is_warned {
+                    tracing::warn!(error = %chain(&err), "heartbeat again");
+                }
+                is_warned = true;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = shared.beat_now.notified() => {}
+        }
+    }
+}
+
+fn describe(shared: &Shared) -> Heartbeat {
+    let config = &shared.config;
+    let slots = config.concurrency;
+    let busy = slots.saturating_sub(shared.slots.available_permits());
+    shared.metrics.slots.get_or_create(&crate::metrics::StateLabels { state: "busy" }).set(i64::try_from(busy).unwrap_or(i64::MAX));
+    shared.metrics.slots.get_or_create(&crate::metrics::StateLabels { state: "total" }).set(i64::try_from(slots).unwrap_or(i64::MAX));
+    let running = shared.leases.runs().into_iter().take(RUNNING);
+    Heartbeat {
+        v: Heartbeat::CONTRACT,
+        worker: shared.worker.clone(),
+        node: config.name.clone(),
+        namespace: config.pod.namespace.clone(),
+        pool: config.pod.pool_uid.clone(),
+        pod: config.pod.name.clone(),
+        pod_uid: config.pod.uid.clone(),
+        revision: config.pod.revision.clone(),
+        queues: config.queues.clone(),
+        slots: u32::try_from(slots).unwrap_or(u32::MAX),
+        busy: u32::try_from(busy).unwrap_or(u32::MAX),
+        running: running
+            .map(|run| Running { id: run.id, task: run.task, queue: run.queue.to_string(), since: run.since })
+            .collect(),
+        gate: shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+        tasks: shared.tasks.names().into_iter().take(NAMES).collect(),
+        started: shared.started.load(Ordering::Relaxed),
+        finished: shared.finished.load(Ordering::Relaxed),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}

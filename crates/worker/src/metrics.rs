@@ -1,0 +1,64 @@
+//! What a worker counts. Labels are bounded by its configuration: queues and task names that it knows.
+
+use umbel_telemetry::metrics::counter::Counter;
+use umbel_telemetry::metrics::encoding::EncodeLabelSet;
+use umbel_telemetry::metrics::family::Family;
+use umbel_telemetry::metrics::gauge::Gauge;
+use umbel_telemetry::metrics::histogram::Histogram;
+use umbel_telemetry::metrics::{Registry, SECONDS};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct TaskLabels {
+    pub(crate) queue: String,
+    pub(crate) task: String,
+    pub(crate) state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct QueueLabels {
+    pub(crate) queue: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct StateLabels {
+    pub(crate) state: &'static str,
+}
+
+pub(crate) struct Metrics {
+    tasks: Family<TaskLabels, Counter>,
+    runtime: Family<QueueLabels, Histogram, fn() -> Histogram>,
+    pub(crate) slots: Family<StateLabels, Gauge>,
+    pub(crate) lost: Counter,
+    pub(crate) ack_unknown: Counter,
+    pub(crate) reclaimed: Counter,
+    pub(crate) repaired: Counter,
+    pub(crate) broker_errors: Counter,
+    pub(crate) started: Counter,
+    pub(crate) finished: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Metrics {
+        let runtime = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
+        Metrics {
+            tasks: registry.add("task", "Tasks that ended, by how", Family::default()),
+            runtime: registry.add("task_runtime_seconds", "Time that tasks ran", runtime),
+            slots: registry.add("worker_slots", "Slots by state", Family::default()),
+            lost: registry.add("lease_lost", "Leases that were lost before they were settled", Counter::default()),
+            ack_unknown: registry.add("ack_unknown", "Settlements whose first reply was lost", Counter::default()),
+            reclaimed: registry.add("lease_reclaimed", "Overdue leases that this worker took back", Counter::default()),
+            repaired: registry.add("janitor_repaired", "Records that this worker's janitor repaired", Counter::default()),
+            broker_errors: registry.add("broker_errors", "Calls to Redis that failed", Counter::default()),
+            started: registry.add("task_started", "Tasks that began to run", Counter::default()),
+            finished: registry.add("task_finished", "Tasks that ended, in whatever way", Counter::default()),
+        }
+    }
+
+    pub(crate) fn runtime(&self, queue: &str, took: std::time::Duration) {
+        self.runtime.get_or_create(&QueueLabels { queue: queue.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn ended(&self, queue: &str, task: &str, state: &'static str) {
+        self.tasks.get_or_create(&TaskLabels { queue: queue.to_owned(), task: task.to_owned(), state }).inc();
+    }
+}

@@ -1,0 +1,138 @@
+//! From the end of a run to Redis: result first, then the acknowledgement, in one script where both share a database.
+//!
+//! # Guarantees
+//! A settlement is repeated until Redis answers it or until a whole lease has passed without an answer; then the lease
+//! is let go and the message will be delivered again. Nothing is acknowledged whose result could not be stored.
+//!
+//! Ends are gathered: what has arrived while the last call was on its way goes with the next one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use umbel_broker::{Broker, ByQueue, End, Error, ResultStore, Settlement};
+use umbel_telemetry::chain;
+
+use crate::lease::Leases;
+use crate::metrics::Metrics;
+
+/// A settlement with the queue that its lease belongs to.
+pub(crate) struct Ended {
+    pub(crate) queue: Arc<str>,
+    pub(crate) settlement: Settlement,
+}
+
+/// Ends in one call: Redis is busy for about a millisecond with so many.
+const BATCH: usize = 256;
+/// Pause after the first failed attempt; doubles up to a second.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+pub(crate) struct Settler {
+    pub(crate) broker: Broker,
+    pub(crate) results: Option<ResultStore>,
+    pub(crate) worker: String,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lease: Duration,
+    pub(crate) dead_kept: u64,
+    /// Are there messages anywhere whose deliveries were counted? As the last reserve saw it.
+    pub(crate) has_counted: Arc<AtomicBool>,
+}
+
+impl Settler {
+    /// Settles until all senders are gone and everything is answered.
+    pub(crate) async fn run(self, mut ended: mpsc::Receiver<Ended>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while ended.recv_many(&mut batch, BATCH).await > 0 {
+            let (plain, rest): (Vec<Ended>, Vec<Ended>) = batch.drain(..).partition(is_plain);
+            tokio::join!(self.acknowledge(plain), self.settle(rest));
+        }
+    }
+
+    /// Ends without anything beside them: the cheap script.
+    async fn acknowledge(&self, plain: Vec<Ended>) {
+        if plain.is_empty() {
+            return;
+        }
+        let has_counted = self.has_counted.load(Ordering::Relaxed);
+        let mut leases = ByQueue::new();
+        for Ended { queue, settlement } in plain {
+            leases.entry(queue).or_default().push((settlement.lid, settlement.id));
+        }
+        let lost = self.repeat("ack", || self.broker.ack(&self.worker, has_counted, &leases)).await;
+        self.finish(leases.values().flatten().map(|(lid, _)| lid), lost);
+    }
+
+    async fn settle(&self, ended: Vec<Ended>) {
+        if ended.is_empty() {
+            return;
+        }
+        let mut settlements: Vec<Settlement> = ended.into_iter().map(|ended| ended.settlement).collect();
+        if let Some(store) = &self.results {
+            let documents: Vec<_> = settlements.iter_mut().filter_map(|settlement| settlement.result.take()).collect();
+            if !documents.is_empty() && self.repeat("store_result", || store.store(&documents)).await.is_none() {
+                // Not acknowledged without its result: the lease runs out and the message comes again.
+                return self.let_go(&settlements);
+            }
+        }
+        let whole = self.broker.settle(self.dead_kept, &settlements).await;
+        if let Ok(lost) = whole {
+            return self.finish(settlements.iter().map(|settlement| &settlement.lid), Some((lost, false)));
+        }
+        // One that the server refuses (a key of another type) must not hold up its neighbours: one at a time.
+        for settlement in settlements {
+            let one = std::slice::from_ref(&settlement);
+            let lost = self.repeat("settle", || self.broker.settle(self.dead_kept, one)).await;
+            self.finish(std::iter::once(&settlement.lid), lost);
+        }
+    }
+
+    /// Calls until there is an answer; answers it with whether the call was repeated. `None` after a whole lease.
+    async fn repeat<T, F: Future<Output = Result<T, Error>>>(&self, what: &'static str, call: impl Fn() -> F) -> Option<(T, bool)> {
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        let mut is_repeated = false;
+        loop {
+            match call().await {
+                Ok(answer) => return Some((answer, is_repeated)),
+                Err(err) if began.elapsed() > self.lease => {
+                    tracing::error!(call = what, error = %chain(&err), "given up: the message will be delivered again");
+                    return None;
+                }
+                Err(err) => {
+                    if !is_repeated {
+                        tracing::warn!(call = what, error = %chain(&err), "settling again");
+                    }
+                    is_repeated = true;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    fn finish<'a>(&self, lids: impl Iterator<Item = &'a Arc<str>>, answer: Option<(Vec<String>, bool)>) {
+        if let Some((lost, is_repeated)) = answer
+            && !lost.is_empty()
+        {
+            if is_repeated {
+                // The first attempt most likely arrived and only its reply was lost.
+                self.metrics.ack_unknown.inc_by(lost.len() as u64);
+            } else {
+                self.metrics.lost.inc_by(lost.len() as u64);
+                tracing::warn!(count = lost.len(), "leases were lost before they were settled");
+            }
+        }
+        self.leases.remove(lids);
+    }
+
+    fn let_go(&self, settlements: &[Settlement]) {
+        self.leases.remove(settlements.iter().map(|settlement| &settlement.lid));
+    }
+}
+
+fn is_plain(ended: &Ended) -> bool {
+    let Settlement { lid: _, id: _, task: _, end, result, run, outcome: _, follow_ups } = &ended.settlement;
+    *end == End::Ack && result.is_none() && run.is_none() && follow_ups.is_empty()
+}

@@ -1,0 +1,198 @@
+//! Recovery by every worker: overdue leases back, due messages promoted, records repaired. No operator is needed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::tz::TimeZone;
+use tokio::sync::Notify;
+use umbel_broker::{Broker, Error, Overdue, Reclaim, SweepAnswer, Sweeper};
+use umbel_protocol::message::{self, Limits};
+use umbel_protocol::result;
+use umbel_telemetry::chain;
+
+use crate::clock::RedisClock;
+use crate::metrics::Metrics;
+
+/// Leases looked at in one call.
+const BATCH: usize = 50;
+/// Overdue work comes back at most so fast (leases a second), or a crash of many workers becomes a herd.
+const RECLAIM_RATE: f64 = 200.0;
+/// Delayed messages moved in one call, a queue.
+const PROMOTE: usize = 100;
+/// Interval of the janitor; every tenth time it looks at each lease.
+const JANITOR_EVERY: Duration = Duration::from_secs(60);
+
+/// Wakes the promotion when something is due sooner than it knows.
+#[derive(Default)]
+pub(crate) struct DueSoon {
+    next: std::sync::Mutex<Option<Instant>>,
+    changed: Notify,
+}
+
+impl DueSoon {
+    /// Something is due in so long.
+    pub(crate) fn within(&self, wait: Duration) {
+        let at = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if next.is_none_or(|known| at < known) {
+            *next = Some(at);
+            self.changed.notify_one();
+        }
+    }
+
+    fn take(&self) -> Option<Instant> {
+        self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    fn peek(&self) -> Option<Instant> {
+        *self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+pub(crate) struct Recovery {
+    pub(crate) broker: Broker,
+    pub(crate) queues: Vec<String>,
+    pub(crate) lease: Duration,
+    pub(crate) every: Duration,
+    pub(crate) backoff: Duration,
+    pub(crate) clock: Arc<RedisClock>,
+    pub(crate) due: Arc<DueSoon>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Recovery {
+    /// Sweeps for ever.
+    pub(crate) async fn sweep(&self) {
+        let mut sweeper = Sweeper::new(self.lease, self.backoff, self.every);
+        let mut janitor_at = Instant::now() + JANITOR_EVERY;
+        let mut rounds = 0_u32;
+        let mut is_warned = false;
+        loop {
+            tokio::time::sleep(jittered(self.every)).await;
+            self.due.within(Duration::ZERO); // Messages parked by a worker that died are promoted here at the latest.
+            match self.sweep_once(&mut sweeper).await {
+                Ok(()) => is_warned = false,
+                Err(err) => {
+                    self.metrics.broker_errors.inc();
+                    if !is_warned {
+                        tracing::warn!(error = %chain(&err), "sweeping again");
+                    }
+                    is_warned = true;
+                }
+            }
+            if Instant::now() >= janitor_at {
+                janitor_at = Instant::now() + JANITOR_EVERY;
+                rounds += 1;
+                self.tidy(rounds.is_multiple_of(10)).await;
+            }
+        }
+    }
+
+    async fn sweep_once(&self, sweeper: &mut Sweeper) -> Result<(), Error> {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A few thousand at most.
+        let mut budget = (RECLAIM_RATE * self.every.as_secs_f64()).max(1.0) as usize;
+        let mut goes_on = false;
+        loop {
+            match sweeper.sweep(&self.broker, BATCH.min(budget), goes_on).await? {
+                SweepAnswer::Skipped => return Ok(()),
+                SweepAnswer::Grace { until, reason } => {
+                    if let Some(reason) = reason {
+                        tracing::info!(reason, seconds = until - self.clock.now(), "no lease is taken back for a while");
+                    }
+                    return Ok(());
+                }
+                SweepAnswer::Overdue(overdue) => {
+                    let full = overdue.len() == BATCH.min(budget);
+                    let reclaims: Vec<Reclaim> = overdue.iter().filter_map(|overdue| self.reclaim(overdue)).collect();
+                    let done = self.broker.reclaim(&reclaims).await?;
+                    let count = done.back + done.suspected + done.buried.len() as u64;
+                    if count > 0 {
+                        self.metrics.reclaimed.inc_by(count);
+                        tracing::info!(back = done.back, suspected = done.suspected, buried = done.buried.len(), "took overdue leases back");
+                    }
+                    for id in &done.buried {
+                        tracing::error!(task.id = %id, "message killed its worker too often: dead letter");
+                    }
+                    budget = budget.saturating_sub(overdue.len());
+                    // The next sweep comes when its time has come; a full batch goes on at once, within the rate.
+                    if !full || budget == 0 {
+                        return Ok(());
+                    }
+                    goes_on = true;
+                }
+            }
+        }
+    }
+
+    /// Reads the message of an overdue lease: what it is counted as, and what its caller hears if this was its last.
+    fn reclaim(&self, overdue: &Overdue) -> Option<Reclaim> {
+        if overdue.raw.is_empty() {
+            return None; // A lease without a body: the janitor's work.
+        }
+        let (id, task, run) = match message::decode(&overdue.raw, &Limits::default(), &TimeZone::UTC) {
+            Ok(message) => {
+                let run = message.header("umbel_run").and_then(|run| run.to().ok());
+                (message.id, message.task, run)
+            }
+            Err(malformed) => (malformed.id.unwrap_or_default(), malformed.task.unwrap_or_default(), None),
+        };
+        let counted_as = if id.is_empty() { format!("lid:{}", overdue.lid) } else { id.clone() };
+        let failure = (!id.is_empty()).then(|| {
+            let lost = result::Failure::new("billiard.exceptions", "WorkerLostError", "the task killed its worker each time it ran");
+            let meta = result::Meta { done_at: self.clock.timestamp(), ..result::Meta::default() };
+            (self.broker.result_key(&id), result::failure(&id, &lost, None, &meta))
+        });
+        Some(Reclaim { lid: overdue.lid.clone(), counted_as, id, task, run, failure })
+    }
+
+    async fn tidy(&self, thorough: bool) {
+        match self.broker.janitor(thorough).await {
+            Ok(report) => {
+                let repairs = report.leases_given + report.leases_removed + report.counts_corrected;
+                if repairs > 0 {
+                    self.metrics.repaired.inc_by(repairs);
+                    tracing::warn!(?report, "repaired records");
+                }
+            }
+            Err(err) => tracing::warn!(error = %chain(&err), "janitor comes again"),
+        }
+    }
+
+    /// Promotes for ever: at the time the next message is due, and when told that something is due sooner.
+    pub(crate) async fn promote(&self) {
+        let queues: Vec<&str> = self.queues.iter().map(String::as_str).collect();
+        loop {
+            match self.due.peek() {
+                Some(at) if at > Instant::now() => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at.into()) => {}
+                        () = self.due.changed.notified() => continue,
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    self.due.changed.notified().await;
+                    continue;
+                }
+            }
+            self.due.take();
+            match self.broker.promote(PROMOTE, &queues).await {
+                Ok(promoted) => {
+                    if let Some(due_in) = promoted.due_in {
+                        self.due.within(due_in.max(if promoted.moved == 0 { Duration::from_millis(1) } else { Duration::ZERO }));
+                    }
+                }
+                Err(err) => {
+                    self.metrics.broker_errors.inc();
+                    tracing::debug!(error = %chain(&err), "promoting again");
+                    self.due.within(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+}
+
+/// The interval, up to a tenth shorter or longer, so that workers do not march in step.
+fn jittered(every: Duration) -> Duration {
+    every.mul_f64(0.9 + 0.2 * crate::random())
+}
