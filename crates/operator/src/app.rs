@@ -118,6 +118,8 @@ fn lead(context: &Arc<Context>, interval: Duration, stop: &CancellationToken) ->
     work.spawn(sampler::run(context.clone(), interval, stop.clone()));
     for scope in 0..context.scopes.len() {
         work.spawn(controllers::workerpool::run(context.clone(), scope, stop.clone()));
+        work.spawn(controllers::taskqueue::run(context.clone(), scope, stop.clone()));
+        work.spawn(controllers::targetcluster::run(context.clone(), scope, stop.clone()));
     }
     work
 }

@@ -1,6 +1,7 @@
 //! Every decision of the operator, pure: values in, values and reasons out, `now` given.
 
 pub mod access;
+pub mod cluster;
 pub mod cron;
 pub mod deployment;
 pub mod drain;
