@@ -45,6 +45,6 @@ pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
 pub use reserve::{Batch, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
 pub use results::{ResultStore, StoredResult};
-pub use settle::{ByQueue, End, Settlement};
+pub use settle::{AckGroup, End, Settlement};
 pub use sweep::{JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
 pub use wake::{Look, Waker};

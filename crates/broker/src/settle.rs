@@ -5,7 +5,6 @@
 //! script that removes the lease last. A lease that is gone changes nothing and is answered as lost.
 //! When a reply is lost the caller repeats the call; *lost* then also means "settled the first time".
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::call::{ACK, Args, RENEW, SETTLE, texts};
@@ -63,30 +62,43 @@ pub struct Settlement {
     pub follow_ups: Vec<(String, Vec<u8>)>,
 }
 
-/// Leases by queue, each with its task id.
-pub type ByQueue = BTreeMap<Arc<str>, Vec<(Arc<str>, String)>>;
+/// Deliveries of one queue that ended well.
+#[derive(Debug, Clone, Default)]
+pub struct AckGroup {
+    /// Queue.
+    pub queue: Arc<str>,
+    /// Lease ids with their task ids.
+    pub leases: Vec<(Arc<str>, String)>,
+    /// Result key and SUCCESS document of each, in the same order; empty where none is stored.
+    pub results: Vec<(String, Vec<u8>)>,
+}
 
 impl Broker {
-    /// Acknowledges many deliveries of one worker, by queue: lease ids with their task ids. `has_counted` says that
-    /// deliveries are counted somewhere: then the counts of these tasks are cleared. Returns the lease ids that were lost.
+    /// Acknowledges many deliveries of one worker that ended well, with their results. `has_counted` says that deliveries
+    /// are counted somewhere: then the counts of these tasks are cleared. Returns the lease ids that were lost.
     ///
     /// # Errors
     /// [`Error::Call`]: repeat it.
     ///
     /// # Cancellation
     /// As an error: it may or may not have happened.
-    pub async fn ack(&self, worker: &str, has_counted: bool, leases: &ByQueue) -> Result<Vec<String>, Error> {
-        let mut args = Args::new(&ACK, self.keys.prefix()).arg(worker).arg(i32::from(has_counted));
-        for (queue, held) in leases {
+    pub async fn ack(&self, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Result<Vec<String>, Error> {
+        let mut args = Args::new(&ACK, self.keys.prefix()).arg(worker).arg(ttl).arg(i32::from(has_counted));
+        for AckGroup { queue, leases, results } in groups {
             args.push(&**queue);
-            args.push(held.len());
-            for (lid, _) in held {
+            args.push(leases.len());
+            args.push(i32::from(!results.is_empty()));
+            for (lid, _) in leases {
                 args.push(&**lid);
             }
             if has_counted {
-                for (_, id) in held {
+                for (_, id) in leases {
                     args.push(id);
                 }
+            }
+            for (key, document) in results {
+                args.push(key);
+                args.push(document.as_slice());
             }
         }
         texts(&ACK, args.call(&mut self.connection.clone()).await?)

@@ -172,6 +172,7 @@ fn settler(shared: &Arc<Shared>) -> Settler {
         metrics: Arc::clone(&shared.metrics),
         lease: shared.config.lease,
         dead_kept: shared.config.policy.dead_kept,
+        result_ttl: shared.config.policy.result_ttl,
         has_counted: Arc::clone(&shared.has_counted),
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use umbel_broker::{Broker, ByQueue, End, Error, ResultStore, Settlement};
+use umbel_broker::{AckGroup, Broker, End, Error, ResultStore, Settlement};
 use umbel_telemetry::chain;
 
 use crate::lease::Leases;
@@ -36,6 +36,7 @@ pub(crate) struct Settler {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lease: Duration,
     pub(crate) dead_kept: u64,
+    pub(crate) result_ttl: u64,
     /// Are there messages anywhere whose deliveries were counted? As the last reserve saw it.
     pub(crate) has_counted: Arc<AtomicBool>,
 }
@@ -45,23 +46,37 @@ impl Settler {
     pub(crate) async fn run(self, mut ended: mpsc::Receiver<Ended>) {
         let mut batch = Vec::with_capacity(BATCH);
         while ended.recv_many(&mut batch, BATCH).await > 0 {
-            let (plain, rest): (Vec<Ended>, Vec<Ended>) = batch.drain(..).partition(is_plain);
+            let (plain, rest): (Vec<Ended>, Vec<Ended>) = batch.drain(..).partition(|ended| self.is_plain(ended));
             tokio::join!(self.acknowledge(plain), self.settle(rest));
         }
     }
 
-    /// Ends without anything beside them: the cheap script.
+    fn is_plain(&self, ended: &Ended) -> bool {
+        let Settlement { lid: _, id: _, task: _, end, result, run, outcome: _, follow_ups } = &ended.settlement;
+        let is_cheap = result.as_ref().is_none_or(|result| result.is_success && self.results.is_none());
+        *end == End::Ack && is_cheap && run.is_none() && follow_ups.is_empty()
+    }
+
+    /// Ends that need no more than a result beside them: the cheap script.
     async fn acknowledge(&self, plain: Vec<Ended>) {
         if plain.is_empty() {
             return;
         }
         let has_counted = self.has_counted.load(Ordering::Relaxed);
-        let mut leases = ByQueue::new();
+        // By queue and by whether there is a result: a handful of groups.
+        let mut groups: Vec<AckGroup> = Vec::new();
         for Ended { queue, settlement } in plain {
-            leases.entry(queue).or_default().push((settlement.lid, settlement.id));
+            let has_result = settlement.result.is_some();
+            let group = groups.iter().position(|group| group.queue == queue && group.results.is_empty() != has_result);
+            let group = group.unwrap_or_else(|| {
+                groups.push(AckGroup { queue, ..AckGroup::default() });
+                groups.len() - 1
+            });
+            groups[group].leases.push((settlement.lid, settlement.id));
+            groups[group].results.extend(settlement.result.map(|result| (result.key, result.document)));
         }
-        let lost = self.repeat("ack", || self.broker.ack(&self.worker, has_counted, &leases)).await;
-        self.finish(leases.values().flatten().map(|(lid, _)| lid), lost);
+        let lost = self.repeat("ack", || self.broker.ack(&self.worker, self.result_ttl, has_counted, &groups)).await;
+        self.finish(groups.iter().flat_map(|group| &group.leases).map(|(lid, _)| lid), lost);
     }
 
     async fn settle(&self, ended: Vec<Ended>) {
@@ -130,9 +145,4 @@ impl Settler {
     fn let_go(&self, settlements: &[Settlement]) {
         self.leases.remove(settlements.iter().map(|settlement| &settlement.lid));
     }
-}
-
-fn is_plain(ended: &Ended) -> bool {
-    let Settlement { lid: _, id: _, task: _, end, result, run, outcome: _, follow_ups } = &ended.settlement;
-    *end == End::Ack && result.is_none() && run.is_none() && follow_ups.is_empty()
 }

@@ -1,17 +1,25 @@
--- ack: the plain acknowledgement, many at once, all of one worker.
--- ARGV: prefix, worker, '1' where deliveries are counted somewhere, then for each queue: queue, number of leases, lease
---       ids and, if counted, as many task ids whose count is cleared.
+-- ack: successful ends, many at once, all of one worker: an acknowledgement, with the result where one is stored.
+-- ARGV: prefix, worker, TTL of results (s, 0 = for ever), '1' where deliveries are counted somewhere, then for each group:
+--       queue, number of leases, '1' if the group has results, lease ids, if counted as many task ids whose count is
+--       cleared, if it has results as many (result key, document).
 -- Returns: the lease ids that were lost; for those nothing was changed.
-local lost, done, counted, at = {}, 0, ARGV[3] == '1', 4
+local lost, done, ttl, counted, at = {}, 0, tonumber(ARGV[3]), ARGV[4] == '1', 5
 while at <= #ARGV do
-  local queue, n = ARGV[at], tonumber(ARGV[at + 1])
+  local queue, n, has_results = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2] == '1'
+  local first = at + 3
+  local results = first + (counted and 2 * n or n)
   local held, ids = {}, {}
-  local scores = redis.call('ZMSCORE', U .. 'lease', unpack(ARGV, at + 2, at + 1 + n))
+  local scores = redis.call('ZMSCORE', U .. 'lease', unpack(ARGV, first, first + n - 1))
   for i = 1, n do
-    local lid = ARGV[at + 1 + i]
+    local lid = ARGV[first + i - 1]
     if scores[i] then
       held[#held + 1] = lid
-      if counted then ids[#ids + 1] = ARGV[at + 1 + n + i] end
+      if counted then ids[#ids + 1] = ARGV[first + n + i - 1] end
+      if has_results then
+        local key, doc = ARGV[results + 2 * i - 2], ARGV[results + 2 * i - 1]
+        if ttl > 0 then redis.call('SET', key, doc, 'EX', ttl) else redis.call('SET', key, doc) end
+        redis.call('PUBLISH', key, doc)
+      end
     else
       lost[#lost + 1] = lid
     end
@@ -23,7 +31,7 @@ while at <= #ARGV do
     redis.call('HINCRBY', U .. 'held', 'q:' .. queue, -#held)
     done = done + #held
   end
-  at = at + 2 + (counted and 2 * n or n)
+  at = results + (has_results and 2 * n or 0)
 end
 if done > 0 then redis.call('HINCRBY', U .. 'held', 'w:' .. ARGV[2], -done) end
 return lost
