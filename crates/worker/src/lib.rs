@@ -125,6 +125,10 @@ async fn cluster_jobs(config: &Config) -> anyhow::Result<Vec<Box<dyn Job>>> {
         return Ok(Vec::new());
     }
     let accesses = umbel_clusters::registry::accesses(&config.clusters).context("UMBEL_CLUSTERS")?;
+    if accesses.is_empty() {
+        // A pool without clusters has no token either.
+        return Ok(Vec::new());
+    }
     let settings = jobs::Settings::parse(&config.jobs).context("UMBEL_JOBS")?;
     let client = kube::Client::try_default().await.context("the home cluster's client")?;
     let registry = umbel_clusters::Registry::new(client, config.pod.namespace.clone(), accesses);
