@@ -13,6 +13,7 @@ use umbel_telemetry::metrics::Registry;
 use umbel_telemetry::{Readiness, admin, shutdown};
 
 use crate::args::Config;
+use crate::beat;
 use crate::brokers::Brokers;
 use crate::context::Context;
 use crate::controllers;
@@ -115,6 +116,7 @@ pub async fn run(config: Config) -> Result<()> {
 /// Starts everything that only the leader does.
 fn lead(context: &Arc<Context>, interval: Duration, stop: &CancellationToken) -> JoinSet<()> {
     let mut work = JoinSet::new();
+    work.spawn(beat::run(context.clone(), stop.clone()));
     work.spawn(sampler::run(context.clone(), interval, stop.clone()));
     for scope in 0..context.scopes.len() {
         work.spawn(controllers::workerpool::run(context.clone(), scope, stop.clone()));

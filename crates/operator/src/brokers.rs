@@ -68,8 +68,8 @@ pub enum Fault {
         /// What it said.
         why: String,
     },
-    /// Another leader's term stands there; ours is being raised.
-    #[error("the broker knows the higher term {term}")]
+    /// Another term stands there; ours is being told anew or raised.
+    #[error("the broker has the term {term}, which is not ours")]
     Term {
         /// That term.
         term: u64,
@@ -83,7 +83,7 @@ impl Fault {
             Self::NoBroker => "NoBroker",
             Self::Secret { .. } => "SecretNotUsable",
             Self::Unreachable { .. } => "BrokerUnreachable",
-            Self::Term { .. } => "HigherTerm",
+            Self::Term { .. } => "OtherTerm",
         }
     }
 }

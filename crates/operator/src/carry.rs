@@ -71,7 +71,7 @@ pub enum Error {
     #[error("this operator does not lead")]
     NotLeading,
     /// A broker refused our term.
-    #[error("the broker knows the higher term {0}")]
+    #[error("the broker has the term {0}, which is not ours, or a later call of ours")]
     Stale(u64),
     /// A gate call failed.
     #[error("set the gate of a worker")]

@@ -11,6 +11,7 @@
 pub mod app;
 pub mod apply;
 pub mod args;
+pub mod beat;
 pub mod brokers;
 pub mod carry;
 pub mod children;

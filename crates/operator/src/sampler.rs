@@ -65,17 +65,11 @@ struct Link {
     broker: Option<Broker>,
     term: Option<u64>,
     beat_at: Option<Instant>,
+    generation: String,
 }
 
 async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: CancellationToken) {
-    let mut link = Link {
-        source: source.clone(),
-        url: None,
-        read_at: None,
-        broker: None,
-        term: None,
-        beat_at: None,
-    };
+    let mut link = Link::new(source);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -150,6 +144,18 @@ fn differs(old: &Sample, new: &Sample) -> bool {
 }
 
 impl Link {
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            url: None,
+            read_at: None,
+            broker: None,
+            term: None,
+            beat_at: None,
+            generation: String::new(),
+        }
+    }
+
     fn server(&self) -> String {
         self.broker
             .as_ref()
@@ -176,6 +182,12 @@ impl Link {
         let names: Vec<String> = names.into_iter().collect();
         let (depths, workers) =
             tokio::try_join!(broker.depths(&names), broker.workers()).map_err(|error| self.unreachable(&error))?;
+        if depths.generation != self.generation {
+            // Another data set, perhaps an emptied one: it may not know our term.
+            self.generation.clone_from(&depths.generation);
+            self.term = None;
+            self.lead(context, &broker, term).await?;
+        }
         Ok(Sample {
             taken_at: Timestamp::from_millisecond(depths.taken_at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
             seen: Instant::now(),
@@ -237,7 +249,9 @@ impl Link {
             Ok(()) => self.beat_at = Some(Instant::now()),
             Err(umbel_broker::Error::Stale { stored }) => {
                 self.term = None;
-                context.leader.exceed(stored);
+                if stored > term {
+                    context.leader.exceed(stored);
+                }
                 return Err(Fault::Term { term: stored });
             }
             Err(error) => return Err(self.unreachable(&error)),

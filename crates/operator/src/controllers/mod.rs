@@ -1,6 +1,7 @@
 //! One file a kind. Each reads `observe → validate → plan → apply → report`;
 //! what wakes it carries no input, so restart and steady state share one path.
 
+pub mod periodictask;
 pub mod targetcluster;
 pub mod taskqueue;
 pub mod workerpool;

@@ -1,0 +1,337 @@
+//! Just enough of a kubelet: it binds pods to its node, runs each one's worker as a process with the environment that
+//! the template says, shows Running and what the readiness probe says, and ends it with SIGTERM when the pod is deleted.
+//! It also keeps the books: at the instant when a pod's deletion is seen, did its worker hold a task, was its gate open?
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use umbel_broker::{Broker, Gate};
+use umbel_testkit::{Process, Signal, free_port};
+
+use super::{NAMESPACE, worker};
+
+/// What was seen of a removed pod at the instant when its deletion showed.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    pub pod: String,
+    pub pool: String,
+    /// Leases that its worker held.
+    pub held: u64,
+    /// Its gate was open: it could have begun a task at any moment.
+    pub open: bool,
+    /// It had been admitted at any time.
+    pub admitted: bool,
+    /// Its worker ran.
+    pub running: bool,
+}
+
+type Books = Arc<Mutex<Vec<Removal>>>;
+
+pub struct Kubelet {
+    removals: Books,
+    pids: Arc<Mutex<HashMap<String, u32>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Kubelet {
+    /// Starts a node of this name.
+    pub async fn start(client: &Client, broker: &Broker, node: &str) -> Kubelet {
+        let removals = Books::default();
+        let pids = Arc::<Mutex<HashMap<String, u32>>>::default();
+        join(client, node).await;
+        let beat = tokio::spawn(beat(client.clone(), node.to_owned()));
+        let state = State {
+            client: client.clone(),
+            broker: broker.clone(),
+            node: node.to_owned(),
+            removals: removals.clone(),
+            pids: pids.clone(),
+        };
+        let run = tokio::spawn(run(state));
+        Kubelet {
+            removals,
+            pids,
+            tasks: vec![beat, run],
+        }
+    }
+
+    pub fn removals(&self) -> Vec<Removal> {
+        self.removals.lock().expect("books").clone()
+    }
+
+    /// The process of a pod's worker.
+    pub fn pid(&self, pod: &str) -> Option<u32> {
+        self.pids.lock().expect("pids").get(pod).copied()
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct State {
+    client: Client,
+    broker: Broker,
+    node: String,
+    removals: Books,
+    pids: Arc<Mutex<HashMap<String, u32>>>,
+}
+
+async fn join(client: &Client, name: &str) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node: Node = serde_json::from_value(json!({ "metadata": { "name": name }, "spec": {} })).expect("a node");
+    nodes
+        .create(&PostParams::default(), &node)
+        .await
+        .expect("the node is made");
+    ready(client, name).await;
+}
+
+async fn ready(client: &Client, name: &str) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let status = json!({ "status": { "conditions": [{
+        "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": now.to_string(),
+        "lastTransitionTime": now.to_string(),
+    }]}});
+    let _ = nodes
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+        .await;
+}
+
+async fn beat(client: Client, name: String) {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    loop {
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": name },
+            "spec": { "holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": format!("{now:.6}") },
+        });
+        let _ = leases
+            .patch(&name, &PatchParams::apply("kubelet").force(), &Patch::Apply(lease))
+            .await;
+        ready(&client, &name).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+async fn run(state: State) {
+    let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
+    let config = watcher::Config::default().labels("umbel.dev/pool");
+    let mut pods = watcher::watcher(api, config)
+        .default_backoff()
+        .applied_objects()
+        .boxed();
+    let mut known: HashMap<String, tokio::sync::watch::Sender<bool>> = HashMap::new();
+    while let Ok(Some(pod)) = pods.try_next().await {
+        let uid = pod.uid().unwrap_or_default();
+        if pod.metadata.deletion_timestamp.is_some() {
+            if let Some(end) = known.get(&uid) {
+                end.send_replace(true);
+            }
+        } else if !known.contains_key(&uid) && bind(&state, &pod).await {
+            let (end, ended) = tokio::sync::watch::channel(false);
+            known.insert(uid, end);
+            tokio::spawn(live(state.clone(), pod, ended));
+        }
+    }
+}
+
+async fn bind(state: &State, pod: &Pod) -> bool {
+    if let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) {
+        return *node == state.node;
+    }
+    let uri = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}/binding", pod.name_any());
+    let body = json!({
+        "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod.name_any(), "uid": pod.uid() },
+        "target": { "apiVersion": "v1", "kind": "Node", "name": state.node },
+    });
+    let request = axum_free_request(&uri, &body);
+    match state.client.request::<serde_json::Value>(request).await {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("kubelet: bind {}: {error}", pod.name_any());
+            false
+        }
+    }
+}
+
+fn axum_free_request(uri: &str, body: &serde_json::Value) -> http::Request<Vec<u8>> {
+    let bytes = serde_json::to_vec(body).expect("plain data");
+    http::Request::post(uri)
+        .header("content-type", "application/json")
+        .body(bytes)
+        .expect("a request")
+}
+
+/// The life of one pod.
+async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bool>) {
+    let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+    let port = free_port();
+    let Some(env) = environment(&state, &pod, port).await else {
+        eprintln!("kubelet: no environment for {name}");
+        return;
+    };
+    let vars: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let no_args: [&str; 0] = [];
+    let mut process = Process::start(&worker(), no_args, &vars);
+    state.pids.lock().expect("pids").insert(name.clone(), process.pid());
+    let started = k8s_openapi::jiff::Timestamp::now().to_string();
+    let mut shown = None;
+    while !*ended.borrow() {
+        if process.exit().is_some() {
+            eprintln!("kubelet: {name} ended: {}", process.log());
+            break;
+        }
+        let ready = probe(port).await;
+        if shown != Some(ready) && show(&state, &name, &uid, ready, &started).await {
+            shown = Some(ready);
+        }
+        tokio::select! {
+            _ = ended.changed() => {}
+            () = tokio::time::sleep(Duration::from_millis(if shown == Some(true) { 1000 } else { 100 })) => {}
+        }
+    }
+    note(&state, &pod, shown).await;
+    if shown.is_none() {
+        eprintln!("kubelet: {name} never ran: {}", process.log());
+    }
+    process.signal(Signal::Term);
+    let grace = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds)
+        .unwrap_or(30);
+    let deadline = Instant::now() + Duration::from_secs(u64::try_from(grace).unwrap_or(30));
+    while process.exit().is_none() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    process.kill();
+    state.pids.lock().expect("pids").remove(&name);
+    let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
+    let now = DeleteParams {
+        grace_period_seconds: Some(0),
+        ..DeleteParams::default()
+    };
+    let _ = api
+        .delete(
+            &name,
+            &now.preconditions(kube::api::Preconditions {
+                uid: Some(uid),
+                resource_version: None,
+            }),
+        )
+        .await;
+}
+
+/// What the removed pod's worker was doing, asked of Redis and not of the operator.
+async fn note(state: &State, pod: &Pod, shown: Option<bool>) {
+    let uid = pod.uid().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
+    let marked = match api.get_opt(&pod.name_any()).await {
+        Ok(Some(now)) => now.annotations().contains_key(umbel_api::names::ANNOTATION_GATE),
+        _ => pod.annotations().contains_key(umbel_api::names::ANNOTATION_GATE),
+    };
+    let records = state.broker.workers().await.unwrap_or_default();
+    let mine: Vec<_> = records
+        .iter()
+        .filter(|record| record.worker.starts_with(&uid))
+        .collect();
+    let removal = Removal {
+        pod: pod.name_any(),
+        pool: pod.labels().get("umbel.dev/pool").cloned().unwrap_or_default(),
+        held: mine.iter().map(|record| record.held).sum(),
+        open: mine.iter().any(|record| record.gate == Gate::Open),
+        admitted: marked,
+        running: shown.is_some(),
+    };
+    state.removals.lock().expect("books").push(removal);
+}
+
+async fn environment(state: &State, pod: &Pod, port: u16) -> Option<BTreeMap<String, String>> {
+    let container = pod.spec.as_ref()?.containers.first()?;
+    let mut env = BTreeMap::new();
+    for variable in container.env.as_ref()? {
+        let value = match (&variable.value, &variable.value_from) {
+            (Some(value), _) => value.clone(),
+            (None, Some(from)) => match (&from.field_ref, &from.secret_key_ref) {
+                (Some(field), _) => match field.field_path.as_str() {
+                    "metadata.name" => pod.name_any(),
+                    "metadata.namespace" => NAMESPACE.into(),
+                    _ => pod.uid().unwrap_or_default(),
+                },
+                (None, Some(secret)) => {
+                    let api: Api<Secret> = Api::namespaced(state.client.clone(), NAMESPACE);
+                    let data = api.get(&secret.name).await.ok()?.data?;
+                    String::from_utf8(data.get(&secret.key)?.0.clone()).ok()?
+                }
+                _ => continue,
+            },
+            (None, None) => String::new(),
+        };
+        env.insert(variable.name.clone(), value);
+    }
+    env.insert("UMBEL_ADMIN_ADDR".into(), format!("127.0.0.1:{port}"));
+    env.insert("UMBEL_LOG".into(), "warn,umbel_worker=info".into());
+    Some(env)
+}
+
+async fn probe(port: u16) -> bool {
+    let ask = async {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        stream
+            .write_all(b"GET /readyz HTTP/1.1\r\nHost: k\r\nConnection: close\r\n\r\n")
+            .await
+            .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer.starts_with("HTTP/1.1 200"))
+    };
+    tokio::time::timeout(Duration::from_secs(1), ask)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or(false)
+}
+
+async fn show(state: &State, name: &str, uid: &str, ready: bool, started: &str) -> bool {
+    let word = if ready { "True" } else { "False" };
+    let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status, "lastTransitionTime": started });
+    let body = json!({
+        "metadata": { "uid": uid },
+        "status": {
+            "phase": "Running", "podIP": "127.0.0.1", "startTime": started,
+            "conditions": [condition("PodScheduled", "True"), condition("Initialized", "True"), condition("ContainersReady", word), condition("Ready", word)],
+            "containerStatuses": [{
+                "name": "worker", "ready": ready, "started": true, "restartCount": 0, "image": "w", "imageID": "w",
+                "state": { "running": { "startedAt": started } },
+            }],
+        },
+    });
+    let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
+    match api
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(body))
+        .await
+    {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("kubelet: show {name}: {error}");
+            false
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A stage for the operator: a real API server and controller-manager, a real Redis, real workers. What is missing at
+//! this level is a kubelet: [`Kubelet`] runs the worker of each pod as a process on loopback and tells the API server.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses a part")]
+#![allow(clippy::missing_panics_doc, reason = "a failure here is the failure of the test")]
+
+pub mod kubelet;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use umbel_api::{TaskQueue, WorkerPool};
+use umbel_broker::{Broker, Config};
+use umbel_protocol::json::Json;
+use umbel_protocol::message::NewTask;
+use umbel_testkit::{ControlPlane, Process, Redis, eventually, free_port};
+
+pub use kubelet::Kubelet;
+
+pub const NAMESPACE: &str = "default";
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A control plane with our kinds, and a Redis with its Secret.
+pub struct Stage {
+    pub plane: ControlPlane,
+    pub redis: Redis,
+    pub client: Client,
+    pub broker: Broker,
+}
+
+impl Stage {
+    pub async fn start() -> Stage {
+        let (plane, redis) = tokio::join!(ControlPlane::start(), Redis::start());
+        let client = plane.client().await;
+        install(&client).await;
+        let broker = Broker::connect(&Config::new(&redis.url()))
+            .await
+            .expect("the broker answers");
+        let stage = Stage {
+            plane,
+            redis,
+            client,
+            broker,
+        };
+        stage.secret("redis", &stage.redis.url()).await;
+        stage
+    }
+
+    pub async fn secret(&self, name: &str, url: &str) {
+        self.apply("v1", "Secret", "secrets", name, json!({ "stringData": { "url": url } }))
+            .await;
+    }
+
+    /// Applies an object of a core or of our kind in the test's namespace.
+    pub async fn apply(&self, version: &str, kind: &str, plural: &str, name: &str, fields: Value) {
+        self.try_apply(version, kind, plural, name, fields)
+            .await
+            .expect("the object is accepted");
+    }
+
+    pub async fn try_apply(
+        &self,
+        version: &str,
+        kind: &str,
+        plural: &str,
+        name: &str,
+        fields: Value,
+    ) -> Result<(), kube::Error> {
+        let (group, short) = version.split_once('/').unwrap_or(("", version));
+        let resource = kube::api::ApiResource {
+            group: group.into(),
+            version: short.into(),
+            api_version: version.into(),
+            kind: kind.into(),
+            plural: plural.into(),
+        };
+        let api: Api<kube::api::DynamicObject> = Api::namespaced_with(self.client.clone(), NAMESPACE, &resource);
+        let mut body = json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name } });
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(body))
+            .await
+            .map(|_| ())
+    }
+
+    pub async fn queue(&self, name: &str) {
+        let spec = json!({
+            "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } },
+            "lease": { "duration": "10s", "renewEvery": "3s" },
+        });
+        self.apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            name,
+            json!({ "spec": spec }),
+        )
+        .await;
+    }
+
+    /// A pool on the queue of the same name; `scaling` as in its spec.
+    pub async fn pool(&self, name: &str, concurrency: u32, scaling: Value) {
+        let spec = json!({ "queues": [{ "name": name }], "concurrency": concurrency, "scaling": scaling });
+        self.apply(
+            "umbel.dev/v1alpha1",
+            "WorkerPool",
+            "workerpools",
+            name,
+            json!({ "spec": spec }),
+        )
+        .await;
+    }
+
+    /// Starts an operator with short lease times.
+    pub fn operator(&self, extra: &[&str], env: &[(&str, &str)]) -> Process {
+        let admin = format!("127.0.0.1:{}", free_port());
+        let mut args = vec![
+            "--admin-addr",
+            &admin,
+            "--lease-duration",
+            "3s",
+            "--renew-deadline",
+            "2s",
+            "--retry-period",
+            "400ms",
+            "--sample-interval",
+            "200ms",
+            "--release-namespace",
+            NAMESPACE,
+        ];
+        args.extend_from_slice(extra);
+        let kubeconfig = self.plane.kubeconfig();
+        let mut vars = vec![
+            ("KUBECONFIG", kubeconfig.to_str().expect("a path of text")),
+            ("UMBEL_LOG", "info,kube=warn,tower=warn"),
+        ];
+        vars.extend_from_slice(env);
+        Process::start(Path::new(env!("CARGO_BIN_EXE_umbel-operator")), args, &vars)
+    }
+
+    pub async fn send_sleeps(&self, queue: &str, count: usize, seconds: f64) {
+        let message = |number: usize| {
+            let task = NewTask {
+                id: format!("{queue}-{number}-{}", uuid::Uuid::new_v4()),
+                task: "umbel.sleep".into(),
+                args: Json::of(&[seconds]),
+                queue: queue.into(),
+                ..NewTask::default()
+            };
+            task.encode()
+        };
+        let messages: Vec<Vec<u8>> = (0..count).map(message).collect();
+        self.broker
+            .publish(queue, 0, &messages)
+            .await
+            .expect("the queue accepts");
+    }
+
+    pub fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub fn pools(&self) -> Api<WorkerPool> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub fn queues(&self) -> Api<TaskQueue> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub async fn size(&self, pool: &str) -> Option<i32> {
+        self.deployments()
+            .get_opt(pool)
+            .await
+            .expect("the API server answers")?
+            .spec
+            .replicas
+    }
+
+    pub async fn status(&self, pool: &str) -> umbel_api::WorkerPoolStatus {
+        self.pools()
+            .get(pool)
+            .await
+            .expect("the pool is there")
+            .status
+            .unwrap_or_default()
+    }
+
+    pub async fn pods_of(&self, pool: &str) -> Vec<Pod> {
+        let ours = ListParams::default().labels(&format!("umbel.dev/pool={pool}"));
+        self.pods().list(&ours).await.expect("the API server answers").items
+    }
+
+    pub async fn condition(&self, pool: &str, kind: &str) -> Option<(String, String, String)> {
+        let found = umbel_api::condition::find(&self.status(pool).await.conditions, kind).cloned()?;
+        Some((found.status, found.reason, found.message))
+    }
+
+    pub async fn events(&self) -> Vec<String> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let all = api
+            .list(&ListParams::default())
+            .await
+            .expect("the API server answers")
+            .items;
+        all.into_iter()
+            .map(|event| {
+                format!(
+                    "{} {}",
+                    event.reason.unwrap_or_default(),
+                    event.message.unwrap_or_default()
+                )
+            })
+            .collect()
+    }
+
+    /// Waits for a number of admitted and Ready pods.
+    pub async fn ready(&self, pool: &str, wanted: u32) {
+        eventually(LONG, &format!("{pool} has {wanted} ready pods"), async || {
+            self.status(pool).await.ready_replicas == wanted
+        })
+        .await;
+    }
+
+    /// Waits until nothing is waiting or in flight.
+    pub async fn drained(&self, queue: &str, deadline: Duration) {
+        let names = [queue.to_owned()];
+        eventually(deadline, &format!("{queue} is empty"), async || {
+            let sample = self.broker.depths(&names).await.expect("the broker answers");
+            let depth = sample.queues[0].clone().expect("the queue is readable");
+            depth.waiting + depth.in_flight + depth.delayed == 0
+        })
+        .await;
+    }
+}
+
+async fn install(client: &Client) {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for (_, definition) in umbel_api::definitions() {
+        let name = definition.name_any();
+        api.patch(&name, &PatchParams::apply("test").force(), &Patch::Apply(&definition))
+            .await
+            .expect("the definition is accepted");
+        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
+        tokio::time::timeout(LONG, established)
+            .await
+            .expect("in time")
+            .expect("it is established");
+    }
+}
+
+/// The worker that was built beside the operator.
+pub fn worker() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_umbel-operator")).with_file_name("umbel-worker");
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build -p umbel-worker",
+        path.display()
+    );
+    path
+}
