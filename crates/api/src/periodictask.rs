@@ -198,9 +198,13 @@ pub struct PeriodicTaskStatus {
     /// The latest slot that was fired, and how its tasks fare.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run: Option<Run>,
-    /// Runs that have not ended.
+    /// How many runs have not ended.
     #[serde(default)]
     pub active_runs: u32,
+    /// Slots of runs that have not ended, oldest first; at most the latest 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub active: Vec<Time>,
     /// Slots that were fired.
     #[serde(default)]
     pub runs: u64,
