@@ -50,7 +50,8 @@ def claims(scene, picture, producer, history):
         applied = [path for path in APPLIED if kube.Client(scene.target(name)).exists(path)]
         wanted = len(APPLIED) if name in stage.EDGE else 0
         listed.append(Claim(f"objects applied at {name} ({stage.TARGETS[name]['tier']})", f"{len(applied)} of {wanted}", len(applied) == wanted))
-    for name, status in picture.targets.items():
+    for name in stage.TARGETS:
+        status = picture.targets.get(name, {})
         nodes = status.get("nodes", {})
         seen = bool(status.get("version")) and nodes.get("ready") == nodes.get("total") == NODES and "apiLatencyMs" in status
         listed.append(Claim(f"state of {name} is known", "yes" if seen else "no", seen))
