@@ -17,19 +17,21 @@ mod history;
 mod leash;
 mod port;
 mod process;
-mod redis;
 mod relay;
 mod resp;
+mod server;
 mod wait;
 
+/// The client by which tests look into a server.
+pub use ::redis;
 pub use celery::{Celery, CeleryWorker, Options as CeleryOptions, Raised};
 pub use cluster::{ControlPlane, Target};
 pub use dir::TempDir;
 pub use history::{Event, History, Log, Verdict};
 pub use port::free_port;
 pub use process::{Process, Signal, send_signal};
-pub use redis::Redis;
 pub use relay::{Command, Cut, Direction, Held, Late, Relay, script};
+pub use server::Redis;
 pub use wait::{eventually, eventually_some, within};
 
 /// The root of the checkout that this crate was built from.
