@@ -1,0 +1,275 @@
+//! Flags and commands.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use umbel_api::Span;
+
+/// Send tasks, look at queues and worker pools, join target clusters.
+#[derive(Debug, Parser)]
+#[command(
+    name = "umbel",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  umbel task send proj.add --args '[2, 3]' --wait\n  umbel queue ls\n  umbel pool explain workers\n  \
+                  umbel cluster join eu-1 --from-context eu-1-admin --label env=prod"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Namespace; without it the one of the context
+    #[arg(short, long, global = true, help_heading = "Global")]
+    pub(crate) namespace: Option<String>,
+    /// Context of the kubeconfig
+    #[arg(long, global = true, help_heading = "Global")]
+    pub(crate) context: Option<String>,
+    /// Kubeconfig of the cluster that Umbel runs in; without it as kubectl finds it
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t, help_heading = "Global")]
+    pub(crate) output: Format,
+    /// Redis of the broker; without it the TaskQueue's Secret says it
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Global"
+    )]
+    pub(crate) redis_url: Option<String>,
+    /// Prefix of all keys in the Redis that --redis-url names (kombu's `global_keyprefix`)
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_KEY_PREFIX",
+        hide_env_values = true,
+        value_name = "PREFIX",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Global"
+    )]
+    pub(crate) key_prefix: String,
+    /// Redis of the results, where that is not the broker
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_RESULT_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Global"
+    )]
+    pub(crate) result_url: Option<String>,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Wide,
+    Json,
+    Yaml,
+    Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Send tasks and read their results
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Look at queues
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Look at worker pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Bring clusters in as targets of jobs
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Print the version of this program and of the cluster
+    Version {
+        /// Ask no cluster
+        #[arg(long)]
+        client: bool,
+    },
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  umbel completion bash > /etc/bash_completion.d/umbel")]
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskCommand {
+    /// Send a task; prints its id, or with --wait its result
+    #[command(after_help = "Examples:\n  umbel task send proj.add --args '[2, 3]' --wait\n  \
+                            umbel task send umbel.cluster.sync --kwargs '{\"cluster\": \"eu-1\"}' --countdown 10s")]
+    Send(Send),
+    /// Print the state and the result of a task
+    #[command(after_help = "Example:\n  umbel task get 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --wait --timeout 5m")]
+    Get(Get),
+}
+
+/// A task to send.
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// Name of the task
+    pub(crate) name: String,
+    /// TaskQueue; with --redis-url the queue's name on the broker. Needed where there are several
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    /// Positional arguments: a JSON array
+    #[arg(long, value_name = "JSON")]
+    pub(crate) args: Option<String>,
+    /// Keyword arguments: a JSON object
+    #[arg(long, value_name = "JSON")]
+    pub(crate) kwargs: Option<String>,
+    /// Not before this time (RFC 3339)
+    #[arg(long, value_name = "TIME", conflicts_with = "countdown")]
+    pub(crate) eta: Option<jiff::Timestamp>,
+    /// Not before this time has passed, such as 90s
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) countdown: Option<Duration>,
+    /// Not at all after this time: a duration, or RFC 3339
+    #[arg(long, value_name = "DURATION|TIME")]
+    pub(crate) expires: Option<String>,
+    /// 0 is first, 9 is last
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9), default_value_t = 0)]
+    pub(crate) priority: u8,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// Whether to wait for a task's end.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Wait for the end; exit code 1 if the task fails or does not end in time
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Longest time to wait
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    pub(crate) timeout: Duration,
+}
+
+/// A task to look at.
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// Id of the task
+    pub(crate) id: String,
+    /// A TaskQueue on the task's broker. Needed where the namespace's queues have several brokers
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueCommand {
+    /// List queues with what is in them
+    #[command(
+        after_help = "Examples:\n  umbel queue ls --live\n  umbel --redis-url redis://127.0.0.1:6379/0 queue ls celery mail"
+    )]
+    Ls(QueueLs),
+}
+
+/// Which queues to list.
+#[derive(Debug, Args)]
+pub(crate) struct QueueLs {
+    /// TaskQueues; with --redis-url queues on the broker
+    pub(crate) names: Vec<String>,
+    /// All namespaces
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
+    /// Ask the brokers instead of the status, which may be 15 s old
+    #[arg(long)]
+    pub(crate) live: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Say how large a pool is, how large it wants to be, why, and what holds it back
+    Explain {
+        /// Name of the WorkerPool
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make a cluster of a kubeconfig a target of jobs: writes a Secret and a TargetCluster
+    #[command(
+        after_help = "The credential must be a token or a client certificate; files that the kubeconfig names are read now \
+                      and kept in the Secret. Joining again updates both objects.\n\nExample:\n  \
+                      umbel cluster join eu-1 --from-context eu-1-admin --label env=prod --label region=eu"
+    )]
+    Join(Join),
+}
+
+/// A cluster to join.
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// Name of the TargetCluster
+    pub(crate) name: String,
+    /// Context that leads to the cluster
+    #[arg(long, value_name = "CONTEXT")]
+    pub(crate) from_context: String,
+    /// Kubeconfig that holds the context; without it the one that kubectl uses
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from_kubeconfig: Option<PathBuf>,
+    /// Label of the TargetCluster; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+/// Whole or broken seconds, or a duration as Kubernetes writes it.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|err| err.to_string());
+    }
+    text.parse::<Span>()
+        .map(Duration::from)
+        .map_err(|_| "neither seconds nor a duration such as 1m30s".to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not of the form key=value")?;
+    if key.is_empty() {
+        Err("the key is empty".to_owned())
+    } else {
+        Ok((key.to_owned(), value.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_contradict_each_other_nowhere() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_seconds_or_words() {
+        for (text, expected) in [("5", 5_000), ("0.25", 250), ("1m30s", 90_000), ("250ms", 250)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(expected)), "{text}");
+        }
+        for text in ["", "-5", "5 minutes", "NaN", "inf", "1y"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

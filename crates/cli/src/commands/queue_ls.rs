@@ -1,0 +1,195 @@
+//! `umbel queue ls`.
+
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use kube::api::{Api, ListParams};
+use serde_json::json;
+use umbel_api::TaskQueue;
+use umbel_api::taskqueue::Depth;
+use umbel_broker::{Broker, QueueDepth};
+
+use crate::args::{Global, QueueLs};
+use crate::home::{Home, said};
+use crate::output::{self, Column, Row, ago};
+use crate::{broker, usage};
+
+/// What is known of a queue now.
+struct Seen {
+    namespace: String,
+    name: String,
+    queue: String,
+    ready: String,
+    depth: Option<Depth>,
+    /// Seconds since the depth was taken.
+    age: Option<i64>,
+    message: String,
+}
+
+pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<()> {
+    let seen = match &global.redis_url {
+        Some(url) => on_broker(&broker::connect(url, &global.key_prefix).await?, &ls.names).await?,
+        None => of_objects(&Home::open(global).await?, ls).await?,
+    };
+    let columns = [
+        Column("NAMESPACE", !ls.all_namespaces),
+        Column("NAME", false),
+        Column("QUEUE", true),
+        Column("READY", false),
+        Column("WAITING", false),
+        Column("IN-FLIGHT", false),
+        Column("DELAYED", false),
+        Column("DEAD", false),
+        Column("QUARANTINED", true),
+        Column("SEEN", false),
+        Column("MESSAGE", true),
+    ];
+    output::list(global.output, &columns, seen.into_iter().map(row).collect())
+}
+
+fn row(seen: Seen) -> Row {
+    let Seen {
+        namespace,
+        name,
+        queue,
+        ready,
+        depth,
+        age,
+        message,
+    } = seen;
+    let number = |of: fn(&Depth) -> u64| {
+        depth
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |depth| of(depth).to_string())
+    };
+    let cells = vec![
+        namespace.clone(),
+        name.clone(),
+        queue.clone(),
+        ready.clone(),
+        number(|depth| depth.waiting),
+        number(|depth| depth.in_flight),
+        number(|depth| depth.delayed),
+        number(|depth| depth.dead),
+        number(|depth| depth.quarantined),
+        age.map_or_else(|| "-".to_owned(), ago),
+        message.clone(),
+    ];
+    let value = json!({"namespace": namespace, "name": name, "queue": queue, "ready": ready, "depth": depth,
+        "ageSeconds": age, "message": message});
+    Row {
+        name: format!("taskqueue.umbel.dev/{name}"),
+        cells,
+        value,
+    }
+}
+
+/// Queues on a broker, by the names that producers use.
+async fn on_broker(broker: &Broker, names: &[String]) -> anyhow::Result<Vec<Seen>> {
+    let names = if names.is_empty() {
+        vec!["celery".to_owned()]
+    } else {
+        names.to_vec()
+    };
+    let sample = broker.depths(&names).await?;
+    let seen = names.into_iter().zip(sample.queues).map(|(name, depth)| {
+        let (depth, message) = match depth {
+            Ok(depth) => (Some(written(&depth)), String::new()),
+            Err(fault) => (None, format!("key {}: {}", fault.key, fault.reason)),
+        };
+        let ready = if depth.is_some() { "-" } else { "False" }.to_owned();
+        let age = depth.is_some().then_some(0);
+        Seen {
+            namespace: String::new(),
+            queue: name.clone(),
+            name,
+            ready,
+            depth,
+            age,
+            message,
+        }
+    });
+    Ok(seen.collect())
+}
+
+fn written(depth: &QueueDepth) -> Depth {
+    Depth {
+        waiting: depth.waiting + depth.suspect,
+        in_flight: depth.in_flight,
+        delayed: depth.delayed,
+        dead: depth.dead,
+        quarantined: depth.quarantine,
+    }
+}
+
+async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
+    let api: Api<TaskQueue> = if ls.all_namespaces {
+        Api::all(home.client.clone())
+    } else {
+        Api::namespaced(home.client.clone(), &home.namespace)
+    };
+    let mut queues = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|err| said(err, "list TaskQueues"))?
+        .items;
+    if !ls.names.is_empty() {
+        if let Some(absent) = ls
+            .names
+            .iter()
+            .find(|name| queues.iter().all(|queue| queue.name_any() != **name))
+        {
+            return usage(format!("there is no TaskQueue {absent}"));
+        }
+        queues.retain(|queue| ls.names.contains(&queue.name_any()));
+    }
+    if queues.is_empty() {
+        let place = if ls.all_namespaces {
+            "the cluster".to_owned()
+        } else {
+            format!("namespace {}", home.namespace)
+        };
+        output::say(&format!("{place} has no TaskQueue"));
+    }
+    let mut seen = Vec::with_capacity(queues.len());
+    for queue in queues {
+        let mut one = from_status(&queue, Timestamp::now());
+        if ls.live {
+            match live(home, &queue).await {
+                Ok(depth) => (one.depth, one.age) = (Some(depth), Some(0)),
+                Err(err) => {
+                    (one.depth, one.age) = (None, None);
+                    one.message = format!("{err:#}");
+                    output::say(&format!("TaskQueue {}: {err:#}", one.name));
+                }
+            }
+        }
+        seen.push(one);
+    }
+    Ok(seen)
+}
+
+async fn live(home: &Home, queue: &TaskQueue) -> anyhow::Result<Depth> {
+    let broker = broker::of_object(home, queue).await?;
+    let depth = broker.depths(&[queue.queue_name()]).await?.queues.pop();
+    match depth {
+        Some(Ok(depth)) => Ok(written(&depth)),
+        Some(Err(fault)) => anyhow::bail!("key {}: {}", fault.key, fault.reason),
+        None => anyhow::bail!("the broker said nothing about the queue"),
+    }
+}
+
+fn from_status(queue: &TaskQueue, now: Timestamp) -> Seen {
+    let status = queue.status.clone().unwrap_or_default();
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+    // The worst news: a condition that does not hold.
+    let message = status.conditions.iter().find(|condition| condition.status != "True");
+    Seen {
+        namespace: queue.namespace().unwrap_or_default(),
+        name: queue.name_any(),
+        queue: queue.queue_name(),
+        ready: ready.map_or_else(|| "-".to_owned(), |condition| condition.status.clone()),
+        depth: status.depth,
+        age: status.last_sample_time.map(|time| now.as_second() - time.0.as_second()),
+        message: message.map(|condition| condition.message.clone()).unwrap_or_default(),
+    }
+}

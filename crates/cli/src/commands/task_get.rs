@@ -1,0 +1,130 @@
+//! `umbel task get`, and the end of `umbel task send --wait`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use umbel_broker::Broker;
+use umbel_protocol::json::Json;
+use umbel_protocol::result::{ResultDoc, parse};
+
+use crate::args::{Format, Get, Global};
+use crate::broker;
+use crate::output::{self, Column, Row, cut};
+
+/// Characters of a result in a table.
+const SHORT: usize = 80;
+
+pub(crate) async fn run(global: &Global, get: &Get) -> anyhow::Result<ExitCode> {
+    let results = broker::of_results(global, get.queue.as_deref()).await?;
+    if get.wait.wait {
+        return wait(global.output, &results, &get.id, get.wait.timeout).await;
+    }
+    let document = match results.result(&get.id).await? {
+        Some(raw) => parse(&raw)?,
+        // Celery's word for a task of which nothing is known: it waits, or it never was.
+        None => ResultDoc {
+            status: "PENDING".to_owned(),
+            result: Json::null(),
+            traceback: None,
+            date_done: None,
+            task_id: get.id.clone(),
+        },
+    };
+    print(global.output, &document)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the end of a task and prints its value: alone where no format was asked for.
+pub(crate) async fn wait(format: Format, results: &Broker, id: &str, timeout: Duration) -> anyhow::Result<ExitCode> {
+    let Some(raw) = results.wait_result(id, timeout).await? else {
+        anyhow::bail!("task {id} did not end within {} s", timeout.as_secs_f32());
+    };
+    let document = parse(&raw)?;
+    let is_success = document.status == "SUCCESS";
+    match format {
+        Format::Table if is_success => output::line(&output::inert(document.result.as_str()))?,
+        Format::Table => {}
+        Format::Wide | Format::Json | Format::Yaml | Format::Name => print(format, &document)?,
+    }
+    if is_success {
+        return Ok(ExitCode::SUCCESS);
+    }
+    anyhow::bail!("task {id} ended as {}: {}", document.status, short(&document))
+}
+
+fn print(format: Format, document: &ResultDoc) -> anyhow::Result<()> {
+    let ResultDoc {
+        status,
+        result,
+        traceback,
+        date_done,
+        task_id,
+    } = document;
+    let done = date_done.map(|time| time.to_string());
+    if format == Format::Json {
+        // The result as it is: it may hold numbers that no JSON library keeps.
+        let quoted = |text: &Option<String>| {
+            text.as_ref()
+                .map_or_else(|| "null".to_owned(), |text| json!(text).to_string())
+        };
+        let text = format!(
+            "{{\n  \"id\": {},\n  \"status\": {},\n  \"result\": {},\n  \"traceback\": {},\n  \"dateDone\": {}\n}}",
+            json!(task_id),
+            json!(status),
+            result.as_str(),
+            quoted(traceback),
+            quoted(&done),
+        );
+        return output::line(&output::inert(&text));
+    }
+    let columns = [
+        Column("ID", false),
+        Column("STATUS", false),
+        Column("RESULT", false),
+        Column("DONE", false),
+        Column("TRACEBACK", true),
+    ];
+    let shown = short(document);
+    let last_line = traceback
+        .as_deref()
+        .and_then(|text| text.lines().last())
+        .unwrap_or_default();
+    let row = Row {
+        name: format!("task/{task_id}"),
+        cells: vec![
+            task_id.clone(),
+            status.clone(),
+            if format == Format::Wide {
+                shown
+            } else {
+                cut(&shown, SHORT)
+            },
+            done.clone().unwrap_or_default(),
+            last_line.to_owned(),
+        ],
+        value: Value::Null,
+    };
+    if format == Format::Yaml {
+        let result = result.to::<Value>().unwrap_or_else(|_| json!(result.as_str()));
+        let document =
+            json!({"id": task_id, "status": status, "result": result, "traceback": traceback, "dateDone": done});
+        return output::value(format, &document);
+    }
+    output::list(format, &columns, vec![row])
+}
+
+/// The value, or what failed.
+fn short(document: &ResultDoc) -> String {
+    match document.failure() {
+        None if document.result.is_null() && document.date_done.is_none() => String::new(),
+        None => document.result.as_str().to_owned(),
+        Some(failure) => {
+            let words = failure
+                .message
+                .iter()
+                .map(|part| part.text().unwrap_or_else(|| part.as_str().to_owned()));
+            format!("{}: {}", failure.exc_type, words.collect::<Vec<_>>().join(", "))
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The cluster that Umbel runs in.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+use crate::args::Global;
+
+/// A person waits: three seconds of silence before the handshake are enough to say so.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A client and the namespace that was meant.
+pub(crate) struct Home {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+}
+
+impl Home {
+    /// From the flags, else as kubectl finds it, else from the pod that this runs in.
+    pub(crate) async fn open(global: &Global) -> anyhow::Result<Home> {
+        let options = KubeConfigOptions {
+            context: global.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let mut config = match &global.kubeconfig {
+            Some(file) => {
+                let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("read {}", file.display()))?;
+                Config::from_custom_kubeconfig(kubeconfig, &options)
+                    .await
+                    .context("use the kubeconfig")?
+            }
+            None if global.context.is_some() => {
+                Config::from_kubeconfig(&options).await.context("use the kubeconfig")?
+            }
+            None => Config::infer()
+                .await
+                .context("find a cluster: no kubeconfig, and not in a pod")?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        config.default_retry = false;
+        let namespace = global
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let server = config.cluster_url.to_string();
+        let client = Client::try_from(config).with_context(|| format!("use the credential for {server}"))?;
+        Ok(Home { client, namespace })
+    }
+}
+
+/// What the API server said, without the client library's own words.
+pub(crate) fn said(err: kube::Error, attempt: impl std::fmt::Display) -> anyhow::Error {
+    match err {
+        kube::Error::Api(status) => anyhow::anyhow!("{attempt}: {}", status.message),
+        kube::Error::Service(cause) => anyhow::Error::from_boxed(cause).context(format!("{attempt}: not reachable")),
+        other => anyhow::Error::new(other).context(attempt.to_string()),
+    }
+}
