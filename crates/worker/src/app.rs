@@ -195,6 +195,7 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         peers: Peers::default(),
         quiet,
         backoff,
+        deciding: tokio::sync::watch::Sender::new(false),
     }
 }
 
@@ -255,7 +256,7 @@ async fn drain(shared: &Arc<Shared>, now: &CancellationToken) {
     *shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = "closed".into();
     shared.beat_now.notify_one();
     tokio::select! {
-        () = shared.leases.empty() => return,
+        () = shared.while_alive(shared.leases.empty()) => return,
         () = tokio::time::sleep((grace * 9 / 10).saturating_sub(began.elapsed())) => {}
         () = now.cancelled() => {}
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Admission as SelfAdmission, Batch, Broker, End, Look, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken, Waker};
 use umbel_protocol::json::Json;
@@ -48,6 +49,8 @@ pub(crate) struct Consumer {
     pub(crate) peers: Peers,
     pub(crate) quiet: CancellationToken,
     pub(crate) backoff: Duration,
+    /// Messages were taken and are not yet decided on: not a moment to drop the loop.
+    pub(crate) deciding: watch::Sender<bool>,
 }
 
 /// What the loop does next.
@@ -61,12 +64,17 @@ enum Next {
 impl Consumer {
     /// Takes and starts messages until told to be quiet. Runs go on after it has returned.
     pub(crate) async fn run(mut self) {
-        let quiet = self.quiet.clone();
+        let (quiet, mut deciding) = (self.quiet.clone(), self.deciding.subscribe());
+        let told = async {
+            quiet.cancelled().await;
+            let _ = deciding.wait_for(|is_deciding| !is_deciding).await;
+        };
         tokio::select! {
-            () = quiet.cancelled() => {}
+            () = told => {}
             () = self.consume() => {}
         }
-        // The select above may have dropped a reserve on its way: one more hello hands its messages back.
+        // The select above may have dropped a reserve on its way, or a batch was not started any more: one more hello
+        // hands back what nobody runs.
         if !self.reserver.is_connected() {
             let leases = Arc::clone(&self.shared.leases);
             let hello = self.reserver.ensure(|| leases.lids());
@@ -84,10 +92,13 @@ impl Consumer {
         let mut is_woken = true;
         loop {
             self.shared.readiness.progress();
+            if self.quiet.is_cancelled() {
+                return;
+            }
             let free = self.shared.slots.available_permits();
             if free == 0 {
                 // Wait for a slot; the permit itself is taken when there is a message for it.
-                drop(self.shared.slots.acquire().await);
+                drop(self.shared.while_alive(self.shared.slots.acquire()).await);
                 continue;
             }
             // Nothing was reported since the last look: another look costs less than a reserve.
@@ -245,7 +256,7 @@ impl Consumer {
         match self.reserver.reserve_suspect(&self.queues, || leases.lids()).await {
             Ok(Reserved::Batch(batch)) if !batch.taken.is_empty() => {
                 self.start(batch).await;
-                self.shared.leases.empty().await; // Alone means alone.
+                self.shared.while_alive(self.shared.leases.empty()).await; // Alone means alone.
                 true
             }
             Ok(_) => false,
@@ -270,8 +281,15 @@ impl Consumer {
         }
     }
 
-    /// Decides on each message and starts what can run.
+    /// Decides on each message and starts what can run. Told to be quiet, it leaves the rest to the last hello, which
+    /// hands back what is not named.
     async fn start(&mut self, batch: Batch) {
+        self.deciding.send_replace(true);
+        self.decide_all(batch).await;
+        self.deciding.send_replace(false);
+    }
+
+    async fn decide_all(&mut self, batch: Batch) {
         let Batch { term, sent, taken, has_counted, faults } = batch;
         self.shared.has_counted.store(has_counted, Ordering::Relaxed);
         for (key, reason) in faults {
@@ -282,6 +300,9 @@ impl Consumer {
         }
         let now = self.shared.clock.now();
         for Taken { lid, micros, queue, raw, is_suspect } in taken {
+            if self.quiet.is_cancelled() {
+                return self.reserver.forget();
+            }
             let lease = self.shared.leases.insert(&lid, term, micros, sent, self.shared.config.lease);
             let limits = Limits { bytes: self.shared.config.max_message, ..Limits::default() };
             match message::decode(&raw, &limits, &self.shared.config.zone) {
@@ -315,7 +336,12 @@ impl Consumer {
     /// A task that this worker does not know: back to who does, else to the dead letters.
     async fn unknown(&mut self, delivery: Delivery) {
         let (task, queue) = (delivery.message.task.clone(), Arc::clone(&delivery.queue));
-        if self.peers.somebody_knows(&self.broker, &self.shared.worker, &queue, &task).await {
+        let asked = self.peers.somebody_knows(&self.broker, &self.shared.worker, &queue, &task);
+        let Some(is_known) = self.quiet.run_until_cancelled(asked).await else {
+            self.shared.leases.remove(std::iter::once(&delivery.lease.lid));
+            return self.reserver.forget();
+        };
+        if is_known {
             match self.broker.count_hand_back(&delivery.message.id).await {
                 Ok(times) if times <= HAND_BACKS => {
                     let due = self.shared.clock.now() + 1.0;
@@ -500,6 +526,17 @@ fn failure_of(failure: &Failure) -> result::Failure {
 }
 
 impl Shared {
+    /// Waits for what may rightly take long, a free slot or the end of runs: the process counts as alive meanwhile.
+    pub(crate) async fn while_alive<T>(&self, waited_for: impl Future<Output = T>) -> T {
+        tokio::pin!(waited_for);
+        loop {
+            self.readiness.progress();
+            if let Ok(done) = tokio::time::timeout(Duration::from_secs(30), &mut waited_for).await {
+                return done;
+            }
+        }
+    }
+
     /// Hands an end to the settler; waits while it has many.
     pub(crate) async fn send(&self, ended: Ended) {
         let lid = Arc::clone(&ended.settlement.lid);
