@@ -131,7 +131,8 @@ class Stage:
 
     def join_targets(self):
         for name, labels in TARGETS.items():
-            run(binary("umbel"), "cluster", "join", name, "--from-kubeconfig", self.target(name), "--namespace", NAMESPACE,
+            run(binary("umbel"), "cluster", "join", name, "--from-kubeconfig", self.target(name), "--from-context", name,
+                "--namespace", NAMESPACE,
                 *(f"--label={key}={value}" for key, value in labels.items()), environment={"KUBECONFIG": str(self.config)})
 
     def apply_objects(self):
