@@ -50,9 +50,16 @@ fn op() -> impl Strategy<Value = Op> {
 fn random_histories_keep_the_invariants() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let server = runtime.block_on(Redis::start());
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(60);
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(40);
     let buried = AtomicUsize::new(0);
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let checked = runner.run(&vec(op(), 1..70), |ops| {
         runtime.block_on(async {
             let mut world = World::new(&server).await;
@@ -66,5 +73,8 @@ fn random_histories_keep_the_invariants() {
     if let Err(failure) = checked {
         panic!("{failure}");
     }
-    assert!(buried.into_inner() > 0, "the histories are long enough for a third death");
+    assert!(
+        buried.into_inner() > 0,
+        "the histories are long enough for a third death"
+    );
 }

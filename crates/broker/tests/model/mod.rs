@@ -70,7 +70,10 @@ pub(crate) type Taken = Vec<(usize, String, Raw)>;
 
 impl Model {
     pub(crate) fn publish(&mut self, queue: usize, priority: u8, raw: &Raw) {
-        self.lists.entry(list(queue, priority)).or_default().push_back(raw.clone());
+        self.lists
+            .entry(list(queue, priority))
+            .or_default()
+            .push_back(raw.clone());
         self.published.insert(raw.clone());
     }
 
@@ -117,11 +120,16 @@ impl Model {
 
     /// Takes overdue leases back, those that ran out first first.
     pub(crate) fn reclaim(&mut self) {
-        let mut overdue: Vec<(u64, String)> =
-            self.leases.iter().filter_map(|(lid, lease)| Some((lease.overdue?, lid.clone()))).collect();
+        let mut overdue: Vec<(u64, String)> = self
+            .leases
+            .iter()
+            .filter_map(|(lid, lease)| Some((lease.overdue?, lid.clone())))
+            .collect();
         overdue.sort();
         for (_, lid) in overdue {
-            let Some(lease) = self.leases.remove(&lid) else { continue };
+            let Some(lease) = self.leases.remove(&lid) else {
+                continue;
+            };
             let deaths = self.deaths.entry(lease.raw.clone()).or_default();
             *deaths += 1;
             if *deaths >= DELIVERIES {

@@ -10,8 +10,14 @@ use crate::model::{Gate, QUEUES, Raw};
 
 /// `<length of head>:<head><rest>`.
 fn unfold(record: &[u8]) -> (Raw, Raw) {
-    let colon = record.iter().position(|byte| *byte == b':').expect("a record has a length");
-    let length: usize = std::str::from_utf8(&record[..colon]).expect("digits").parse().expect("digits");
+    let colon = record
+        .iter()
+        .position(|byte| *byte == b':')
+        .expect("a record has a length");
+    let length: usize = std::str::from_utf8(&record[..colon])
+        .expect("digits")
+        .parse()
+        .expect("digits");
     let (head, rest) = record[colon + 1..].split_at(length);
     (head.to_vec(), rest.to_vec())
 }
@@ -23,12 +29,21 @@ impl World {
             "XRANGE" => &["-", "+"],
             _ => &[],
         };
-        redis::cmd(command).arg(key).arg(range).query_async(&mut self.redis).await.expect("the server answers")
+        redis::cmd(command)
+            .arg(key)
+            .arg(range)
+            .query_async(&mut self.redis)
+            .await
+            .expect("the server answers")
     }
 
     async fn stream(&mut self, key: &str) -> Vec<Raw> {
         let reply: StreamRangeReply = self.read("XRANGE", key).await;
-        reply.ids.iter().map(|entry| entry.get("raw").expect("the raw message is kept")).collect()
+        reply
+            .ids
+            .iter()
+            .map(|entry| entry.get("raw").expect("the raw message is kept"))
+            .collect()
     }
 
     pub(super) async fn compare(&mut self, op: &Op) {
@@ -40,14 +55,20 @@ impl World {
             let mut list: Vec<Raw> = self.read("LRANGE", &key).await;
             list.reverse();
             list.iter().for_each(|raw| put(raw, "list"));
-            assert_eq!(list, self.model.lists[&key].iter().cloned().collect::<Vec<_>>(), "list {key:?} after {op:?}");
+            assert_eq!(
+                list,
+                self.model.lists[&key].iter().cloned().collect::<Vec<_>>(),
+                "list {key:?} after {op:?}"
+            );
         }
         for queue in 0..QUEUES.len() {
             let suspects: Vec<Raw> = self.read("LRANGE", &format!("umbel:suspect:{}", QUEUES[queue])).await;
             let suspects: Vec<(Raw, Raw)> = suspects.iter().rev().map(|record| unfold(record)).collect();
             suspects.iter().for_each(|(_, raw)| put(raw, "suspect"));
-            let expected: Vec<_> =
-                self.model.suspects[queue].iter().map(|(list, raw)| (list.clone().into_bytes(), raw.clone())).collect();
+            let expected: Vec<_> = self.model.suspects[queue]
+                .iter()
+                .map(|(list, raw)| (list.clone().into_bytes(), raw.clone()))
+                .collect();
             assert_eq!(suspects, expected, "suspects after {op:?}");
 
             let delayed: Vec<Raw> = self.read("ZRANGE", &format!("umbel:delayed:{}", QUEUES[queue])).await;
@@ -59,8 +80,9 @@ impl World {
                 })
                 .collect();
             delayed.iter().for_each(|(_, raw)| put(raw, "delayed"));
-            let expected =
-                self.model.delayed[queue].iter().map(|member| (member.list.clone().into_bytes(), member.raw.clone()));
+            let expected = self.model.delayed[queue]
+                .iter()
+                .map(|member| (member.list.clone().into_bytes(), member.raw.clone()));
             assert_eq!(delayed, expected.collect(), "delayed after {op:?}");
 
             let dead = self.stream(&format!("umbel:dead:{}", QUEUES[queue])).await;
@@ -69,15 +91,21 @@ impl World {
             let quarantine = self.stream(&format!("umbel:quarantine:{}", QUEUES[queue])).await;
             quarantine.iter().for_each(|raw| put(raw, "quarantine"));
             let sorted = |raws: &[Raw]| raws.iter().cloned().collect::<BTreeSet<_>>();
-            assert_eq!(sorted(&quarantine), sorted(&self.model.quarantine[queue]), "quarantine after {op:?}");
+            assert_eq!(
+                sorted(&quarantine),
+                sorted(&self.model.quarantine[queue]),
+                "quarantine after {op:?}"
+            );
         }
 
         let bodies: BTreeMap<String, Raw> = self.read("HGETALL", "umbel:unacked").await;
         let leases: BTreeSet<String> = self.read("ZRANGE", "umbel:lease").await;
         let with_body: BTreeSet<String> = bodies.keys().cloned().collect();
         assert_eq!(with_body, leases, "a body and a lease go together, after {op:?}");
-        let bodies: BTreeMap<String, (Raw, Raw)> =
-            bodies.iter().map(|(lid, record)| (lid.clone(), unfold(record))).collect();
+        let bodies: BTreeMap<String, (Raw, Raw)> = bodies
+            .iter()
+            .map(|(lid, record)| (lid.clone(), unfold(record)))
+            .collect();
         bodies.values().for_each(|(_, raw)| put(raw, "leased"));
         let fold = |lease: &crate::model::Lease| (lease.list.clone().into_bytes(), lease.raw.clone());
         let expected = self.model.leases.iter().map(|(lid, lease)| (lid.clone(), fold(lease)));
@@ -86,7 +114,10 @@ impl World {
         for raw in &self.model.published {
             let found = places.get(raw).map_or(0, Vec::len) + usize::from(self.model.settled.contains(raw));
             let (id, places) = (id(raw), places.get(raw));
-            assert_eq!(found, 1, "message {id} is in exactly one place, not in {places:?}, after {op:?}");
+            assert_eq!(
+                found, 1,
+                "message {id} is in exactly one place, not in {places:?}, after {op:?}"
+            );
         }
         self.compare_counts(op).await;
     }
@@ -123,16 +154,32 @@ impl World {
         for (queue, depth) in sample.queues.iter().enumerate() {
             let depth = depth.as_ref().expect("all keys are of their type");
             let of_queue = |list: &str| list.split("\u{6}\u{16}").next() == Some(QUEUES[queue]);
-            let counted = [depth.waiting, depth.in_flight, depth.delayed, depth.suspect, depth.dead, depth.quarantine];
+            let counted = [
+                depth.waiting,
+                depth.in_flight,
+                depth.delayed,
+                depth.suspect,
+                depth.dead,
+                depth.quarantine,
+            ];
             let expected = [
-                self.model.lists.iter().filter(|(list, _)| of_queue(list)).map(|(_, messages)| messages.len()).sum(),
+                self.model
+                    .lists
+                    .iter()
+                    .filter(|(list, _)| of_queue(list))
+                    .map(|(_, messages)| messages.len())
+                    .sum(),
                 self.model.leases.values().filter(|lease| lease.queue == queue).count(),
                 self.model.delayed[queue].len(),
                 self.model.suspects[queue].len(),
                 self.model.dead[queue].len(),
                 self.model.quarantine[queue].len(),
             ];
-            assert_eq!(counted, expected.map(|count| count as u64), "depth of queue {queue} after {op:?}");
+            assert_eq!(
+                counted,
+                expected.map(|count| count as u64),
+                "depth of queue {queue} after {op:?}"
+            );
         }
     }
 }

@@ -21,12 +21,29 @@ const INSTALL: &str = "install";
 
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
-    Publish { queue: usize, priority: u8, is_oversized: bool },
-    Reserve { worker: usize, count: usize },
-    CancelledReserve { worker: usize, count: usize, micros: u64 },
+    Publish {
+        queue: usize,
+        priority: u8,
+        is_oversized: bool,
+    },
+    Reserve {
+        worker: usize,
+        count: usize,
+    },
+    CancelledReserve {
+        worker: usize,
+        count: usize,
+        micros: u64,
+    },
     ReserveSuspect(usize),
-    Ack { worker: usize, leases: Vec<Index> },
-    End { lease: Index, end: u8 },
+    Ack {
+        worker: usize,
+        leases: Vec<Index>,
+    },
+    End {
+        lease: Index,
+        end: u8,
+    },
     LateEnd(u8),
     LateAck(usize),
     Overdue(Index),
@@ -36,7 +53,10 @@ pub(crate) enum Op {
     Death(Index),
     Promote,
     Janitor(bool),
-    Reconnect { worker: usize, forgotten: Index },
+    Reconnect {
+        worker: usize,
+        forgotten: Index,
+    },
     OldReserve(usize),
     Open(usize),
     Drain(usize),
@@ -68,8 +88,15 @@ fn name(worker: usize) -> String {
 }
 
 fn reserver(config: &Config, worker: usize) -> Reserver {
-    let identity = WorkerIdentity { worker: name(worker), install: INSTALL.into(), is_standalone: false };
-    let policies = QUEUES.iter().map(|queue| ((*queue).to_owned(), Policy::default())).collect();
+    let identity = WorkerIdentity {
+        worker: name(worker),
+        install: INSTALL.into(),
+        is_standalone: false,
+    };
+    let policies = QUEUES
+        .iter()
+        .map(|queue| ((*queue).to_owned(), Policy::default()))
+        .collect();
     Reserver::new(config.clone(), identity, policies, LEASE, LARGEST)
 }
 
@@ -81,12 +108,25 @@ fn id(raw: &[u8]) -> String {
 impl World {
     pub(crate) async fn new(server: &Redis) -> World {
         let mut redis = server.connection().await;
-        redis::cmd("FLUSHALL").query_async::<()>(&mut redis).await.expect("a server to empty");
+        redis::cmd("FLUSHALL")
+            .query_async::<()>(&mut redis)
+            .await
+            .expect("a server to empty");
         let config = Config::new(&server.url());
         let broker = Broker::connect(&config).await.expect("a server to connect to");
-        let queues = QUEUES.iter().map(|queue| QueueLists::new(broker.keys(), queue)).collect();
-        let fence = Fence { install: INSTALL.into(), term: 1, n: 0 };
-        let claimed = broker.claim_term(INSTALL, 1, "leader 1").await.expect("the server answers");
+        let queues = QUEUES
+            .iter()
+            .map(|queue| QueueLists::new(broker.keys(), queue))
+            .collect();
+        let fence = Fence {
+            install: INSTALL.into(),
+            term: 1,
+            n: 0,
+        };
+        let claimed = broker
+            .claim_term(INSTALL, 1, "leader 1")
+            .await
+            .expect("the server answers");
         assert_eq!(claimed, TermAnswer::Accepted);
         World {
             broker,
@@ -132,17 +172,26 @@ impl World {
 
     fn pick(&self, index: &Index) -> Option<String> {
         let count = self.model.leases.len();
-        (count > 0).then(|| index.index(count)).and_then(|at| self.model.leases.keys().nth(at).cloned())
+        (count > 0)
+            .then(|| index.index(count))
+            .and_then(|at| self.model.leases.keys().nth(at).cloned())
     }
 
     /// A lease id that existed and does not any more.
     fn lost_lid(&self) -> Option<String> {
-        self.seen.keys().find(|lid| !self.model.leases.contains_key(*lid)).cloned()
+        self.seen
+            .keys()
+            .find(|lid| !self.model.leases.contains_key(*lid))
+            .cloned()
     }
 
     pub(crate) async fn step(&mut self, op: &Op) {
         match op {
-            Op::Publish { queue, priority, is_oversized } => self.publish(*queue, *priority, *is_oversized).await,
+            Op::Publish {
+                queue,
+                priority,
+                is_oversized,
+            } => self.publish(*queue, *priority, *is_oversized).await,
             Op::Reserve { worker, count } => self.reserve(*worker, *count).await,
             Op::CancelledReserve { worker, count, micros } => self.cancelled_reserve(*worker, *count, *micros).await,
             Op::ReserveSuspect(worker) => self.reserve_suspect(*worker).await,
@@ -168,7 +217,11 @@ impl World {
             Op::Promote => self.promote().await,
             Op::Janitor(is_thorough) => {
                 let report = self.broker.janitor(*is_thorough).await.expect("the server answers");
-                assert_eq!(report, umbel_broker::JanitorReport::default(), "nothing of ours needs repair");
+                assert_eq!(
+                    report,
+                    umbel_broker::JanitorReport::default(),
+                    "nothing of ours needs repair"
+                );
             }
             Op::Reconnect { worker, forgotten } => self.reconnect(*worker, forgotten).await,
             Op::OldReserve(worker) => self.old_reserve(*worker).await,

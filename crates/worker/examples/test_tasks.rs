@@ -1,0 +1,110 @@
+//! The worker with the tasks of the tests: they write what they do into the history of the test, and misbehave.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use umbel_testkit::{Event, Log};
+use umbel_worker::{Failure, JobContext, Lost, Worker};
+
+fn history() -> Option<&'static Log> {
+    static LOG: OnceLock<Option<Log>> = OnceLock::new();
+    LOG.get_or_init(Log::of_this_process).as_ref()
+}
+
+fn note(ctx: &JobContext, event: Event) {
+    let token = ctx.token();
+    let micros = token
+        .rsplit('.')
+        .next()
+        .and_then(|micros| micros.parse().ok())
+        .unwrap_or(0);
+    if let Some(log) = history() {
+        log.write(event, &ctx.id, micros);
+    }
+}
+
+fn lost(lost: Lost) -> Failure {
+    Failure::transient(lost.to_string())
+}
+
+/// One effect after so many seconds.
+async fn work(ctx: JobContext, (seconds,): (f64,)) -> Result<f64, Failure> {
+    note(&ctx, Event::Started);
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    ctx.checkpoint().await.map_err(lost)?;
+    note(&ctx, Event::Effect);
+    note(&ctx, Event::Done);
+    Ok(seconds)
+}
+
+/// An effect every ten milliseconds, for so many seconds.
+async fn effects(ctx: JobContext, (seconds,): (f64,)) -> Result<u64, Failure> {
+    note(&ctx, Event::Started);
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut count = 0;
+    while Instant::now() < end {
+        ctx.checkpoint().await.map_err(lost)?;
+        note(&ctx, Event::Effect);
+        count += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    note(&ctx, Event::Done);
+    Ok(count)
+}
+
+/// Kills its worker, as running out of memory does.
+async fn abort(ctx: JobContext, (): ()) -> Result<(), Failure> {
+    note(&ctx, Event::Started);
+    std::process::abort()
+}
+
+async fn fail(ctx: JobContext, (message,): (String,)) -> Result<(), Failure> {
+    note(&ctx, Event::Started);
+    Err(Failure::permanent("ValueError", message))
+}
+
+/// Succeeds at the so manieth retry.
+async fn flaky(ctx: JobContext, (retries,): (u32,)) -> Result<u32, Failure> {
+    note(&ctx, Event::Started);
+    if ctx.retries < retries {
+        return Err(Failure::transient("not yet"));
+    }
+    note(&ctx, Event::Done);
+    Ok(ctx.retries)
+}
+
+/// Ends in order at its soft limit.
+async fn soft(ctx: JobContext, (): ()) -> Result<&'static str, Failure> {
+    ctx.soft_limit.cancelled().await;
+    Ok("ended at the soft limit")
+}
+
+#[allow(clippy::panic)]
+async fn panics(_ctx: JobContext, (): ()) -> Result<(), Failure> {
+    panic!("on purpose")
+}
+
+/// Keeps a core busy without ever yielding.
+async fn spin(ctx: JobContext, (seconds,): (f64,)) -> Result<(), Failure> {
+    note(&ctx, Event::Started);
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    while Instant::now() < end {
+        std::hint::spin_loop();
+    }
+    note(&ctx, Event::Effect);
+    note(&ctx, Event::Done);
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    Worker::builder()
+        .task("test.work", work)
+        .task("test.effects", effects)
+        .task("test.abort", abort)
+        .task("test.fail", fail)
+        .task("test.flaky", flaky)
+        .task("test.soft", soft)
+        .task("test.panic", panics)
+        .task("test.spin", spin)
+        .run()
+}

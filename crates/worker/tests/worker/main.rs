@@ -1,0 +1,12 @@
+//! The worker as a process, on real Redis, with real Celery on the other side.
+
+mod celery_beside;
+mod celery_interop;
+mod cut;
+mod drain;
+mod kill;
+mod malformed;
+mod outage;
+mod poison;
+mod support;
+mod zombie;

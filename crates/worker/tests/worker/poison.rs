@@ -1,0 +1,52 @@
+//! Messages that kill their worker.
+
+use serde_json::json;
+use umbel_testkit::{Celery, Event, History, Process, Redis};
+
+use crate::support::{LATER, admitted, borrowed, broker, depth, laid_aside, test_worker};
+
+#[tokio::test]
+async fn a_message_that_kills_its_worker_ends_with_the_third_death_and_its_neighbours_survive() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let start = || test_worker(&redis.url(), &history, &["--concurrency", "4", "--name", "pod@node"]);
+    let mut worker = start();
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let mut neighbours = celery.send_all("test.work", vec![json!([0.2]); 6], json!({})).await;
+    let poison = celery.send("test.abort", json!([]), json!({})).await;
+    neighbours.extend(celery.send_all("test.work", vec![json!([0.2]); 14], json!({})).await);
+    history.enqueued(borrowed(&neighbours));
+    history.enqueued([poison.as_str()]);
+    let mut deaths = 0;
+    // As a kubelet does: the container starts again under the same name, at once.
+    let restarts = async |worker: &mut Process| {
+        if worker.exit().is_some() {
+            deaths += 1;
+            *worker = start();
+        }
+    };
+    let mut restarts = restarts;
+    umbel_testkit::eventually(LATER, "the poison is buried", async || {
+        restarts(&mut worker).await;
+        !laid_aside(&redis, "dead", "celery").await.is_empty()
+    })
+    .await;
+    assert_eq!(celery.wait_all(&neighbours, LATER).await.get("SUCCESS"), Some(&20));
+    assert_eq!(deaths, 3);
+    assert_eq!(history.count(Event::Started, &poison), 3);
+    let dead = laid_aside(&redis, "dead", "celery").await;
+    assert_eq!(dead, [("killed its worker 3 times".to_owned(), poison.clone())]);
+    let raised = celery.get(&poison, LATER).await.expect_err("its caller learns it");
+    assert_eq!(
+        (raised.module.as_str(), raised.exc_type.as_str()),
+        ("billiard.exceptions", "WorkerLostError")
+    );
+    let verdict = history.verdict(&[poison]);
+    assert!(verdict.lost.is_empty(), "{verdict}");
+    // The third death was its own affair: by then it ran alone.
+    assert!(verdict.rerun <= 2 + 2 * 3, "{verdict}");
+    let broker = broker(&redis.url()).await;
+    let left = depth(&broker, "celery").await;
+    assert_eq!((left.waiting, left.suspect, left.in_flight), (0, 0, 0));
+}
