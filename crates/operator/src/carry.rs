@@ -224,7 +224,6 @@ impl Pass<'_> {
     async fn delete(&self, pods: &[String]) -> Result<Done, Error> {
         let names: Vec<Vec<String>> = pods.iter().map(|uid| self.workers.names(uid)).collect();
         let states = self.confirm(&names.concat()).await?;
-        failpoint::reach("before-delete");
         let mut states = states.into_iter();
         let mut deleted = Vec::new();
         for (uid, names) in pods.iter().zip(&names) {
@@ -261,6 +260,7 @@ impl Pass<'_> {
             ..DeleteParams::default()
         };
         let api = self.pods();
+        failpoint::reach("before-delete");
         let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params))
             .await
             .map_err(|_| Error::Slow)?;
@@ -295,7 +295,6 @@ impl Pass<'_> {
         if by == 0 {
             return Ok(Done::Refused);
         }
-        failpoint::reach("before-lower");
         self.scale(self.fleet.size().saturating_sub(by), Some(self.admitted()))
             .await
     }
@@ -333,12 +332,20 @@ impl Pass<'_> {
             ..PostParams::default()
         };
         let api = self.deployments();
+        failpoint::reach(if to < from { "before-lower" } else { "before-raise" });
         let written = tokio::time::timeout(PATIENCE, api.replace_scale(&name, &params, &scale));
         let written = written.await.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("update", "deployments/scale");
         match written {
             Ok(_) => Ok(Done::Scaled { from, to, survivors }),
-            Err(error) if is_refusal(&error) => Ok(Done::Refused),
+            Err(error) if is_refusal(&error) => {
+                tracing::info!(
+                    pool = name,
+                    error = crate::apply::words(&error),
+                    "size refused by its precondition"
+                );
+                Ok(Done::Refused)
+            }
             Err(source) => Err(Error::Deployment(name, source)),
         }
     }

@@ -122,28 +122,20 @@ impl Stage {
     /// Starts an operator with short lease times.
     pub fn operator(&self, extra: &[&str], env: &[(&str, &str)]) -> Process {
         let admin = format!("127.0.0.1:{}", free_port());
-        let mut args = vec![
-            "--admin-addr",
-            &admin,
-            "--lease-duration",
-            "3s",
-            "--renew-deadline",
-            "2s",
-            "--retry-period",
-            "400ms",
-            "--sample-interval",
-            "200ms",
-            "--release-namespace",
-            NAMESPACE,
-        ];
-        args.extend_from_slice(extra);
         let kubeconfig = self.plane.kubeconfig();
+        // As variables, so that a test's flags win.
         let mut vars = vec![
             ("KUBECONFIG", kubeconfig.to_str().expect("a path of text")),
             ("UMBEL_LOG", "info,kube=warn,tower=warn"),
+            ("UMBEL_ADMIN_ADDR", &admin),
+            ("UMBEL_NAMESPACE", NAMESPACE),
+            ("UMBEL_LEASE_DURATION", "3s"),
+            ("UMBEL_RENEW_DEADLINE", "2s"),
+            ("UMBEL_RETRY_PERIOD", "400ms"),
+            ("UMBEL_SAMPLE_INTERVAL", "200ms"),
         ];
         vars.extend_from_slice(env);
-        Process::start(Path::new(env!("CARGO_BIN_EXE_umbel-operator")), args, &vars)
+        Process::start(Path::new(env!("CARGO_BIN_EXE_umbel-operator")), extra, &vars)
     }
 
     pub async fn send_sleeps(&self, queue: &str, count: usize, seconds: f64) {

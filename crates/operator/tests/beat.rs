@@ -1,0 +1,467 @@
+//! Schedules on a real API server and a real Redis: each slot once, whatever happens to leaders and data.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::{LONG, NAMESPACE, Stage};
+use jiff::{SignedDuration, Timestamp};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use redis::AsyncCommands;
+use serde_json::{Value, json};
+use umbel_api::condition::find;
+use umbel_api::{PeriodicTask, PeriodicTaskStatus};
+use umbel_plan::fanout::dispatches;
+use umbel_protocol::message::{Limits, TaskMessage, decode};
+use umbel_testkit::{Process, Signal, eventually, eventually_some};
+
+/// A beat on the stage.
+struct Beat {
+    stage: Stage,
+}
+
+impl Beat {
+    async fn start() -> Beat {
+        let stage = Stage::start().await;
+        stage.queue("beats").await;
+        Beat { stage }
+    }
+
+    fn api(&self) -> Api<PeriodicTask> {
+        Api::namespaced(self.stage.client.clone(), NAMESPACE)
+    }
+
+    async fn schedule(&self, name: &str, schedule: Value, more: Value) {
+        let mut spec = json!({
+            "schedule": schedule,
+            "taskTemplate": { "queueRef": { "name": "beats" }, "task": "umbel.echo", "kwargs": { "of": name } },
+        });
+        for (key, value) in more.as_object().expect("an object") {
+            match (key.as_str(), &mut spec["taskTemplate"]) {
+                ("targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit", template) => {
+                    template[key] = value.clone();
+                }
+                (_, _) => spec[key] = value.clone(),
+            }
+        }
+        self.stage
+            .apply(
+                "umbel.dev/v1alpha1",
+                "PeriodicTask",
+                "periodictasks",
+                name,
+                json!({ "spec": spec }),
+            )
+            .await;
+    }
+
+    async fn cluster(&self, name: &str, env: &str, is_suspended: bool) {
+        let body = json!({
+            "metadata": { "name": name, "labels": { "env": env } },
+            "spec": { "kubeconfigSecretRef": { "name": name, "key": "kubeconfig" }, "suspend": is_suspended },
+        });
+        self.stage
+            .apply("umbel.dev/v1alpha1", "TargetCluster", "targetclusters", name, body)
+            .await;
+    }
+
+    async fn change(&self, name: &str, spec: Value) {
+        let change = Patch::Merge(json!({ "spec": spec }));
+        self.api()
+            .patch(name, &PatchParams::default(), &change)
+            .await
+            .expect("the change is accepted");
+    }
+
+    async fn get(&self, name: &str) -> PeriodicTask {
+        self.api().get(name).await.expect("the schedule is there")
+    }
+
+    async fn status(&self, name: &str) -> PeriodicTaskStatus {
+        self.get(name).await.status.unwrap_or_default()
+    }
+
+    async fn condition(&self, name: &str, kind: &str) -> Option<(String, String)> {
+        find(&self.status(name).await.conditions, kind).map(|found| (found.status.clone(), found.reason.clone()))
+    }
+
+    /// What is in the queue for a schedule, oldest first.
+    async fn sent(&self, name: &str) -> Vec<TaskMessage> {
+        let mut connection = self.stage.redis.connection().await;
+        let mut all: Vec<Vec<u8>> = connection.lrange("beats", 0, -1).await.expect("a list");
+        all.reverse();
+        let decoded = all
+            .iter()
+            .map(|raw| decode(raw, &Limits::default(), &jiff::tz::TimeZone::UTC).expect("a task"));
+        decoded
+            .filter(|message| message.kwargs.as_str().contains(&format!("\"{name}\"")))
+            .collect()
+    }
+
+    async fn sends(&self, name: &str, count: usize, deadline: Duration) {
+        eventually(deadline, &format!("{name} sent {count}"), async || {
+            self.sent(name).await.len() >= count
+        })
+        .await;
+    }
+
+    async fn is_stalled(&self, name: &str, reason: &str) {
+        eventually(LONG, &format!("{name} is stalled: {reason}"), async || {
+            self.condition(name, "Stalled").await == Some(("True".into(), reason.into()))
+        })
+        .await;
+    }
+}
+
+fn order(message: &TaskMessage) -> Timestamp {
+    let millis: i64 = message
+        .header("umbel_order")
+        .expect("a run order")
+        .to()
+        .expect("a number");
+    Timestamp::from_millisecond(millis).expect("a time")
+}
+
+/// Every second from the first slot to the last, each once, under the id that everybody can compute.
+fn assert_each_once(task: &PeriodicTask, sent: &[TaskMessage]) {
+    let uid = task.uid().expect("a uid");
+    let mut slots: BTreeMap<Timestamp, Vec<&str>> = BTreeMap::new();
+    for message in sent {
+        slots.entry(order(message)).or_default().push(&message.id);
+    }
+    let created = task.creation_timestamp().expect("a time").0;
+    let first = *slots.keys().next().expect("a slot");
+    let last = *slots.keys().next_back().expect("a slot");
+    assert_eq!(
+        first,
+        created + SignedDuration::from_secs(1),
+        "the first slot is one step after creation"
+    );
+    let expected: BTreeMap<Timestamp, Vec<String>> =
+        std::iter::successors(Some(first), |slot| Some(*slot + SignedDuration::from_secs(1)))
+            .take_while(|slot| *slot <= last)
+            .map(|slot| {
+                (
+                    slot,
+                    vec![dispatches(&uid, slot, None, &[]).dispatches[0].id.to_string()],
+                )
+            })
+            .collect();
+    let found: BTreeMap<Timestamp, Vec<String>> = slots
+        .into_iter()
+        .map(|(slot, ids)| (slot, ids.into_iter().map(str::to_owned).collect()))
+        .collect();
+    assert_eq!(found, expected, "lost or doubled slots");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_die_around_slots_and_each_slot_is_sent_once() {
+    let beat = Beat::start().await;
+    beat.schedule(
+        "tick",
+        json!({ "every": "1s" }),
+        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
+    )
+    .await;
+    // Each dies or freezes at its own first slot: before it is sent, after it is sent and before anybody wrote it down,
+    // or at any instant between two slots.
+    let deaths = [
+        "beat.fire:abort",
+        "beat.fired:abort",
+        "beat.fire:stop",
+        "beat.fired:abort",
+        "kill",
+    ];
+    let mut frozen: Vec<Process> = Vec::new();
+    for round in 0..12 {
+        let death = deaths[round % deaths.len()];
+        let env: &[(&str, &str)] = if death == "kill" {
+            &[]
+        } else {
+            &[("UMBEL_FAILPOINT", death)]
+        };
+        let mut operator = beat.stage.operator(&["--id", &format!("leader-{round}")], env);
+        match death {
+            "kill" => {
+                let before = beat.sent("tick").await.len();
+                beat.sends("tick", before + 1 + round % 3, LONG).await;
+                operator.kill();
+            }
+            "beat.fire:stop" => {
+                operator.says(LONG, "failpoint").await;
+                frozen.push(operator);
+            }
+            _ => {
+                let ended = operator.wait(LONG).await;
+                assert!(!ended.success(), "it died at its failpoint: {}", operator.log());
+            }
+        }
+    }
+    let last = beat.stage.operator(&["--id", "leader-last"], &[]);
+    let before = beat.sent("tick").await.len();
+    beat.sends("tick", before + 5, LONG).await;
+    // Those that were stopped between check and call go on, find another leader in charge, and end.
+    for operator in &mut frozen {
+        operator.signal(Signal::Cont);
+        let ended = operator.wait(LONG).await;
+        assert!(!ended.success(), "a former leader must end: {}", operator.log());
+    }
+    let after = beat.sent("tick").await.len();
+    beat.sends("tick", after + 3, LONG).await;
+    beat.change("tick", json!({ "suspend": true })).await;
+    eventually(LONG, "it is suspended", async || {
+        beat.condition("tick", "Suspended").await == Some(("True".into(), "Suspended".into()))
+    })
+    .await;
+    let sent = beat.sent("tick").await;
+    assert_each_once(&beat.get("tick").await, &sent);
+    let status = beat.status("tick").await;
+    assert_eq!((status.runs, status.missed), (sent.len() as u64, 0), "{}", last.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schedules_follow_their_specs() {
+    let beat = Beat::start().await;
+    for (name, env, is_suspended) in [
+        ("eu", "prod", false),
+        ("us", "prod", false),
+        ("lab", "dev", false),
+        ("old", "prod", true),
+    ] {
+        beat.cluster(name, env, is_suspended).await;
+    }
+    let operator = beat.stage.operator(&[], &[]);
+    let prod = json!({ "selector": { "matchLabels": { "env": "prod" } } });
+    beat.schedule(
+        "fan",
+        json!({ "every": "2s" }),
+        json!({ "targets": prod, "overlap": "Allow", "headers": { "trace": "abc" }, "expiresAfter": "1m", "priority": 0, "timeLimit": "30s" }),
+    )
+    .await;
+    let soon = Timestamp::now() + SignedDuration::from_secs(3);
+    let soon = Timestamp::from_second(soon.as_second()).expect("a time");
+    beat.schedule("once", json!({ "at": soon.to_string() }), json!({}))
+        .await;
+    beat.schedule("bad-cron", json!({ "cron": "61 * * * *" }), json!({}))
+        .await;
+    beat.schedule("never", json!({ "cron": "0 0 31 2 *" }), json!({})).await;
+    beat.schedule(
+        "bad-zone",
+        json!({ "cron": "0 0 * * *" }),
+        json!({ "timeZone": "Mars/Olympus" }),
+    )
+    .await;
+    beat.schedule(
+        "taken",
+        json!({ "every": "1s" }),
+        json!({ "headers": { "umbel_run": "x" } }),
+    )
+    .await;
+    beat.schedule(
+        "lost",
+        json!({ "every": "1s" }),
+        json!({ "queueRef": { "name": "later" } }),
+    )
+    .await;
+    beat.schedule(
+        "nowhere",
+        json!({ "every": "1s" }),
+        json!({ "targets": { "clusters": ["atlantis"] } }),
+    )
+    .await;
+    beat.schedule(
+        "yearly",
+        json!({ "cron": "0 12 1 1 *" }),
+        json!({ "timeZone": "Europe/Berlin" }),
+    )
+    .await;
+
+    // Fan-out by label: one message a cluster, with the header that names it and nothing of its credentials.
+    beat.sends("fan", 4, LONG).await;
+    let sent = beat.sent("fan").await;
+    let clusters: Vec<Option<String>> = sent[..4]
+        .iter()
+        .map(|message| message.header("umbel_cluster").and_then(|cluster| cluster.text()))
+        .collect();
+    assert_eq!(clusters, ["eu", "us", "eu", "us"].map(|name| Some(name.to_owned())));
+    let first = &sent[0];
+    assert_eq!(first.header("trace").and_then(|trace| trace.text()), Some("abc".into()));
+    assert_eq!(first.time_limit.hard, Some(30.0));
+    assert_eq!(first.expires, Some(order(first) + SignedDuration::from_secs(60)));
+    let uid = beat.get("fan").await.uid().expect("a uid");
+    let targets = beat.get("fan").await.spec.task_template.targets;
+    let candidates = ["eu", "us"].map(|name| umbel_plan::fanout::Candidate {
+        name: name.into(),
+        labels: [("env".to_owned(), "prod".to_owned())].into(),
+        is_suspended: false,
+    });
+    let expected = dispatches(&uid, order(first), targets.as_ref(), &candidates).dispatches;
+    assert_eq!(sent[0].id, expected[0].id.to_string());
+    assert_eq!(sent[1].id, expected[1].id.to_string());
+
+    // What can't fire says why, and disturbs nobody.
+    for (name, reason) in [
+        ("bad-cron", "BadCron"),
+        ("never", "BadCron"),
+        ("bad-zone", "BadTimeZone"),
+        ("taken", "ReservedHeader"),
+        ("lost", "UnknownQueue"),
+    ] {
+        beat.is_stalled(name, reason).await;
+        assert_eq!(beat.sent(name).await.len(), 0, "{name}");
+    }
+    eventually(LONG, "a schedule for no cluster counts what it misses", async || {
+        beat.status("nowhere").await.missed >= 2
+    })
+    .await;
+    eventually(LONG, "Events tell", async || {
+        let events = beat.stage.events().await;
+        ["BadCron", "BadTimeZone", "UnknownQueue", "UnknownCluster", "NoClusters"]
+            .iter()
+            .all(|reason| events.iter().any(|event| event.starts_with(reason)))
+    })
+    .await;
+
+    // A queue that comes later is found.
+    beat.stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "later",
+            json!({ "spec": {
+            "queueName": "other", "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } } } }),
+        )
+        .await;
+    eventually(Duration::from_secs(10), "it fires into the new queue", async || {
+        let mut connection = beat.stage.redis.connection().await;
+        let length: u64 = connection.llen("other").await.expect("a list");
+        length > 0
+    })
+    .await;
+
+    // One time, and then no more.
+    eventually(LONG, "it is completed", async || {
+        beat.condition("once", "Scheduled").await == Some(("False".into(), "Completed".into()))
+    })
+    .await;
+    assert_eq!(beat.sent("once").await.len(), 1);
+    let yearly = beat.status("yearly").await.next_schedule_time.expect("a next slot").0;
+    assert!(yearly.to_string().ends_with("-01-01T11:00:00Z"), "{yearly}");
+    drop(operator);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_overlap_and_schedules_rest_as_they_are_told() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    // Nobody works, so the first run does not end.
+    beat.schedule("one", json!({ "every": "1s" }), json!({ "overlap": "Forbid" }))
+        .await;
+    eventually(LONG, "later slots are skipped and counted", async || {
+        beat.status("one").await.missed >= 3
+    })
+    .await;
+    assert_eq!(beat.sent("one").await.len(), 1);
+    let status = beat.status("one").await;
+    assert_eq!((status.runs, status.active_runs, status.active.len()), (1, 1, 1));
+
+    // Somebody purges the queue: what is nowhere must not hold the schedule for ever.
+    let mut connection = beat.stage.redis.connection().await;
+    let first = beat.sent("one").await[0].id.clone();
+    let _: () = connection.del("beats").await.expect("deleted");
+    beat.sends("one", 1, LONG).await;
+    assert_ne!(beat.sent("one").await[0].id, first);
+    eventually(LONG, "an Event says so", async || {
+        beat.stage
+            .events()
+            .await
+            .iter()
+            .any(|event| event.starts_with("RunLost"))
+    })
+    .await;
+
+    // Suspended: nothing; resumed: nothing is made up for.
+    beat.change(
+        "one",
+        json!({ "suspend": true, "overlap": "Allow", "missedRuns": "RunAll" }),
+    )
+    .await;
+    eventually(LONG, "it is suspended", async || {
+        beat.condition("one", "Suspended")
+            .await
+            .is_some_and(|(status, _)| status == "True")
+    })
+    .await;
+    let rested_from = Timestamp::now();
+    let count = beat.sent("one").await.len();
+    eventually(LONG, "four slots pass", async || {
+        Timestamp::now() > rested_from + SignedDuration::from_secs(4)
+    })
+    .await;
+    assert_eq!(beat.sent("one").await.len(), count);
+    let resumed = Timestamp::now() - SignedDuration::from_secs(1);
+    beat.change("one", json!({ "suspend": false })).await;
+    beat.sends("one", count + 2, LONG).await;
+    assert!(
+        order(&beat.sent("one").await[count]) > resumed,
+        "slots of the rest are not made up for"
+    );
+
+    // A new schedule begins when it comes, not in the past.
+    let changed = Timestamp::now();
+    beat.change("one", json!({ "schedule": { "every": "2s" } })).await;
+    eventually(LONG, "the new schedule is in force", async || {
+        beat.status("one")
+            .await
+            .effective
+            .is_some_and(|effective| effective.schedule.starts_with("every 2s"))
+    })
+    .await;
+    let since = beat.status("one").await.effective.expect("in force").since.0;
+    assert!(since >= changed - SignedDuration::from_secs(1), "{since} {changed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
+    let mut beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    beat.schedule("rare", json!({ "every": "10s" }), json!({ "overlap": "Allow" }))
+        .await;
+    beat.sends("rare", 1, LONG).await;
+    let first = beat.sent("rare").await[0].clone();
+    eventually_some(LONG, "the status knows the slot", async || {
+        beat.status("rare")
+            .await
+            .last_run
+            .filter(|run| run.slot.0 == order(&first))
+    })
+    .await;
+    // All data is lost: the mark, the message, the term.
+    beat.stage.redis.kill();
+    beat.stage.redis.start_again().await;
+    beat.sends("rare", 1, LONG).await;
+    let again = beat.sent("rare").await[0].clone();
+    assert_eq!(
+        (again.id.clone(), order(&again)),
+        (first.id.clone(), order(&first)),
+        "{}",
+        operator.log()
+    );
+    assert!(
+        beat.stage
+            .events()
+            .await
+            .iter()
+            .any(|event| event.starts_with("BrokerDataLost"))
+    );
+    beat.sends("rare", 2, LONG).await;
+    let second = order(&beat.sent("rare").await[1]);
+    assert_eq!(
+        second,
+        order(&first) + SignedDuration::from_secs(10),
+        "the next slot comes as planned"
+    );
+}

@@ -1,0 +1,199 @@
+//! Pools that cannot be as they are wanted: each gives one condition that names the cause, and disturbs nobody else.
+
+mod common;
+
+use common::{Kubelet, LONG, Stage};
+use serde_json::json;
+use umbel_testkit::{Redis, eventually};
+
+async fn shows(stage: &Stage, pool: &str, reason: &str, part: &str) {
+    eventually(LONG, &format!("{pool} says {reason}: …{part}…"), async || {
+        let found = stage.condition(pool, "Ready").await;
+        found.is_some_and(|(status, why, message)| status == "False" && why == reason && message.contains(part))
+    })
+    .await;
+}
+
+async fn pool(stage: &Stage, name: &str, spec: serde_json::Value) -> Result<(), kube::Error> {
+    stage
+        .try_apply(
+            "umbel.dev/v1alpha1",
+            "WorkerPool",
+            "workerpools",
+            name,
+            json!({ "spec": spec }),
+        )
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_is_named_and_nobody_else_is_disturbed() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let _operator = stage.operator(&[], &[]);
+    let other = Redis::start().await;
+    stage.secret("other", &other.url()).await;
+    for queue in ["good", "bad"] {
+        stage.queue(queue).await;
+    }
+    let elsewhere = json!({ "broker": { "redis": { "urlSecretRef": { "name": "other", "key": "url" } } }, "lease": { "duration": "10s", "renewEvery": "3s" } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "far",
+            json!({ "spec": elsewhere }),
+        )
+        .await;
+    let homeless = json!({ "broker": { "redis": { "urlSecretRef": { "name": "nobody", "key": "url" } } } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "homeless",
+            json!({ "spec": homeless }),
+        )
+        .await;
+    let manual = json!({ "mode": "Manual" });
+    pool(
+        &stage,
+        "good",
+        json!({ "queues": [{ "name": "good" }], "scaling": manual }),
+    )
+    .await
+    .unwrap();
+
+    let inverted = json!({ "queues": [{ "name": "good" }], "scaling": { "minReplicas": 3, "maxReplicas": 1 } });
+    let refused = pool(&stage, "inverted", inverted)
+        .await
+        .expect_err("the API server refuses it");
+    assert!(
+        refused.to_string().contains("minReplicas must not be larger"),
+        "{refused}"
+    );
+
+    pool(&stage, "lost", json!({ "queues": [{ "name": "nowhere" }] }))
+        .await
+        .unwrap();
+    shows(&stage, "lost", "UnknownQueue", "TaskQueue nowhere").await;
+
+    pool(
+        &stage,
+        "split",
+        json!({ "queues": [{ "name": "good" }, { "name": "far" }] }),
+    )
+    .await
+    .unwrap();
+    shows(&stage, "split", "QueuesOnSeveralBrokers", "good and far").await;
+
+    let template = json!({ "spec": { "containers": [{ "name": "worker", "image": "x", "ports": [{ "containerPort": 99999 }] }] } });
+    pool(
+        &stage,
+        "odd",
+        json!({ "queues": [{ "name": "bad" }], "template": template }),
+    )
+    .await
+    .unwrap();
+    shows(&stage, "odd", "TemplateRefused", "containerPort").await;
+
+    pool(&stage, "homeless", json!({ "queues": [{ "name": "homeless" }] }))
+        .await
+        .unwrap();
+    eventually(LONG, "the missing Secret is named", async || {
+        let found = stage.condition("homeless", "BrokerReachable").await;
+        found.is_some_and(|(status, _, message)| status == "False" && message.contains("nobody"))
+    })
+    .await;
+
+    let bare = json!({ "spec": { "replicas": 0, "selector": { "matchLabels": { "a": "b" } }, "template": {
+        "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [{ "name": "c", "image": "x" }] } } } });
+    stage.apply("apps/v1", "Deployment", "deployments", "taken", bare).await;
+    pool(&stage, "taken", json!({ "queues": [{ "name": "bad" }] }))
+        .await
+        .unwrap();
+    shows(&stage, "taken", "NameTaken", "Deployment taken").await;
+    let untouched = stage.deployments().get("taken").await.unwrap();
+    assert!(untouched.metadata.owner_references.is_none());
+
+    stage.ready("good", 1).await;
+    stage.send_sleeps("good", 5, 0.05).await;
+    stage.drained("good", LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_below_the_size_is_quoted_and_stops_no_scale_down() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage
+        .apply(
+            "v1",
+            "ResourceQuota",
+            "resourcequotas",
+            "small",
+            json!({ "spec": { "hard": { "pods": "2" } } }),
+        )
+        .await;
+    eventually(LONG, "the quota is in force", async || {
+        let api: kube::Api<k8s_openapi::api::core::v1::ResourceQuota> =
+            kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
+        api.get("small")
+            .await
+            .is_ok_and(|quota| quota.status.is_some_and(|status| status.hard.is_some()))
+    })
+    .await;
+    stage.queue("jobs").await;
+    let spec = |replicas: u32| json!({ "queues": [{ "name": "jobs" }], "concurrency": 1, "replicas": replicas, "scaling": { "mode": "Manual" } });
+    pool(&stage, "jobs", spec(4)).await.unwrap();
+    shows(&stage, "jobs", "ReplicaFailure", "exceeded quota").await;
+    // Two of four are there, and they work: admission asks for less than a settled size.
+    stage.ready("jobs", 2).await;
+    stage.send_sleeps("jobs", 6, 0.1).await;
+    stage.drained("jobs", LONG).await;
+
+    pool(&stage, "jobs", spec(1)).await.unwrap();
+    eventually(LONG * 3, "one pod is left", async || {
+        stage.size("jobs").await == Some(1) && stage.status("jobs").await.ready_replicas == 1
+    })
+    .await;
+    let removals = kubelet.removals();
+    assert!(
+        removals.iter().all(|removal| removal.held == 0 && !removal.open),
+        "{removals:#?}\n{}",
+        operator.log()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_taskqueues_on_one_queue_the_younger_one_is_not_consumed() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    eventually(LONG, "the first one owns it", async || {
+        let queue = stage.queues().get("mail").await.expect("it is there");
+        queue
+            .status
+            .is_some_and(|status| umbel_api::condition::holds(&status.conditions, "Ready"))
+    })
+    .await;
+    // Equal seconds would let the smaller name win.
+    let spec =
+        json!({ "queueName": "mail", "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "post",
+            json!({ "spec": spec }),
+        )
+        .await;
+    pool(&stage, "post", json!({ "queues": [{ "name": "post" }] }))
+        .await
+        .unwrap();
+    shows(&stage, "post", "QueueOwnedElsewhere", "post").await;
+    assert_eq!(stage.size("post").await.unwrap_or(0), 0);
+}

@@ -1,0 +1,254 @@
+//! Leaders that are stopped, killed and restarted; Redis emptied and away in the middle of a step.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::{Kubelet, LONG, NAMESPACE, Stage};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use umbel_broker::Gate;
+use umbel_testkit::{Process, Signal, eventually};
+
+async fn manual(stage: &Stage, pool: &str, replicas: u32) {
+    let spec = json!({ "queues": [{ "name": pool }], "concurrency": 1, "replicas": replicas, "scaling": { "mode": "Manual" } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "WorkerPool",
+            "workerpools",
+            pool,
+            json!({ "spec": spec }),
+        )
+        .await;
+}
+
+/// Whether the process is stopped by a signal.
+fn is_stopped(process: &Process) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| rest.trim_start().starts_with('T'))
+}
+
+async fn open_workers(stage: &Stage) -> usize {
+    // Nobody is known to be open while Redis is away.
+    let records = stage.broker.workers().await.unwrap_or_default();
+    records
+        .iter()
+        .filter(|record| record.gate == Gate::Open && record.heartbeat.is_some())
+        .count()
+}
+
+/// A leader that trusts itself for a minute, and stops at a failpoint.
+fn trusting(stage: &Stage, failpoint: &str) -> Process {
+    let flags = ["--id", "first", "--lease-duration", "60s", "--renew-deadline", "50s"];
+    stage.operator(&flags, &[("UMBEL_FAILPOINT", failpoint)])
+}
+
+/// Takes the Lease from its holder by hand. What the holder still sends is then refused by preconditions alone.
+async fn depose(stage: &Stage) {
+    let api: Api<Lease> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    let body = json!({ "spec": { "holderIdentity": "" } });
+    api.patch("umbel-operator", &PatchParams::default(), &Patch::Merge(body))
+        .await
+        .expect("the Lease is written");
+}
+
+/// A leader is stopped right before its DELETE. The next one opens that pod again; when the first goes on, still sure of
+/// its Lease, its request meets another resourceVersion.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_stopped_before_its_delete_removes_nothing() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let mut first = trusting(&stage, "before-delete:stop");
+    stage.queue("jobs").await;
+    manual(&stage, "jobs", 2).await;
+    stage.ready("jobs", 2).await;
+    let before: Vec<String> = stage.pods_of("jobs").await.iter().map(ResourceExt::name_any).collect();
+
+    manual(&stage, "jobs", 1).await;
+    eventually(LONG, "the first leader is stopped", async || is_stopped(&first)).await;
+    assert_eq!(open_workers(&stage).await, 1, "the victim is drained");
+    depose(&stage).await;
+    manual(&stage, "jobs", 2).await;
+    let second = stage.operator(&["--id", "second"], &[]);
+    eventually(LONG, "the second leader opens the gate again", async || {
+        open_workers(&stage).await == 2
+    })
+    .await;
+    // Work that the reopened pod may be in the middle of.
+    stage.send_sleeps("jobs", 2, 5.0).await;
+    eventually(LONG, "both pods hold a task", async || {
+        stage
+            .broker
+            .workers()
+            .await
+            .expect("it answers")
+            .iter()
+            .filter(|record| record.held > 0)
+            .count()
+            == 2
+    })
+    .await;
+
+    first.signal(Signal::Cont);
+    let ended = first.wait(LONG).await;
+    assert!(!ended.success(), "a leader that lost its lease ends with an error");
+    assert!(
+        first.log().contains("deletion refused by its precondition"),
+        "{}",
+        first.log()
+    );
+    let after: Vec<String> = stage.pods_of("jobs").await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(before, after, "{}", second.log());
+    assert!(kubelet.removals().is_empty());
+    stage.drained("jobs", LONG).await;
+}
+
+/// The same before a lowering: the replacement is admitted by the next leader, and the old one's size is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_stopped_before_its_lowering_lowers_nothing() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let mut first = trusting(&stage, "before-lower:stop");
+    stage.queue("jobs").await;
+    manual(&stage, "jobs", 2).await;
+    stage.ready("jobs", 2).await;
+
+    manual(&stage, "jobs", 1).await;
+    eventually(LONG, "the first leader is stopped", async || is_stopped(&first)).await;
+    depose(&stage).await;
+    manual(&stage, "jobs", 2).await;
+    let second = stage.operator(&["--id", "second"], &[]);
+    eventually(LONG, "the second leader admits the replacement", async || {
+        open_workers(&stage).await == 2
+    })
+    .await;
+    let removed = kubelet.removals().len();
+
+    first.signal(Signal::Cont);
+    first.wait(LONG).await;
+    assert!(
+        first.log().contains("size refused by its precondition"),
+        "{}",
+        first.log()
+    );
+    assert_eq!(stage.size("jobs").await, Some(2), "{}\n{}", first.log(), second.log());
+    stage.ready("jobs", 2).await;
+    assert_eq!(kubelet.removals().len(), removed, "nobody else was removed");
+    assert!(
+        kubelet
+            .removals()
+            .iter()
+            .all(|removal| removal.held == 0 && !removal.open)
+    );
+}
+
+/// Redis forgets everything after the first pod of a step was deleted, and once more while it is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_emptied_in_the_middle_of_a_step_removes_no_worker() {
+    let mut stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    manual(&stage, "jobs", 4).await;
+    stage.ready("jobs", 4).await;
+    for away in [false, true] {
+        let removed = kubelet.removals().len();
+        manual(&stage, "jobs", 2).await;
+        eventually(LONG, "a pod is deleted", async || kubelet.removals().len() > removed).await;
+        if away {
+            stage.redis.kill();
+            // Long enough for the sampler to notice and for every heartbeat to be missed.
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            stage.redis.start_again().await;
+        } else {
+            let mut connection = stage.redis.connection().await;
+            let _: () = redis::cmd("FLUSHALL")
+                .query_async(&mut connection)
+                .await
+                .expect("it is emptied");
+        }
+        eventually(LONG * 2, "two pods work", async || {
+            stage.size("jobs").await == Some(2)
+                && open_workers(&stage).await == 2
+                && stage.status("jobs").await.ready_replicas == 2
+        })
+        .await;
+        let removals = kubelet.removals();
+        assert!(
+            removals
+                .iter()
+                .all(|removal| removal.held == 0 && !(removal.open && removal.admitted)),
+            "{removals:#?}\n{}",
+            operator.log()
+        );
+        manual(&stage, "jobs", 4).await;
+        stage.ready("jobs", 4).await;
+        stage.send_sleeps("jobs", 12, 0.2).await;
+        stage.drained("jobs", LONG).await;
+    }
+}
+
+/// Nothing changes: nobody but the Lease is written. Nor by a new leader, beyond its term on the Deployment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_steady_pool_causes_no_writes_and_a_restart_repairs_nothing() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let mut operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    manual(&stage, "jobs", 2).await;
+    stage.ready("jobs", 2).await;
+    let versions = async || -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        let version = |object: &dyn Fn() -> Option<String>| object().unwrap_or_default();
+        for pod in stage.pods_of("jobs").await {
+            all.insert(pod.name_any(), version(&|| pod.resource_version()));
+        }
+        let deployment = stage.deployments().get("jobs").await.expect("it is there");
+        all.insert("deployment".into(), version(&|| deployment.resource_version()));
+        let pool = stage.pools().get("jobs").await.expect("it is there");
+        all.insert("pool".into(), version(&|| pool.resource_version()));
+        let queue = stage.queues().get("jobs").await.expect("it is there");
+        all.insert("queue".into(), version(&|| queue.resource_version()));
+        all.insert("events".into(), stage.events().await.len().to_string());
+        all
+    };
+    let steady = async |what: &str| {
+        let mut last = versions().await;
+        let mut since = std::time::Instant::now();
+        eventually(LONG, what, async || {
+            let now = versions().await;
+            if now != last {
+                (last, since) = (now, std::time::Instant::now());
+            }
+            since.elapsed() > Duration::from_secs(8)
+        })
+        .await;
+        last
+    };
+    steady("eight seconds without a write").await;
+
+    let uids = async || {
+        stage
+            .pods_of("jobs")
+            .await
+            .iter()
+            .map(|pod| pod.uid().unwrap_or_default())
+            .collect::<Vec<_>>()
+    };
+    let before = uids().await;
+    operator.kill();
+    let second = stage.operator(&["--id", "second"], &[]);
+    eventually(LONG, "the second one leads", async || {
+        second.log().contains("\"leading\"")
+    })
+    .await;
+    steady("eight seconds without a write after the restart").await;
+    assert_eq!(before, uids().await, "{}", second.log());
+    stage.ready("jobs", 2).await;
+}
