@@ -14,7 +14,7 @@ kubectl create namespace umbel-system >/dev/null
 kubectl label namespace umbel-system pod-security.kubernetes.io/{enforce,warn}=restricted >/dev/null
 
 # An older release, as far as the CRDs go: one column has another name.
-cp -r "$here/umbel" "$dir/old"
+cp -rL "$here/umbel" "$dir/old"
 sed -i 's/name: Age$/name: Aged/' "$dir"/old/files/crds/*.yaml
 helm install umbel "$dir/old" -n umbel-system >"$dir/out" 2>&1 || { cat "$dir/out" >&2; exit 1; }
 grep -i warning "$dir/out" >&2 && complain 'the API server warns about the install'
