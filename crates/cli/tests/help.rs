@@ -1,5 +1,7 @@
 //! Every command's help, compared with what is committed. `UMBEL_UPDATE=1 cargo test -p umbel-cli --test help` writes it.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
+
 use std::path::Path;
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! Whole commands against a real Redis, a real Celery worker and a real API server.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -215,6 +217,17 @@ async fn at(flags: &[String; 4], args: &[&str]) -> Done {
     umbel(&all).await
 }
 
+/// The line of a kubeconfig that holds the private key.
+fn key_line(text: &str) -> String {
+    text.lines()
+        .find(|line| line.contains("client-key-data:"))
+        .unwrap()
+        .to_owned()
+}
+
+/// How a case spoils a kubeconfig.
+type Change = Box<dyn Fn(String) -> String>;
+
 /// A kubeconfig file of one's own with the target's admin in it, changed by `change`.
 fn kubeconfig(folder: &TempDir, change: impl FnOnce(String) -> String) -> PathBuf {
     let file = folder.path().join("kubeconfig");
@@ -312,17 +325,11 @@ async fn a_joined_cluster_is_a_secret_that_workers_accept_and_a_target_with_labe
 async fn a_context_that_workers_would_refuse_is_refused_and_nothing_is_written() {
     let (client, flags) = place("refuse").await;
     let secrets = Api::<Secret>::namespaced(client.clone(), "refuse");
-    let users = |text: &str| {
-        text.lines()
-            .find(|line| line.contains("client-key-data:"))
-            .unwrap()
-            .to_owned()
-    };
-    let cases: [(&str, Box<dyn Fn(String) -> String>, &str); 4] = [
+    let cases: [(&str, Change, &str); 4] = [
         (
             "c2",
             Box::new(|text| {
-                let line = users(&text);
+                let line = key_line(&text);
                 text.replace(&line, "    exec: {command: touch, args: [canary]}")
             }),
             "user: `exec` is not allowed: a worker starts no program",
@@ -335,7 +342,7 @@ async fn a_context_that_workers_would_refuse_is_refused_and_nothing_is_written()
         (
             "c2",
             Box::new(|text| {
-                let line = users(&text);
+                let line = key_line(&text);
                 text.replace(&line, "    client-key: /nowhere/key.pem")
             }),
             "read client-key from /nowhere/key.pem",

@@ -1,5 +1,7 @@
 //! What a kubeconfig may hold, and what is refused with which words.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use umbel_clusters::kubeconfig::{MAX_BYTES, parse};

@@ -1,12 +1,14 @@
 //! The registry with real Secrets at home, a real target, and rights as a pool's worker has them.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use secrecy::SecretString;
@@ -207,7 +209,7 @@ async fn a_rotated_or_deleted_secret_is_noticed_without_restart() {
     );
 
     Api::<Secret>::namespaced(client, "rotate")
-        .delete("c", &Default::default())
+        .delete("c", &DeleteParams::default())
         .await
         .unwrap();
     eventually(
@@ -280,7 +282,7 @@ async fn a_refused_credential_is_an_answer_and_opens_no_circuit() {
         let target = registry.target("c").await.unwrap();
         let secrets = Api::<Secret>::namespaced(target.client(), "default");
         let err = target
-            .ask("list", REQUEST, secrets.list(&Default::default()))
+            .ask("list", REQUEST, secrets.list(&ListParams::default()))
             .await
             .unwrap_err();
         assert_eq!(err.code(), Some(401), "{err}");

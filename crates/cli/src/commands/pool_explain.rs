@@ -131,7 +131,7 @@ fn explain(pool: &WorkerPool) -> Vec<(&'static str, String)> {
 mod tests {
     use super::*;
 
-    fn pool(status: Value) -> WorkerPool {
+    fn pool(status: &Value) -> WorkerPool {
         serde_json::from_value(json!({
             "apiVersion": "umbel.dev/v1alpha1", "kind": "WorkerPool", "metadata": {"name": "w"},
             "spec": {"queues": [{"name": "q"}], "scaling": {"minReplicas": 1, "maxReplicas": 8}},
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_growing_pool_says_what_it_wants_and_what_comes() {
-        let explained = explain(&pool(json!({
+        let explained = explain(&pool(&json!({
             "replicas": 2, "readyReplicas": 2, "busyReplicas": 2, "desiredReplicas": 8, "recommendedReplicas": 13,
             "slots": {"total": 20, "busy": 20}, "demand": {"waiting": 80, "inFlight": 20, "delayedSoon": 3},
             "conditions": [condition("ScalingActive", "True", "2 -> 8: demand asks for 13, maxReplicas is 8"),
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_blocked_step_down_says_that_nothing_happens_until() {
-        let explained = explain(&pool(json!({
+        let explained = explain(&pool(&json!({
             "replicas": 5, "readyReplicas": 4, "desiredReplicas": 1, "recommendedReplicas": 0,
             "conditions": [condition("ScaleDownBlocked", "True", "pod w-1 is admitted and not Ready")],
         })));
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_pool_that_nobody_looks_after_says_so() {
         assert_eq!(
-            explain(&pool(Value::Null))[0].1,
+            explain(&pool(&Value::Null))[0].1,
             "nothing is known yet: no operator has seen this pool"
         );
     }

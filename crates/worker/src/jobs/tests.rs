@@ -81,7 +81,7 @@ async fn registry(name: &str, kubeconfigs: &[(&str, &str)]) -> Registry {
 /// A delivery with a run order and a token, inside its trust window.
 fn delivery(order: i64, micros: u64, headers: &[(&str, &str)]) -> (JobContext, Leases, mpsc::Receiver<Report>) {
     let leases = Leases::default();
-    let lease = leases.insert(&Arc::from("w:1"), 1, micros, Instant::now(), Duration::from_secs(600));
+    let lease = leases.insert(&Arc::from("w:1"), 1, micros, Instant::now(), Duration::from_mins(10));
     let (reports, reported) = mpsc::channel(8);
     let headers = headers
         .iter()
@@ -552,7 +552,7 @@ async fn a_run_that_lost_its_lease_writes_nothing() {
         &[Arc::from("w:1")],
         &["w:1".to_owned()],
         Instant::now(),
-        Duration::from_secs(60),
+        Duration::from_mins(1),
     );
     let kwargs = json!({"manifests": [config_map("lost", "m", &json!({"a": "1"}))]});
     let Outcome::Failed(why) = applier(&registry, "lost").run(&ctx, arguments(&kwargs)).await else {
