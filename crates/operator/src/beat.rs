@@ -13,7 +13,7 @@
 //! and repairs the status. After status: both agree. Due time is judged by Redis's clock.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
@@ -21,6 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::runtime::events::EventType;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use umbel_api::condition::find;
@@ -31,7 +32,7 @@ use umbel_plan::fanout::run_id;
 use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, due, may_fire, next_wake};
 use umbel_telemetry::chain;
 
-use crate::brokers::View;
+use crate::brokers::{Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
     Stall, Standing, Understood, fan_out, in_force, messages, note_dealt_with, note_fired, stand, uid, understand,
@@ -81,9 +82,50 @@ struct Written {
 struct Mark {
     term: u64,
     data: String,
+    read: Instant,
     last: Option<Timestamp>,
     /// A slot that was fired and that the broker has forgotten.
     forgotten: Option<Timestamp>,
+}
+
+/// Brokers that could not be reached, and when that was last seen. A mark that was read before may be lost: a server that
+/// starts again empty, before any worker has named the data set, shows itself by nothing else.
+#[derive(Default)]
+struct Outages {
+    seen: Mutex<HashMap<Source, Instant>>,
+}
+
+impl Outages {
+    fn last(&self, source: &Source) -> Option<Instant> {
+        self.lock().get(source).copied()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Source, Instant>> {
+        // Nothing that can panic runs under this lock.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the loop knows of brokers, so that a recovery or a change of data wakes the schedules at once.
+#[derive(Default)]
+struct Watch {
+    outages: Arc<Outages>,
+    away: HashSet<Source>,
+    data: HashMap<Source, String>,
+}
+
+impl Watch {
+    /// Whether the schedules of this broker should look again now.
+    fn note(&mut self, source: &Source, view: &View) -> bool {
+        if view.fault.is_some() {
+            self.outages.lock().insert(source.clone(), Instant::now());
+            self.away.insert(source.clone());
+            return false;
+        }
+        let Some(sample) = &view.sample else { return false };
+        let before = self.data.insert(source.clone(), sample.generation.clone());
+        self.away.remove(source) || before.is_some_and(|before| before != sample.generation)
+    }
 }
 
 /// Fires slots until `stop`.
@@ -96,6 +138,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     let mut entries: HashMap<String, Entry> = HashMap::new();
     let mut flying: HashSet<String> = HashSet::new();
     let mut work: JoinSet<(String, Entry)> = JoinSet::new();
+    let mut watch = Watch::default();
+    let mut wakes = ctx.brokers.wakes();
     loop {
         let tasks = ctx.periodic();
         let mut soonest = Instant::now() + LOOK;
@@ -110,9 +154,9 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             match (is_due, entry.wake) {
                 (true, _) if work.len() < CONCURRENCY => {
                     let entry = entries.remove(&uid).unwrap_or_default();
-                    let (ctx, task) = (ctx.clone(), task.clone());
+                    let (ctx, task, outages) = (ctx.clone(), task.clone(), watch.outages.clone());
                     flying.insert(uid.clone());
-                    work.spawn(async move { (uid, look(&ctx, &task, entry).await) });
+                    work.spawn(async move { (uid, look(&ctx, &task, &outages, entry).await) });
                 }
                 // The next of those at work to end makes room.
                 (true, _) => {}
@@ -121,6 +165,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         }
         let known: HashSet<String> = tasks.iter().map(|task| uid(task)).collect();
         entries.retain(|uid, _| known.contains(uid));
+        let mut recovered = false;
         let mut settle = |done: Option<Result<(String, Entry), tokio::task::JoinError>>| match done {
             Some(Ok((uid, entry))) => {
                 flying.remove(&uid);
@@ -138,9 +183,18 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             () = tokio::time::sleep_until(soonest.into()) => {}
             _ = changes.next() => tokio::time::sleep(TOGETHER).await,
             done = work.join_next(), if !work.is_empty() => settle(done),
+            wake = wakes.recv() => match wake {
+                Ok(source) => recovered = watch.note(&source, &ctx.brokers.view(&source)),
+                // Too many to tell which.
+                Err(RecvError::Lagged(_)) => recovered = true,
+                Err(RecvError::Closed) => break,
+            },
         }
         while let Some(done) = work.try_join_next() {
             settle(Some(done));
+        }
+        if recovered {
+            entries.values_mut().for_each(|entry| entry.wake = None);
         }
     }
     // What was sent to Redis is done there or not; the next leader finds out.
@@ -148,7 +202,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
 }
 
 /// Looks at one schedule: fires what is due, and writes what changed.
-async fn look(ctx: &Context, task: &Arc<PeriodicTask>, mut entry: Entry) -> Entry {
+async fn look(ctx: &Context, task: &Arc<PeriodicTask>, outages: &Outages, mut entry: Entry) -> Entry {
     entry.generation = task.metadata.generation;
     let Some(term) = ctx.leader.term() else {
         return entry.again_in(SOON);
@@ -156,7 +210,13 @@ async fn look(ctx: &Context, task: &Arc<PeriodicTask>, mut entry: Entry) -> Entr
     let old = entry.status.take().or_else(|| task.status.clone()).unwrap_or_default();
     let mut status = old.clone();
     let wait = match understand(ctx, task) {
-        Ok(understood) => beat(ctx, task, &understood, term, &mut entry, &mut status).await,
+        Ok(understood) => {
+            let outage = outages.last(&understood.source);
+            entry
+                .mark
+                .take_if(|mark| outage.is_some_and(|outage| mark.read <= outage));
+            beat(ctx, task, &understood, term, &mut entry, &mut status).await
+        }
         Err(stall) => {
             stand(task, &mut status, &Standing::Stalled(&stall), Timestamp::now());
             LOOK_STALLED
@@ -367,6 +427,7 @@ impl Beat<'_> {
         status: &mut PeriodicTaskStatus,
     ) -> Result<Mark, Halt> {
         let Understood { timetable, policy, .. } = self.understood;
+        let read = Instant::now();
         let found = self
             .broker
             .last_slot(self.ctx.leader.install(), &uid(self.task))
@@ -400,6 +461,7 @@ impl Beat<'_> {
             return Ok(Mark {
                 term: self.term,
                 data,
+                read,
                 last,
                 forgotten: is_recent.then_some(slot),
             });
@@ -407,6 +469,7 @@ impl Beat<'_> {
         Ok(Mark {
             term: self.term,
             data,
+            read,
             last,
             forgotten: None,
         })

@@ -1,5 +1,6 @@
 //! Schedules on a real API server and a real Redis: each slot once, whatever happens to leaders and data.
 
+#[allow(unused_imports, reason = "no pool here")]
 mod common;
 
 use std::collections::BTreeMap;
