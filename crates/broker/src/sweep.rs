@@ -85,7 +85,6 @@ pub struct Sweeper {
     lease: Duration,
     backoff: Duration,
     least_gap: Duration,
-    run_id: Option<String>,
     last: Option<(f64, Instant)>,
 }
 
@@ -93,7 +92,7 @@ impl Sweeper {
     /// A sweeper for leases of this length; `backoff` is the longest pause of a worker that reconnects, `every` the
     /// interval between two sweeps.
     pub fn new(lease: Duration, backoff: Duration, every: Duration) -> Sweeper {
-        Sweeper { lease, backoff, least_gap: every / 2, run_id: None, last: None }
+        Sweeper { lease, backoff, least_gap: every / 2, last: None }
     }
 
     /// Looks for overdue leases, at most `limit`. `goes_on` says that this continues a sweep that found as many as it
@@ -105,19 +104,12 @@ impl Sweeper {
     /// # Cancellation
     /// Safe.
     pub async fn sweep(&mut self, broker: &Broker, limit: usize, goes_on: bool) -> Result<SweepAnswer, Error> {
-        let run_id = match &self.run_id {
-            Some(run_id) => run_id.clone(),
-            None => broker.run_id().await?,
-        };
-        // Forgotten until the call has succeeded: after an error the server may be another one.
-        self.run_id = None;
         let sent = Instant::now();
         let mut args = Args::new(&SWEEP, broker.keys.prefix())
             .arg(self.lease.as_secs_f64())
             .arg(self.backoff.as_secs_f64())
             .arg(if goes_on { 0.0 } else { self.least_gap.as_secs_f64() })
-            .arg(limit)
-            .arg(&run_id);
+            .arg(limit);
         match self.last {
             Some((time, at)) => {
                 args.push(format!("{time:.6}"));
@@ -129,7 +121,6 @@ impl Sweeper {
             }
         }
         let mut reply = Reply::of(&SWEEP, args.call(&mut broker.connection.clone()).await?)?;
-        self.run_id = Some(run_id);
         match reply.text()?.as_str() {
             "skip" => Ok(SweepAnswer::Skipped),
             "grace" => {
@@ -160,17 +151,8 @@ fn raw_of(record: &[u8]) -> &[u8] {
 }
 
 impl Broker {
-    async fn run_id(&self) -> Result<String, Error> {
-        let info: Result<String, _> = redis::cmd("INFO").arg("server").query_async(&mut self.connection.clone()).await;
-        match info {
-            Ok(text) => Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("").trim().to_owned()),
-            // An ACL without INFO: restarts are then seen by the gap between sweeps only.
-            Err(err) if err.code() == Some("NOPERM") => Ok("unknown".into()),
-            Err(source) => Err(Error::Call { call: "INFO", source }),
-        }
-    }
-
-    /// Takes overdue leases back, counted. A lease that was renewed meanwhile is left alone.
+    /// Takes overdue leases back, counted. A lease that was renewed meanwhile is left alone. One that the server does
+    /// not let go (a key of another type) is put off for a minute, so that it holds up nobody else's.
     ///
     /// # Errors
     /// [`Error::Call`]; the next sweep finds them again.

@@ -31,10 +31,8 @@ if tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') ~= count the
   table.sort(back, function(a, b) return a.token > b.token end)
   for _, b in ipairs(back) do
     local list, raw = leased(b.lid)
-    if list then
-      redis.call('RPUSH', list, raw)
-      end_lease(b.lid, list)
-    end
+    -- A list of another type keeps its message leased, and does not keep the worker from all other queues.
+    if list and pcall(redis.call, 'RPUSH', list, raw) then end_lease(b.lid, list) end
   end
 end
 return { g.epoch, g.state, redis.call('GET', U .. 'gen'), #back, string.format('%.0f', micros()) }

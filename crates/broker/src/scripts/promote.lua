@@ -4,6 +4,7 @@
 local now, moved, due = seconds(micros()), 0, nil
 for i = 3, #ARGV do
   local key = U .. 'delayed:' .. ARGV[i]
+  local is_stuck = false
   local members = redis.pcall('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
   if not members.err then
     for k = #members, 1, -1 do
@@ -14,10 +15,15 @@ for i = 3, #ARGV do
       if type(pushed) == 'number' then
         redis.call('ZREM', key, members[k])
         moved = moved + 1
+      else
+        is_stuck = true
       end
     end
     local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-    if head[2] and (not due or tonumber(head[2]) < due) then due = tonumber(head[2]) end
+    local at = head[2] and tonumber(head[2])
+    -- What cannot be moved is tried again in a while, not at once for ever.
+    if at and is_stuck then at = math.max(at, tonumber(now) + 5) end
+    if at and (not due or at < due) then due = at end
   end
 end
 return { moved, due and string.format('%.6f', due) or '', now }

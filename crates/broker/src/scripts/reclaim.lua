@@ -4,31 +4,40 @@
 --       result key or '', document for the dead letter.
 -- Returns: number reclaimed, suspected, buried, then the buried task ids.
 local now, back, suspected, buried, ids = micros() / 1000000, 0, 0, 0, {}
+local function take_back(at, lid, list, raw)
+  local att, id, task = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local queue = queue_of(list)
+  local policy = redis.call('HGET', U .. 'policy', queue) or ''
+  local most, ttl, kept = string.match(policy, '^(%d+)|(%d+)|(%d+)$')
+  -- Counted after the message has a place: one that could not be moved has not died once more.
+  local deaths = tonumber(redis.call('HGET', U .. 'att', att) or '0') + 1
+  if deaths >= tonumber(most or '3') then
+    lay_aside('dead', list, raw, 'killed its worker ' .. deaths .. ' times', id, task, deaths, kept or '10000')
+    redis.call('HDEL', U .. 'att', att)
+    end_lease(lid, list)
+    buried = buried + 1
+    ids[#ids + 1] = id
+    if ARGV[at + 5] ~= '' then store_result(ARGV[at + 5], ttl or '86400', ARGV[at + 6], false) end
+    settle_run(ARGV[at + 4], id, 'failed')
+    return
+  elseif deaths >= 2 then
+    redis.call('LPUSH', U .. 'suspect:' .. queue, record(list, raw))
+    suspected = suspected + 1
+  else
+    redis.call('RPUSH', list, raw)
+    back = back + 1
+  end
+  redis.call('HINCRBY', U .. 'att', att, 1)
+  end_lease(lid, list)
+end
 for at = 2, #ARGV, 7 do
-  local lid, att, id, task = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local lid = ARGV[at]
   local score = redis.call('ZSCORE', U .. 'lease', lid)
   if score and tonumber(score) <= now then -- renewed in between: not ours to take
     local list, raw = leased(lid)
-    if list then
-      local queue = queue_of(list)
-      local policy = redis.call('HGET', U .. 'policy', queue) or ''
-      local most, ttl, kept = string.match(policy, '^(%d+)|(%d+)|(%d+)$')
-      local deaths = redis.call('HINCRBY', U .. 'att', att, 1)
-      if deaths >= tonumber(most or '3') then
-        lay_aside('dead', list, raw, 'killed its worker ' .. deaths .. ' times', id, task, deaths, kept or '10000')
-        redis.call('HDEL', U .. 'att', att)
-        if ARGV[at + 5] ~= '' then store_result(ARGV[at + 5], ttl or '86400', ARGV[at + 6], false) end
-        settle_run(ARGV[at + 4], id, 'failed')
-        buried = buried + 1
-        ids[#ids + 1] = id
-      elseif deaths >= 2 then
-        redis.call('LPUSH', U .. 'suspect:' .. queue, record(list, raw))
-        suspected = suspected + 1
-      else
-        redis.call('RPUSH', list, raw)
-        back = back + 1
-      end
-      end_lease(lid, list)
+    -- A queue whose key has another type must not hold up the recovery of all others: its leases are put off.
+    if list and not pcall(take_back, at, lid, list, raw) then
+      redis.call('ZADD', U .. 'lease', 'XX', seconds((now + 60) * 1000000), lid)
     end
   end
 end

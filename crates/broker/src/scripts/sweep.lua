@@ -1,10 +1,14 @@
 -- sweep: which leases are overdue, if it is safe to say so now.
 -- ARGV: prefix, lease (s), longest reconnect back-off (s), least time between two sweeps (s), limit,
---       run id of the server, this sweeper's last Redis time (s, or '') and the seconds of its own clock since.
+--       this sweeper's last Redis time (s, or '') and the seconds of its own clock since.
 -- Returns: 'skip' | 'grace', until, reason | 'ok', now, then lease id and record of each overdue lease.
 -- Grace: nobody swept for half a lease, the server or its data was replaced, or its clock jumped: leases may look
 -- overdue although their holders are alive and only could not renew.
+-- The server is asked for its run id here and not by the sweepers: one that missed a restart (its connection was
+-- re-established by somebody else's call) would go on contradicting the others, and the grace would never end.
 local now = micros() / 1000000
+local info = redis.pcall('INFO', 'server') -- An ACL may refuse it: restarts are then seen by the gap between sweeps only.
+local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 local lease, backoff = tonumber(ARGV[2]), tonumber(ARGV[3])
 local key = U .. 'sweep'
 local last = tonumber(redis.call('HGET', key, 'last') or '-1')
@@ -17,13 +21,14 @@ elseif now < last - 2 then
   reason = 'the clock of the server went back'
 elseif now - last > math.max(lease / 2, 1) then
   reason = 'nobody swept for half a lease'
-elseif run ~= ARGV[6] then
+elseif server and run and run ~= server then
   reason = 'the server was restarted or replaced'
-elseif ARGV[7] ~= '' and math.abs(now - tonumber(ARGV[7]) - tonumber(ARGV[8])) > 2 then
+elseif ARGV[6] ~= '' and math.abs(now - tonumber(ARGV[6]) - tonumber(ARGV[7])) > 2 then
   reason = 'the clock of the server jumped'
 end
 if not reason and now - last < tonumber(ARGV[4]) then return { 'skip' } end
-redis.call('HSET', key, 'last', string.format('%.6f', now), 'run', ARGV[6])
+redis.call('HSET', key, 'last', string.format('%.6f', now))
+if server then redis.call('HSET', key, 'run', server) end
 if reason then
   until_ = now + lease + backoff
   redis.call('HSET', key, 'grace', string.format('%.6f', until_), 'reason', reason)
