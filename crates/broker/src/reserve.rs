@@ -83,6 +83,8 @@ pub struct Batch {
     pub term: u64,
     /// When the call was sent: the leases' trust windows start here.
     pub sent: Instant,
+    /// Redis time in seconds when they were taken. Not the tokens: those stay ahead after its clock went back.
+    pub now: Option<f64>,
     /// Messages, in the order in which they were taken.
     pub taken: Vec<Taken>,
     /// Are there messages anywhere whose deliveries were counted? Then acknowledgements name their ids.
@@ -263,7 +265,8 @@ impl Reserver {
         while !faults.is_done() {
             list_faults.push((faults.text()?, faults.text()?));
         }
-        Ok(Batch { term, sent, taken, has_counted, faults: list_faults })
+        let now = reply.seconds()?;
+        Ok(Batch { term, sent, now, taken, has_counted, faults: list_faults })
     }
 
     /// Takes one message that killed its workers before; only a worker that holds nothing gets one.
@@ -296,7 +299,7 @@ impl Reserver {
         };
         let mut reply = Reply::of(&RESERVE_SUSPECT, value)?;
         let mut taken = Vec::new();
-        let mut term = 0;
+        let (mut term, mut now) = (0, None);
         match reply.text()?.as_str() {
             "ok" => {
                 term = reply.count()?;
@@ -305,6 +308,7 @@ impl Reserver {
                 let queue = self.keys.queue_of(&list).into();
                 let lid = format!("{}:{micros}", self.identity.worker).into();
                 taken.push(Taken { lid, micros, queue, raw: reply.bytes()?, is_suspect: true });
+                now = reply.seconds()?;
             }
             "none" => {}
             "busy" => {
@@ -318,7 +322,7 @@ impl Reserver {
             _ => return Ok(Reserved::Gate("new".into())),
         }
         self.session = Some((connection, epoch));
-        Ok(Reserved::Batch(Batch { term, sent, taken, has_counted: true, faults: Vec::new() }))
+        Ok(Reserved::Batch(Batch { term, sent, now, taken, has_counted: true, faults: Vec::new() }))
     }
 
     /// Is this worker, busy now, the one that takes the queue's next suspect when its last task ends?

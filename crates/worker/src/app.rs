@@ -14,7 +14,7 @@ use umbel_telemetry::{chain, shutdown};
 
 use crate::args::Config;
 use crate::clock::RedisClock;
-use crate::consume::{Consumer, Faults};
+use crate::consume::{Aside, Consumer, Faults};
 use crate::job::Report;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
@@ -71,9 +71,12 @@ pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
         umbel_telemetry::admin::serve(addr, Arc::clone(&readiness), registry.done(), admin.clone()).await.context("serve the admin port")?;
     }
     let backoff = Duration::from_secs(5).min(config.lease / 2);
-    let Some(broker) = connect(&config.broker, backoff, &stop.quiet).await? else { return Ok(()) };
+    let Some(broker) = connect(&config.broker, backoff, &stop.quiet, Broker::connect).await.context("--redis-url")? else { return Ok(()) };
     let results = match &config.results {
-        Some(results) => Some(ResultStore::connect(results).await.context("connect to the result database")?),
+        Some(results) => match connect(results, backoff, &stop.quiet, ResultStore::connect).await.context("--result-url")? {
+            Some(results) => Some(results),
+            None => return Ok(()),
+        },
         None => None,
     };
     let worker = worker_name(&config);
@@ -125,7 +128,8 @@ pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     settler.abort();
     renewing.cancel();
     admin.cancel();
-    let _ = tokio::task::spawn_blocking(move || renewal.join()).await;
+    // Bounded: a look-up of a name that nobody answers cannot be called off.
+    let _ = tokio::time::timeout(GOODBYE, tokio::task::spawn_blocking(move || renewal.join())).await;
     match tokio::time::timeout(GOODBYE, shared.broker.goodbye(&shared.worker)).await {
         Ok(Ok(_)) => tracing::info!("worker has stopped"),
         Ok(Err(err)) => tracing::warn!(error = %chain(&err), "stopped without a goodbye; the lease returns what is held"),
@@ -135,15 +139,24 @@ pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
 }
 
 /// Connects, again and again: a broker that is away is no reason to end. `None` when told to stop meanwhile.
-async fn connect(config: &umbel_broker::Config, backoff: Duration, quiet: &CancellationToken) -> anyhow::Result<Option<Broker>> {
+async fn connect<'a, T, F>(
+    config: &'a umbel_broker::Config,
+    backoff: Duration,
+    quiet: &CancellationToken,
+    attempt: impl Fn(&'a umbel_broker::Config) -> F,
+) -> Result<Option<T>, umbel_broker::Error>
+where
+    F: Future<Output = Result<T, umbel_broker::Error>>,
+{
     let mut is_told = false;
     loop {
-        match Broker::connect(config).await {
-            Ok(broker) => return Ok(Some(broker)),
-            Err(err @ umbel_broker::Error::Address { .. }) => return Err(err).context("--redis-url"),
+        let Some(connected) = quiet.run_until_cancelled(attempt(config)).await else { return Ok(None) };
+        match connected {
+            Ok(connected) => return Ok(Some(connected)),
+            Err(err @ umbel_broker::Error::Address { .. }) => return Err(err),
             Err(err) => {
                 if !is_told {
-                    tracing::warn!(error = %chain(&err), "connecting again");
+                    tracing::warn!(error = %chain(&err), server = %config.server(), "connecting again");
                 }
                 is_told = true;
             }
@@ -170,6 +183,7 @@ fn settler(shared: &Arc<Shared>) -> Settler {
         worker: shared.worker.clone(),
         leases: Arc::clone(&shared.leases),
         metrics: Arc::clone(&shared.metrics),
+        due: Arc::clone(&shared.due),
         lease: shared.config.lease,
         dead_kept: shared.config.policy.dead_kept,
         result_ttl: shared.config.policy.result_ttl,
@@ -196,6 +210,7 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         quiet,
         backoff,
         deciding: tokio::sync::watch::Sender::new(false),
+        aside: Aside::default(),
     }
 }
 
@@ -203,6 +218,7 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
 fn spawn_background(shared: &Arc<Shared>, mut reports: mpsc::Receiver<Report>, backoff: Duration, stop: &CancellationToken) {
     let recovery = Arc::new(Recovery {
         broker: shared.broker.clone(),
+        results: shared.results.clone().map(|store| (store, shared.config.policy.result_ttl)),
         queues: shared.config.queues.clone(),
         lease: shared.config.lease,
         every: shared.config.sweep,

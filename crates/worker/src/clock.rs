@@ -23,14 +23,6 @@ impl RedisClock {
         }
     }
 
-    /// A fencing token was made just now: it is Redis' time in microseconds, or ahead of it after its clock went back.
-    pub(crate) fn observe_micros(&self, micros: u64) {
-        if (self.now() - micros as f64 / 1e6).abs() < 5.0 {
-            return; // Near enough; a look says it better.
-        }
-        self.observe(micros as f64 / 1e6);
-    }
-
     /// Redis time in seconds; before the first reply, this machine's.
     pub(crate) fn now(&self) -> f64 {
         match *self.seen.lock().unwrap_or_else(PoisonError::into_inner) {

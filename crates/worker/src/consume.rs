@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{Admission as SelfAdmission, Batch, Broker, End, Look, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken, Waker};
+use umbel_broker::{Admission as SelfAdmission, Batch, Broker, End, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken, Waker};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{self, Limits, Malformed, TaskMessage};
 use umbel_protocol::result;
@@ -35,8 +35,9 @@ const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mil
 const LEADER_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a worker that is not admitted asks for the leader.
 const LEADER_ASKED: Duration = Duration::from_secs(5);
-/// For so long a busy worker stops taking messages to be free for a suspect; then another may try.
-const TAKER: u64 = 30;
+/// For so long a busy worker first stops taking messages to be free for a suspect; its claim lasts as long unless it is
+/// repeated.
+const TAKER: Duration = Duration::from_secs(30);
 /// A message that other workers know is handed back so many times before it is given up.
 const HAND_BACKS: u64 = 30;
 
@@ -51,6 +52,21 @@ pub(crate) struct Consumer {
     pub(crate) backoff: Duration,
     /// Messages were taken and are not yet decided on: not a moment to drop the loop.
     pub(crate) deciding: watch::Sender<bool>,
+    pub(crate) aside: Aside,
+}
+
+/// How long a busy worker stands aside for a suspect, taking nothing until its last task ends. In vain, it works on for
+/// as long and then stands aside for twice as long: the suspect's turn comes however long tasks run, and the queue
+/// moves meanwhile.
+pub(crate) struct Aside {
+    patience: Duration,
+    not_before: Option<Instant>,
+}
+
+impl Default for Aside {
+    fn default() -> Aside {
+        Aside { patience: TAKER, not_before: None }
+    }
 }
 
 /// What the loop does next.
@@ -102,10 +118,9 @@ impl Consumer {
                 continue;
             }
             // Nothing was reported since the last look: another look costs less than a reserve.
-            let next = if is_woken { self.take(free).await } else { Ok(Next::Wait) };
-            let generation_changed = self.note_hello();
-            if generation_changed {
-                leader_seen = Instant::now();
+            let next = if is_woken { self.take(free, &mut fruitless).await } else { Ok(Next::Wait) };
+            if self.note_hello() {
+                leader_seen = Instant::now(); // After an outage its leader gets as long to come back as we did.
             }
             match next {
                 Ok(Next::Again) => {
@@ -163,17 +178,18 @@ impl Consumer {
                 continue;
             }
             fruitless = 0;
-            is_woken = self.wait(&look).await;
+            is_woken = self.wait().await;
         }
     }
 
     /// One reserve, and everything it brought on its way.
-    async fn take(&mut self, free: usize) -> Result<Next, umbel_broker::Error> {
+    async fn take(&mut self, free: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
         let asked = free.min(BATCH);
         let leases = Arc::clone(&self.shared.leases);
         match self.reserver.reserve(asked, &self.queues, || leases.lids()).await? {
             Reserved::Batch(batch) => {
                 let got = batch.taken.len();
+                *fruitless = if got > 0 { 0 } else { *fruitless };
                 self.start(batch).await;
                 // Equal shares: the queue that was first is last the next time.
                 self.queues.rotate_left(1); // A worker serves at least one.
@@ -192,7 +208,7 @@ impl Consumer {
         pause.min(self.backoff).mul_f64(0.5 + 0.5 * crate::random())
     }
 
-    /// Takes notice of a new connection. True when the data set is another one.
+    /// Takes notice of a new connection. True if there is one.
     fn note_hello(&mut self) -> bool {
         let Some(hello) = self.reserver.take_hello() else { return false };
         self.note_gate(&hello.gate);
@@ -203,7 +219,7 @@ impl Consumer {
         }
         tracing::info!(server = %self.broker.server(), gate = %hello.gate, handed_back = hello.handed_back, "connected");
         *known = Some(hello.generation);
-        is_new
+        true
     }
 
     fn note_gate(&self, state: &str) {
@@ -237,24 +253,39 @@ impl Consumer {
         }
     }
 
-    /// Runs a suspect alone. True if one was run, so the world is worth another look.
-    async fn take_suspect(&mut self) -> bool {
-        if !self.shared.leases.is_empty() {
+    /// Takes nothing until the last task has ended. False when it does not end in time, or another worker does this.
+    async fn stand_aside(&mut self) -> bool {
+        if self.aside.not_before.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        let began = Instant::now();
+        while began.elapsed() < self.aside.patience {
             let mut is_taker = false;
             for queue in &self.queues {
-                is_taker |= matches!(self.reserver.becomes_taker(&queue.queue, TAKER).await, Ok(true));
+                is_taker |= matches!(self.reserver.becomes_taker(&queue.queue, TAKER.as_secs()).await, Ok(true));
             }
             if !is_taker {
-                return false;
+                return false; // Somebody else stands aside, or has taken it.
             }
-            let emptied = tokio::time::timeout(Duration::from_secs(TAKER), self.shared.leases.empty()).await;
-            if emptied.is_err() {
-                return false;
+            self.shared.readiness.progress();
+            if tokio::time::timeout(TAKER / 2, self.shared.leases.empty()).await.is_ok() {
+                return true;
             }
+        }
+        self.aside.not_before = Some(Instant::now() + self.aside.patience);
+        self.aside.patience = (self.aside.patience * 2).min(self.shared.config.time_limit.max(TAKER));
+        false
+    }
+
+    /// Runs a suspect alone. True if one was run, so the world is worth another look.
+    async fn take_suspect(&mut self) -> bool {
+        if !self.shared.leases.is_empty() && !self.stand_aside().await {
+            return false;
         }
         let leases = Arc::clone(&self.shared.leases);
         match self.reserver.reserve_suspect(&self.queues, || leases.lids()).await {
             Ok(Reserved::Batch(batch)) if !batch.taken.is_empty() => {
+                self.aside = Aside::default();
                 self.start(batch).await;
                 self.shared.while_alive(self.shared.leases.empty()).await; // Alone means alone.
                 true
@@ -268,13 +299,13 @@ impl Consumer {
     }
 
     /// Waits for a report of a change, or for the next look. True after a report.
-    async fn wait(&self, look: &Look) -> bool {
+    async fn wait(&self) -> bool {
         let patience = if self.waker.is_tracking() {
             PATIENCE
         } else {
             POLL.0 + POLL.1.mul_f64(crate::random())
         };
-        let patience = look.due_in.map_or(patience, |due_in| due_in.clamp(Duration::from_millis(1), patience));
+        // What is due is promoted by a task of its own, and its push is reported like any other.
         tokio::select! {
             () = self.waker.changed() => true,
             () = tokio::time::sleep(patience) => false,
@@ -290,13 +321,13 @@ impl Consumer {
     }
 
     async fn decide_all(&mut self, batch: Batch) {
-        let Batch { term, sent, taken, has_counted, faults } = batch;
+        let Batch { term, sent, now, taken, has_counted, faults } = batch;
         self.shared.has_counted.store(has_counted, Ordering::Relaxed);
         for (key, reason) in faults {
             self.shared.faults.report(&key, &reason);
         }
-        if let Some(first) = taken.first() {
-            self.shared.clock.observe_micros(first.micros);
+        if let Some(now) = now {
+            self.shared.clock.observe(now);
         }
         let now = self.shared.clock.now();
         for Taken { lid, micros, queue, raw, is_suspect } in taken {
@@ -350,7 +381,12 @@ impl Consumer {
                     return self.shared.end(delivery, End::Park { due }, None, "", "handed_back").await;
                 }
                 Ok(_) => {}
-                Err(err) => tracing::debug!(error = %chain(&err), "hand-back not counted"),
+                // Not counted is not used up: what others know is not buried for a hiccup of Redis.
+                Err(err) => {
+                    tracing::debug!(error = %chain(&err), "hand-back not counted");
+                    let due = self.shared.clock.now() + 1.0;
+                    return self.shared.end(delivery, End::Park { due }, None, "", "handed_back").await;
+                }
             }
         }
         let failure = Failure { exc_module: "celery.exceptions".into(), ..Failure::permanent("NotRegistered", format!("'{task}'")) };

@@ -2,8 +2,8 @@
 -- earlier leaves every message queued.
 -- ARGV: prefix, worker, epoch, n, lease (s), largest message (bytes), install, dead letters kept,
 --       then for each queue: number of its lists, the lists in priority order.
--- Returns: 'ok', term, first token, size of umbel:att, list index of each message, messages, faults; or
---          'epoch' | 'gate', state | 'unknown'.
+-- Returns: 'ok', term, first token, size of umbel:att, list index of each message, messages, faults, Redis time in
+--          seconds; or 'epoch' | 'gate', state | 'unknown'.
 -- The token of the i-th message is first + i - 1, its lease id '<worker>:<token>'.
 local worker, n, lease, largest, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[8]
 local g = gate(worker)
@@ -65,9 +65,24 @@ for round = 1, 2 do
   if #groups == 1 then break end
 end
 
-local first = math.max(tonumber(redis.call('GET', U .. 'fence') or '0') + 1, micros())
+-- Into the quarantine before anything is taken: one that is of another type leaves the message where it is.
+for list, raw in pairs(oversized) do
+  faults[#faults + 1] = list
+  local laid, err = pcall(lay_aside, 'quarantine', list, raw,
+    'oversized: ' .. #raw .. ' bytes, largest allowed ' .. largest, '', '', 0, kept)
+  if laid then
+    faults[#faults + 1] = 'oversized message of ' .. #raw .. ' bytes moved to the quarantine'
+  else
+    oversized[list] = nil
+    faults[#faults + 1] = 'oversized message of ' .. #raw .. ' bytes, and no quarantine for it: '
+      .. (type(err) == 'table' and err.err or tostring(err))
+  end
+end
+
+local now = micros()
+local first = math.max(tonumber(redis.call('GET', U .. 'fence') or '0') + 1, now)
 if #raws > 0 then
-  local deadline = seconds(micros() + lease * 1000000)
+  local deadline = seconds(now + lease * 1000000)
   local bodies, leases, queues, order = {}, {}, {}, {}
   local lists = {}
   for _, group in ipairs(groups) do
@@ -88,11 +103,6 @@ if #raws > 0 then
   for _, list in ipairs(order) do redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), queues[list]) end
   for _, list in ipairs(order) do redis.call('RPOP', list, queues[list]) end
 end
-for list, raw in pairs(oversized) do
-  lay_aside('quarantine', list, raw, 'oversized: ' .. #raw .. ' bytes, largest allowed ' .. largest, '', '', 0, kept)
-  redis.call('RPOP', list)
-  faults[#faults + 1] = list
-  faults[#faults + 1] = 'oversized message of ' .. #raw .. ' bytes moved to the quarantine'
-end
+for list in pairs(oversized) do redis.call('RPOP', list) end
 local term = ARGV[7] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[7]) or '0'
-return { 'ok', term or '0', string.format('%.0f', first), redis.call('HLEN', U .. 'att'), from, raws, faults }
+return { 'ok', term or '0', string.format('%.0f', first), redis.call('HLEN', U .. 'att'), from, raws, faults, seconds(now) }

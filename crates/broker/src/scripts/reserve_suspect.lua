@@ -1,7 +1,7 @@
 -- reserve_suspect: takes one message that has killed a worker before, only for a worker that holds nothing else, so
 -- that no neighbour is blamed.
 -- ARGV: prefix, worker, epoch, lease (s), install, queues.
--- Returns: 'ok', term, token, list, message | 'none' | 'busy' | 'epoch' | 'gate' | 'unknown'.
+-- Returns: 'ok', term, token, list, message, Redis time in seconds | 'none' | 'busy' | 'epoch' | 'gate' | 'unknown'.
 local worker = ARGV[2]
 local g = gate(worker)
 if not g then return { 'unknown' } end
@@ -23,7 +23,7 @@ for i = 6, #ARGV do
     redis.call('DEL', U .. 'taker:' .. ARGV[i])
     redis.call('RPOP', suspects)
     local term = ARGV[5] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[5]) or '0'
-    return { 'ok', term or '0', string.format('%.0f', token), list, raw }
+    return { 'ok', term or '0', string.format('%.0f', token), list, raw, seconds(micros()) }
   end
 end
 return { 'none' }
