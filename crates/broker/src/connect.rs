@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo};
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use crate::{Error, Keys};
 
@@ -33,7 +34,15 @@ impl Config {
 
     pub(crate) fn client(&self) -> Result<Client, Error> {
         // The client's own message may repeat the address, password included: only its kind is told.
-        Client::open(self.url.as_str()).map_err(|err| Error::Address { reason: format!("{:?}", err.kind()) })
+        Client::open(self.info()?).map_err(|err| Error::Address { reason: format!("{:?}", err.kind()) })
+    }
+
+    /// The address with settings for its socket: a peer that vanished without a word (its node died) ends the connection
+    /// when it has not confirmed for as long as we wait for a reply. The client itself would go on using it for as long
+    /// as the kernel repeats packets, a quarter of an hour: a late reply is no reason for it to connect anew.
+    pub(crate) fn info(&self) -> Result<ConnectionInfo, Error> {
+        let info = self.url.as_str().into_connection_info().map_err(|err| Error::Address { reason: format!("{:?}", err.kind()) })?;
+        Ok(info.set_tcp_settings(TcpSettings::default().set_nodelay(true).set_user_timeout(self.response_timeout)))
     }
 
     /// Host, port and database, without user and password.

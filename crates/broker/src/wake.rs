@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind};
+use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind};
 use tokio::sync::Notify;
 
 use crate::call::{Args, LOOK, Reply};
@@ -79,7 +79,7 @@ impl Waker {
             .set_connection_timeout(Some(self.config.connect_timeout))
             .set_response_timeout(Some(self.config.response_timeout))
             .set_push_sender(OnPush(Arc::clone(&self.changed)));
-        let info = self.config.url.as_str().into_connection_info().map_err(failed)?;
+        let info = self.config.info()?;
         let resp3 = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = redis::Client::open(info.clone().set_redis_settings(resp3)).map_err(failed)?;
         if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&options).await {

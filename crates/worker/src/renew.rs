@@ -49,6 +49,9 @@ impl Renewal {
             match self.renew(&mut broker, &lids).await {
                 Ok(()) => is_warned = false,
                 Err(err) => {
+                    if err.is_connection() {
+                        broker = None; // It may hang rather than be closed; a lease is short, so start over.
+                    }
                     if !is_warned {
                         tracing::warn!(error = %chain(&err), leases = lids.len(), "renewing again");
                     }

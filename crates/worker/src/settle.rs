@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use umbel_broker::{AckGroup, Broker, End, Error, ResultStore, Settlement};
 use umbel_telemetry::chain;
 
 use crate::lease::Leases;
 use crate::metrics::Metrics;
+use crate::sweep::DueSoon;
 
 /// A settlement with the queue that its lease belongs to.
 pub(crate) struct Ended {
@@ -27,6 +28,8 @@ pub(crate) struct Ended {
 const BATCH: usize = 256;
 /// Pause after the first failed attempt; doubles up to a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Ends that the server refuses (a key of another type) and that are tried again beside all others.
+const REFUSED: usize = 64;
 
 pub(crate) struct Settler {
     pub(crate) broker: Broker,
@@ -34,6 +37,7 @@ pub(crate) struct Settler {
     pub(crate) worker: String,
     pub(crate) leases: Arc<Leases>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) due: Arc<DueSoon>,
     pub(crate) lease: Duration,
     pub(crate) dead_kept: u64,
     pub(crate) result_ttl: u64,
@@ -44,10 +48,11 @@ pub(crate) struct Settler {
 impl Settler {
     /// Settles until all senders are gone and everything is answered.
     pub(crate) async fn run(self, mut ended: mpsc::Receiver<Ended>) {
+        let (this, refused) = (Arc::new(self), Arc::new(Semaphore::new(REFUSED)));
         let mut batch = Vec::with_capacity(BATCH);
         while ended.recv_many(&mut batch, BATCH).await > 0 {
-            let (plain, rest): (Vec<Ended>, Vec<Ended>) = batch.drain(..).partition(|ended| self.is_plain(ended));
-            tokio::join!(self.acknowledge(plain), self.settle(rest));
+            let (plain, rest): (Vec<Ended>, Vec<Ended>) = batch.drain(..).partition(|ended| this.is_plain(ended));
+            tokio::join!(this.acknowledge(plain), this.settle(rest, &refused));
         }
     }
 
@@ -79,7 +84,7 @@ impl Settler {
         self.finish(groups.iter().flat_map(|group| &group.leases).map(|(lid, _)| lid), lost);
     }
 
-    async fn settle(&self, ended: Vec<Ended>) {
+    async fn settle(self: &Arc<Self>, ended: Vec<Ended>, refused: &Arc<Semaphore>) {
         if ended.is_empty() {
             return;
         }
@@ -93,14 +98,34 @@ impl Settler {
         }
         let whole = self.broker.settle(self.dead_kept, &settlements).await;
         if let Ok(lost) = whole {
+            if settlements.iter().any(|settlement| matches!(settlement.end, End::Later { .. } | End::Park { .. })) {
+                self.due.within(Duration::ZERO); // Who was told before it was in Redis may have looked too early.
+            }
             return self.finish(settlements.iter().map(|settlement| &settlement.lid), Some((lost, false)));
         }
-        // One that the server refuses (a key of another type) must not hold up its neighbours: one at a time.
+        // One that the server refuses (a key of another type) must not hold up its neighbours: one at a time, and what
+        // is refused again waits beside them.
         for settlement in settlements {
-            let one = std::slice::from_ref(&settlement);
-            let lost = self.repeat("settle", || self.broker.settle(self.dead_kept, one)).await;
-            self.finish(std::iter::once(&settlement.lid), lost);
+            match self.broker.settle(self.dead_kept, std::slice::from_ref(&settlement)).await {
+                Ok(lost) => self.finish(std::iter::once(&settlement.lid), Some((lost, true))),
+                Err(err) if !err.is_connection() => {
+                    let Ok(permit) = Arc::clone(refused).acquire_owned().await else { return };
+                    let this = Arc::clone(self);
+                    tokio::spawn(async move {
+                        this.again(&settlement).await;
+                        drop(permit);
+                    });
+                }
+                Err(_) => self.again(&settlement).await,
+            }
         }
+        self.due.within(Duration::ZERO);
+    }
+
+    async fn again(&self, settlement: &Settlement) {
+        let one = std::slice::from_ref(settlement);
+        let answer = self.repeat("settle", || self.broker.settle(self.dead_kept, one)).await;
+        self.finish(std::iter::once(&settlement.lid), answer.map(|(lost, _)| (lost, true)));
     }
 
     /// Calls until there is an answer; answers it with whether the call was repeated. `None` after a whole lease.

@@ -1,11 +1,12 @@
 //! Recovery by every worker: overdue leases back, due messages promoted, records repaired. No operator is needed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 use tokio::sync::Notify;
-use umbel_broker::{Broker, Error, Overdue, Reclaim, SweepAnswer, Sweeper};
+use umbel_broker::{Broker, Error, Overdue, Reclaim, ResultStore, StoredResult, SweepAnswer, Sweeper};
 use umbel_protocol::message::{self, Limits};
 use umbel_protocol::result;
 use umbel_telemetry::chain;
@@ -51,6 +52,8 @@ impl DueSoon {
 
 pub(crate) struct Recovery {
     pub(crate) broker: Broker,
+    /// The result database, where it is not the broker's, and how long it keeps them (s).
+    pub(crate) results: Option<(ResultStore, u64)>,
     pub(crate) queues: Vec<String>,
     pub(crate) lease: Duration,
     pub(crate) every: Duration,
@@ -103,8 +106,15 @@ impl Recovery {
                 }
                 SweepAnswer::Overdue(overdue) => {
                     let full = overdue.len() == BATCH.min(budget);
-                    let reclaims: Vec<Reclaim> = overdue.iter().filter_map(|overdue| self.reclaim(overdue)).collect();
+                    let mut reclaims: Vec<Reclaim> = overdue.iter().filter_map(|overdue| self.reclaim(overdue)).collect();
+                    let elsewhere = self.results.as_ref().map(|(store, ttl)| {
+                        let failures = reclaims.iter_mut().filter_map(|reclaim| Some((reclaim.id.clone(), reclaim.failure.take()?)));
+                        (store, *ttl, failures.collect::<HashMap<_, _>>())
+                    });
                     let done = self.broker.reclaim(&reclaims).await?;
+                    if let Some((store, ttl, failures)) = elsewhere {
+                        self.tell(store, ttl, failures, &done.buried).await;
+                    }
                     let count = done.back + done.suspected + done.buried.len() as u64;
                     if count > 0 {
                         self.metrics.reclaimed.inc_by(count);
@@ -124,6 +134,20 @@ impl Recovery {
         }
     }
 
+    /// Tells callers who wait at another database that their message was given up.
+    async fn tell(&self, store: &ResultStore, ttl: u64, mut failures: HashMap<String, (String, Vec<u8>)>, buried: &[String]) {
+        let documents: Vec<StoredResult> = buried
+            .iter()
+            .filter_map(|id| failures.remove(id).map(|(_, document)| (id, document)))
+            .map(|(id, document)| StoredResult { key: store.key(id), ttl, document, is_success: false })
+            .collect();
+        if !documents.is_empty()
+            && let Err(err) = store.store(&documents).await
+        {
+            tracing::error!(error = %chain(&err), count = documents.len(), "failures not stored: their callers wait in vain");
+        }
+    }
+
     /// Reads the message of an overdue lease: what it is counted as, and what its caller hears if this was its last.
     fn reclaim(&self, overdue: &Overdue) -> Option<Reclaim> {
         if overdue.raw.is_empty() {
@@ -136,7 +160,7 @@ impl Recovery {
             }
             Err(malformed) => (malformed.id.unwrap_or_default(), malformed.task.unwrap_or_default(), None),
         };
-        let counted_as = if id.is_empty() { format!("lid:{}", overdue.lid) } else { id.clone() };
+        let counted_as = if id.is_empty() { format!("raw:{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &overdue.raw)) } else { id.clone() };
         let failure = (!id.is_empty()).then(|| {
             let lost = result::Failure::new("billiard.exceptions", "WorkerLostError", "the task killed its worker each time it ran");
             let meta = result::Meta { done_at: self.clock.timestamp(), ..result::Meta::default() };
