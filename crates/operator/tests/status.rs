@@ -1,0 +1,397 @@
+//! What TaskQueues and TargetClusters say of themselves, on a real API server and a real Redis.
+
+#[allow(unused_imports, reason = "no pool runs here")]
+mod common;
+
+use std::time::Duration;
+
+use common::{LONG, NAMESPACE, Stage};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use redis::AsyncCommands;
+use serde_json::{Value, json};
+use umbel_api::condition::find;
+use umbel_api::{TargetCluster, TargetClusterStatus, TaskQueue, TaskQueueStatus, WorkerPool};
+use umbel_broker::ClusterReport;
+use umbel_testkit::eventually;
+
+const OURS: &str = "umbel.dev/v1alpha1";
+
+async fn queue(stage: &Stage, name: &str) -> TaskQueueStatus {
+    stage
+        .queues()
+        .get(name)
+        .await
+        .expect("the queue is there")
+        .status
+        .unwrap_or_default()
+}
+
+fn ready(status: &TaskQueueStatus) -> (String, String) {
+    let found = find(&status.conditions, "Ready");
+    found
+        .map(|found| (found.status.clone(), found.reason.clone()))
+        .unwrap_or_default()
+}
+
+async fn is_ready(stage: &Stage, name: &str, expected: (&str, &str)) {
+    let expected = (expected.0.to_owned(), expected.1.to_owned());
+    eventually(LONG, &format!("{name} is {expected:?}"), async || {
+        ready(&queue(stage, name).await) == expected
+    })
+    .await;
+}
+
+fn on(secret: &str, queue_name: &str) -> Value {
+    json!({ "spec": { "queueName": queue_name, "broker": { "redis": { "urlSecretRef": { "name": secret, "key": "url" } } } } })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_tell_their_owner_their_broker_and_their_depth() {
+    let mut stage = Stage::start().await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    is_ready(&stage, "mail", ("True", "Serving")).await;
+
+    // Depth comes, but not at every change.
+    stage.send_sleeps("mail", 7, 0.1).await;
+    eventually(LONG, "the depth is shown", async || {
+        queue(&stage, "mail")
+            .await
+            .depth
+            .is_some_and(|depth| depth.waiting == 7)
+    })
+    .await;
+    let version = stage.queues().get("mail").await.expect("there").resource_version();
+    for _ in 0..5 {
+        stage.send_sleeps("mail", 1, 0.1).await;
+    }
+    eventually(LONG, "the sampler has seen them", async || {
+        stage
+            .broker
+            .depths(&["mail".into()])
+            .await
+            .is_ok_and(|sample| sample.queues[0].as_ref().is_ok_and(|depth| depth.waiting == 12))
+    })
+    .await;
+    let begin = std::time::Instant::now();
+    eventually(LONG, "five more are shown", async || {
+        queue(&stage, "mail")
+            .await
+            .depth
+            .is_some_and(|depth| depth.waiting == 12)
+    })
+    .await;
+    assert!(
+        begin.elapsed() > Duration::from_secs(5),
+        "numbers are written seldom, not after {:?}",
+        begin.elapsed()
+    );
+    assert_ne!(
+        stage.queues().get("mail").await.expect("there").resource_version(),
+        version
+    );
+
+    // Two names for one server, and one queue on it: the older object owns it.
+    stage
+        .secret("same", &stage.redis.url().replace("127.0.0.1", "localhost"))
+        .await;
+    let mut connection = stage.redis.connection().await;
+    let _: () = connection.set("umbel:gen", "this-data-set").await.expect("set");
+    eventually(LONG, "a later object, an own second", async || {
+        let created = stage
+            .queues()
+            .get("mail")
+            .await
+            .expect("there")
+            .creation_timestamp()
+            .expect("a time")
+            .0;
+        jiff::Timestamp::now().as_second() > created.as_second()
+    })
+    .await;
+    stage
+        .apply(OURS, "TaskQueue", "taskqueues", "also-mail", on("same", "mail"))
+        .await;
+    is_ready(&stage, "also-mail", ("False", "QueueOwnedElsewhere")).await;
+    is_ready(&stage, "mail", ("True", "Serving")).await;
+    stage
+        .queues()
+        .delete("mail", &kube::api::DeleteParams::default())
+        .await
+        .expect("deleted");
+    is_ready(&stage, "also-mail", ("True", "Serving")).await;
+
+    // A key of another type, a Secret that is not there, a broker that is not there.
+    let _: () = connection.set("wrong", "text").await.expect("set");
+    stage
+        .apply(OURS, "TaskQueue", "taskqueues", "wrong", on("redis", "wrong"))
+        .await;
+    is_ready(&stage, "wrong", ("False", "WrongKeyType")).await;
+    stage
+        .apply(OURS, "TaskQueue", "taskqueues", "no-secret", on("absent", "x"))
+        .await;
+    is_ready(&stage, "no-secret", ("False", "SecretNotUsable")).await;
+    stage
+        .apply(OURS, "TaskQueue", "taskqueues", "no-broker", json!({ "spec": {} }))
+        .await;
+    is_ready(&stage, "no-broker", ("False", "NoBroker")).await;
+    stage.secret("absent", &stage.redis.url()).await;
+    is_ready(&stage, "no-secret", ("True", "Serving")).await;
+
+    let before = queue(&stage, "also-mail").await.depth;
+    assert!(before.is_some());
+    stage.redis.kill();
+    is_ready(&stage, "also-mail", ("False", "BrokerUnreachable")).await;
+    assert_eq!(
+        queue(&stage, "also-mail").await.depth,
+        before,
+        "an outage is not an empty queue"
+    );
+    stage.redis.start_again().await;
+    is_ready(&stage, "also-mail", ("True", "Serving")).await;
+
+    let events = stage.events().await;
+    for reason in [
+        "QueueOwnedElsewhere",
+        "WrongKeyType",
+        "SecretNotUsable",
+        "NoBroker",
+        "BrokerUnreachable",
+        "Serving",
+    ] {
+        assert!(
+            events.iter().any(|event| event.starts_with(reason)),
+            "{reason} in {events:#?}"
+        );
+    }
+    drop(operator);
+
+    // A restart changes nothing that did not change.
+    let versions = async || -> Vec<Option<String>> {
+        let all = stage
+            .queues()
+            .list(&kube::api::ListParams::default())
+            .await
+            .expect("a list");
+        all.items.iter().map(ResourceExt::resource_version).collect()
+    };
+    let _next = stage.operator(&[], &[]);
+    let marker = "after-restart";
+    stage
+        .apply(OURS, "TaskQueue", "taskqueues", marker, on("redis", marker))
+        .await;
+    is_ready(&stage, marker, ("True", "Serving")).await;
+    let settled = versions().await;
+    let begin = std::time::Instant::now();
+    eventually(LONG, "five quiet seconds", async || {
+        assert_eq!(versions().await, settled, "a write although nothing changes");
+        begin.elapsed() > Duration::from_secs(5)
+    })
+    .await;
+}
+
+async fn cluster(stage: &Stage, name: &str) -> TargetClusterStatus {
+    let api: Api<TargetCluster> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    api.get(name)
+        .await
+        .expect("the cluster is there")
+        .status
+        .unwrap_or_default()
+}
+
+async fn says(stage: &Stage, name: &str, kind: &str, expected: (&str, &str)) {
+    eventually(LONG, &format!("{name}: {kind} is {expected:?}"), async || {
+        find(&cluster(stage, name).await.conditions, kind)
+            .is_some_and(|found| (found.status.as_str(), found.reason.as_str()) == expected)
+    })
+    .await;
+}
+
+async fn join(stage: &Stage, name: &str, env: &str, kubeconfig: Option<&str>) {
+    if let Some(kubeconfig) = kubeconfig {
+        let data = json!({ "stringData": { "kubeconfig": kubeconfig } });
+        stage.apply("v1", "Secret", "secrets", name, data).await;
+    }
+    let body = json!({
+        "metadata": { "name": name, "labels": { "env": env } },
+        "spec": { "kubeconfigSecretRef": { "name": name, "key": "kubeconfig" } },
+    });
+    stage.apply(OURS, "TargetCluster", "targetclusters", name, body).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn target_clusters_show_what_pools_that_may_touch_them_saw() {
+    let stage = Stage::start().await;
+    let operator = stage.operator(&[], &[]);
+    let good = std::fs::read_to_string(stage.plane.kubeconfig()).expect("a kubeconfig");
+    join(&stage, "eu", "prod", Some(&good)).await;
+    join(&stage, "lab", "dev", Some(&good)).await;
+    join(&stage, "late", "dev", None).await;
+    join(&stage, "plain", "dev", Some(&good.replace("https://", "http://"))).await;
+    let exec = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
+                clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}]\n\
+                users: [{name: u, user: {exec: {command: /bin/sh, apiVersion: client.authentication.k8s.io/v1}}}]\n";
+    join(&stage, "exec", "dev", Some(exec)).await;
+    let file = exec.replace(
+        "exec: {command: /bin/sh, apiVersion: client.authentication.k8s.io/v1}",
+        "tokenFile: /etc/passwd",
+    );
+    join(&stage, "file", "dev", Some(&file)).await;
+
+    says(&stage, "eu", "KubeconfigAccepted", ("True", "Accepted")).await;
+    says(&stage, "eu", "Reachable", ("Unknown", "NotSyncedYet")).await;
+    for name in ["plain", "exec", "file"] {
+        says(&stage, name, "KubeconfigAccepted", ("False", "KubeconfigRefused")).await;
+        let message = find(&cluster(&stage, name).await.conditions, "KubeconfigAccepted")
+            .expect("there")
+            .message
+            .clone();
+        assert!(
+            message.contains(&format!("Secret {name}")) && !message.contains("/bin/sh"),
+            "{message}"
+        );
+    }
+    says(&stage, "late", "KubeconfigAccepted", ("False", "SecretNotFound")).await;
+    join(&stage, "late", "dev", Some(&good)).await;
+    says(&stage, "late", "KubeconfigAccepted", ("True", "Accepted")).await;
+
+    // A pool that may touch what is labelled prod.
+    stage.queue("sync").await;
+    let pool = json!({ "spec": {
+        "queues": [{ "name": "sync" }], "scaling": { "maxReplicas": 0 },
+        "clusterAccess": { "selector": { "matchLabels": { "env": "prod" } } },
+    }});
+    stage.apply(OURS, "WorkerPool", "workerpools", "sync", pool).await;
+    let pools: Api<WorkerPool> = stage.pools();
+    let uid = pools
+        .get("sync")
+        .await
+        .expect("the pool is there")
+        .uid()
+        .expect("a uid");
+    let report = |name: &str, pool: &str, body: Value| ClusterReport {
+        namespace: NAMESPACE.into(),
+        name: name.into(),
+        pool: pool.into(),
+        worker: "w".into(),
+        body,
+    };
+    let seen = |version: &str| {
+        json!({
+            "at": jiff::Timestamp::now().to_string(), "reachable": true, "kubeconfigAccepted": true, "version": version,
+            "apiLatencyMs": 3, "nodes": { "total": 2, "ready": 1 }, "capacity": { "cpu": "8", "memory": "32Gi" },
+            "allocatable": { "cpu": "7900m" }, "pods": { "Running": 5 },
+        })
+    };
+    // Lies first: from a pool that does not exist, and about a cluster that this pool may not touch.
+    stage
+        .broker
+        .report_cluster(&report("lab", "somebody", seen("v9.9.9")))
+        .await
+        .expect("reported");
+    stage
+        .broker
+        .report_cluster(&report("eu", &uid, seen("v1.36.3")))
+        .await
+        .expect("reported");
+    stage
+        .broker
+        .report_cluster(&report("late", &uid, seen("v9.9.9")))
+        .await
+        .expect("reported");
+    says(&stage, "eu", "Reachable", ("True", "Answered")).await;
+    let status = cluster(&stage, "eu").await;
+    assert_eq!(
+        (status.version.as_deref(), status.api_latency_ms),
+        (Some("v1.36.3"), Some(3))
+    );
+    assert_eq!(status.nodes.map(|nodes| (nodes.total, nodes.ready)), Some((2, 1)));
+    assert_eq!(
+        status.capacity.get("memory").map(|quantity| quantity.0.as_str()),
+        Some("32Gi")
+    );
+    assert!(status.last_sync_time.is_some());
+
+    let failed =
+        json!({ "at": jiff::Timestamp::now().to_string(), "reachable": false, "error": "no answer within 5 s" });
+    stage
+        .broker
+        .report_cluster(&report("eu", &uid, failed))
+        .await
+        .expect("reported");
+    says(&stage, "eu", "Reachable", ("False", "SyncFailed")).await;
+    let status = cluster(&stage, "eu").await;
+    assert_eq!(
+        (status.version.as_deref(), status.last_error.as_deref()),
+        (Some("v1.36.3"), Some("no answer within 5 s"))
+    );
+
+    for name in ["lab", "late"] {
+        assert_eq!(
+            cluster(&stage, name).await.version,
+            None,
+            "{name}: a report of a pool that may not touch it"
+        );
+    }
+    // Rights given later count from the next look on.
+    let wider = Patch::Merge(json!({ "spec": { "clusterAccess": { "names": ["late"] } } }));
+    pools
+        .patch("sync", &PatchParams::default(), &wider)
+        .await
+        .expect("changed");
+    eventually(LONG, "the report is taken now", async || {
+        cluster(&stage, "late").await.version.as_deref() == Some("v9.9.9")
+    })
+    .await;
+    drop(operator);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_claim_owns_a_queue_across_namespaces_and_nobody_is_named() {
+    let stage = Stage::start().await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    is_ready(&stage, "mail", ("True", "Serving")).await;
+    let namespaces: Api<Namespace> = Api::all(stage.client.clone());
+    let other: Namespace = serde_json::from_value(json!({ "metadata": { "name": "other" } })).expect("a namespace");
+    namespaces
+        .create(&kube::api::PostParams::default(), &other)
+        .await
+        .expect("made");
+    let first = stage
+        .queues()
+        .get("mail")
+        .await
+        .expect("there")
+        .creation_timestamp()
+        .expect("a time")
+        .0;
+    eventually(LONG, "a later second", async || {
+        jiff::Timestamp::now().as_second() > first.as_second()
+    })
+    .await;
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> = Api::namespaced(stage.client.clone(), "other");
+    let secret =
+        serde_json::from_value(json!({ "metadata": { "name": "redis" }, "stringData": { "url": stage.redis.url() } }));
+    secrets
+        .create(&kube::api::PostParams::default(), &secret.expect("a secret"))
+        .await
+        .expect("made");
+    let queues: Api<TaskQueue> = Api::namespaced(stage.client.clone(), "other");
+    let mut body = on("redis", "mail");
+    body["metadata"] = json!({ "name": "theirs" });
+    let theirs: TaskQueue = serde_json::from_value(body).expect("a queue");
+    queues
+        .create(&kube::api::PostParams::default(), &theirs)
+        .await
+        .expect("made");
+    eventually(LONG, "it is owned elsewhere", async || {
+        let status = queues.get("theirs").await.expect("there").status.unwrap_or_default();
+        let found = find(&status.conditions, "Ready").cloned();
+        found.is_some_and(|found| found.reason == "QueueOwnedElsewhere" && !found.message.contains("default"))
+            && status.depth.is_none()
+    })
+    .await;
+}
