@@ -106,3 +106,29 @@ crds: ## Write crds/ from the code
 .PHONY: chart-update
 chart-update: ## Write charts/golden and manifests/ anew after a change of the chart; read the diff
 	@$(TOOLS) charts/check.sh --update
+
+##@ Measuring
+
+.PHONY: bench
+bench: ## Measure beside Celery and the floor, print ratios, write the table into docs/benchmarks.md
+	@hack/setup.sh packages venv
+	cargo build --release --locked -p umbel-worker --bin umbel-worker --example test_tasks --example enqueue
+	cargo build --release --locked --manifest-path bench/floor/Cargo.toml --target-dir bench/floor/target
+	@bench/run --docs
+
+# Minutes of a campaign.
+MINUTES ?= 10
+FAULTS := kill cut zombie poison outage drain celery_beside
+# The example holds the tasks that misbehave.
+WORKER_TESTS := cargo build --quiet --locked -p umbel-worker --example test_tasks && cargo test --locked -p umbel-worker --test worker
+
+.PHONY: campaign-worker
+campaign-worker: ## Repeat the worker's fault tests for MINUTES, then once at the default leases
+	@$(TOOLS) end=$$(( $$(date +%s) + 60 * $(MINUTES) )); round=0; \
+	while [ "$$(date +%s)" -lt "$$end" ]; do round=$$((round + 1)); printf '\n== round %s\n' "$$round"; $(WORKER_TESTS) -- $(FAULTS); done; \
+	printf '\n== at the default leases\n'; \
+	export UMBEL_TEST_DEFAULT_LEASES=1 UMBEL_TEST_PATIENCE=8; $(WORKER_TESTS) -- kill zombie poison outage
+
+.PHONY: campaign-broker
+campaign-broker: ## Check the broker's scripts against the model in CASES random histories
+	@PROPTEST_CASES=$${CASES:-3000} cargo test --locked -p umbel-broker --test scripts

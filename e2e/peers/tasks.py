@@ -39,3 +39,8 @@ def work_late(self, seconds=0):
     time.sleep(seconds)
     history("effect", self.request.id)
     history("done", self.request.id)
+
+
+@app.task(name="bench.stamp")
+def stamp():
+    return time.time() * 1e6

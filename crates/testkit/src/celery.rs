@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::leash::Leash;
+use crate::wait::patient;
 use crate::{Process, repository, within};
 
 /// The Python of the environment that has Celery.
@@ -166,7 +167,7 @@ impl Celery {
     /// # Errors
     /// What it raised: the task's own exception, or `celery.exceptions.TimeoutError`.
     pub async fn get(&mut self, id: &str, timeout: Duration) -> Result<Value, Raised> {
-        let request = json!({"op": "get", "id": id, "timeout": timeout.as_secs_f64()});
+        let request = json!({"op": "get", "id": id, "timeout": patient(timeout).as_secs_f64()});
         self.ask(timeout + Duration::from_secs(30), &request).await
     }
 
@@ -186,7 +187,7 @@ impl Celery {
     /// # Panics
     /// When one has none within `timeout`.
     pub async fn wait_all(&mut self, ids: &[String], timeout: Duration) -> std::collections::BTreeMap<String, usize> {
-        let request = json!({"op": "wait_all", "ids": ids, "timeout": timeout.as_secs_f64()});
+        let request = json!({"op": "wait_all", "ids": ids, "timeout": patient(timeout).as_secs_f64()});
         let states = self.ask(timeout + Duration::from_secs(30), &request).await;
         serde_json::from_value(states.unwrap_or_else(|raised| panic!("{raised:?}"))).expect("states are text")
     }

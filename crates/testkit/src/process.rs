@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::leash::Leash;
+use crate::wait::patient;
 use crate::{TempDir, eventually, eventually_some};
 
 /// A signal that tests send.
@@ -127,7 +128,7 @@ impl Process {
     /// # Panics
     /// When it is still there after `deadline`; the message holds the end of its log.
     pub async fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let begin = std::time::Instant::now();
+        let (begin, deadline) = (std::time::Instant::now(), patient(deadline));
         let mut late = false;
         let status = eventually_some(deadline + Duration::from_secs(1), "a process ends", async || {
             late = begin.elapsed() > deadline;
@@ -142,7 +143,7 @@ impl Process {
     /// # Panics
     /// When it does not within `deadline`, or the process ends before; the message holds the end of the log.
     pub async fn says(&mut self, deadline: Duration, text: &str) {
-        let begin = std::time::Instant::now();
+        let (begin, deadline) = (std::time::Instant::now(), patient(deadline));
         eventually(deadline + Duration::from_secs(1), text, async || {
             if self.log().contains(text) {
                 return true;

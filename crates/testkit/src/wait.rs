@@ -1,9 +1,21 @@
 //! Waiting on conditions with a deadline.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks: short against every deadline, long against the cost of a look.
 const LOOK_EVERY: Duration = Duration::from_millis(15);
+
+/// Deadlines are so many times longer than tests say: for campaigns with long leases, and for slow machines.
+fn patience() -> u32 {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    *FACTOR.get_or_init(|| std::env::var("UMBEL_TEST_PATIENCE").map_or(1, |factor| factor.parse().expect("a number")))
+}
+
+/// A deadline as this run means it.
+pub(crate) fn patient(deadline: Duration) -> Duration {
+    deadline * patience()
+}
 
 /// Returns when `condition` holds.
 ///
@@ -18,7 +30,7 @@ pub async fn eventually(deadline: Duration, what: &str, mut condition: impl Asyn
 /// # Panics
 /// As [`eventually`].
 pub async fn eventually_some<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let begin = Instant::now();
+    let (begin, deadline) = (Instant::now(), patient(deadline));
     loop {
         if let Some(found) = look().await {
             return found;
@@ -33,6 +45,7 @@ pub async fn eventually_some<T>(deadline: Duration, what: &str, mut look: impl A
 /// # Panics
 /// When it is not.
 pub async fn within<T>(deadline: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    let deadline = patient(deadline);
     let done = tokio::time::timeout(deadline, future).await;
     done.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }

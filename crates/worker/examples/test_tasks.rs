@@ -1,7 +1,7 @@
 //! The worker with the tasks of the tests: they write what they do into the history of the test, and misbehave.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use umbel_testkit::{Event, Log};
 use umbel_worker::{Failure, JobContext, Lost, Worker};
@@ -96,6 +96,12 @@ async fn spin(ctx: JobContext, (seconds,): (f64,)) -> Result<(), Failure> {
     Ok(())
 }
 
+/// When it started, in microseconds since 1970: for measuring.
+async fn stamp(_ctx: JobContext, (): ()) -> Result<f64, Failure> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(since.map_or(0.0, |since| since.as_secs_f64() * 1e6))
+}
+
 fn main() -> anyhow::Result<()> {
     Worker::builder()
         .task("test.work", work)
@@ -106,5 +112,6 @@ fn main() -> anyhow::Result<()> {
         .task("test.soft", soft)
         .task("test.panic", panics)
         .task("test.spin", spin)
+        .task("bench.stamp", stamp)
         .run()
 }

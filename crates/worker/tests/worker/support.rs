@@ -39,7 +39,10 @@ pub(crate) fn test_worker(url: &str, history: &History, flags: &[&str]) -> Proce
 fn start(program: &Path, url: &str, flags: &[&str], history: Option<&History>) -> Process {
     // A flag may be given once, so those of the test replace ours.
     let mut args = vec!["--redis-url", url];
-    let mut own = SHORT.iter().peekable();
+    let is_short = std::env::var_os("UMBEL_TEST_DEFAULT_LEASES").is_none(); // A campaign shows the defaults, too.
+    let mut own = if is_short { SHORT.as_slice() } else { &["--standalone"] }
+        .iter()
+        .peekable();
     while let Some(flag) = own.next() {
         let value = own.next_if(|next| !next.starts_with("--"));
         if !flags.contains(flag) {

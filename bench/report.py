@@ -1,0 +1,84 @@
+"""What was measured, as text."""
+
+import os
+import pathlib
+import platform
+import subprocess
+
+COLUMNS = ("umbel", "celery prefork", "celery solo", "floor")
+HIGHER_IS_BETTER = ("no-op", "enqueue/s")
+
+PAGE = """# Benchmarks
+
+Made by `make bench` (`bench/run --docs`); what is measured how is written there. Redis, all workers and the load share
+one machine. Rounds are interleaved and medians shown. *Ratio* is Umbel against Celery's prefork pool, above 1 is better
+for Umbel whichever way the figure counts.
+
+The *floor* is what bare Redis work allows: a client of a few hundred lines that does a queue's commands in the best
+batches and nothing else: it decodes nothing, schedules nothing and survives nothing. `bench/floor`.
+
+* Messages are 1.1 KiB as Celery sends them, the task is `umbel.echo` with one argument of 100 characters.
+* Umbel runs with `--concurrency 256` for throughput, with 10 slots otherwise. Celery runs a child per core, without
+  gossip, mingle and heartbeats, and with a prefetch multiplier of 64, which is faster here than the default.
+* Celery acknowledges before it runs a task (its default), Umbel after: a killed worker loses work there and not here.
+* Enqueue: Umbel's library with 64 messages a call; Celery's `send_task` sends one.
+* Memory is RSS, with children.
+
+"""
+
+
+def facts(client, python):
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+    memory = next(int(line.split()[1]) // 1024**2 for line in open("/proc/meminfo") if line.startswith("MemTotal"))
+    run = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    versions = run(python, "-c", "import celery, kombu, redis; print(celery.__version__, kombu.__version__, redis.__version__)")
+    root = pathlib.Path(__file__).resolve().parents[1]
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory GiB": memory,
+        "kernel": platform.release(),
+        "redis": run("redis-server", "--version").split("v=")[1].split()[0],
+        "celery, kombu, redis-py": versions,
+        "python": platform.python_version(),
+        "rust": run("rustc", "--version"),
+        "commit": run("git", "-C", str(root), "rev-parse", "--short", "HEAD"),
+        "load at the end": os.getloadavg()[0],
+    }
+
+
+def number(value):
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def rows(results):
+    for what, row in results["medians"].items():
+        ours, theirs = row.get("umbel"), row.get("celery prefork", row.get("celery"))
+        if what.startswith(HIGHER_IS_BETTER):
+            ratio, share = ours / theirs, ours / row["floor"] if "floor" in row else None
+        else:
+            ratio, share = theirs / max(ours, 0.05), row["floor"] / ours if "floor" in row else None
+        cells = [number(row[name]) if name in row else "" for name in COLUMNS]
+        if "celery" in row:
+            cells[1] = number(row["celery"])
+        yield [what, *cells, f"{ratio:.1f}×", f"{share:.0%}" if share else ""]
+
+
+HEAD = ["", "Umbel", "Celery prefork", "Celery solo", "floor", "ratio", "of the floor"]
+
+
+def text(results):
+    table = [HEAD, *rows(results)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in table]
+    return "\n".join(lines)
+
+
+def page(results):
+    lines = [PAGE, "| " + " | ".join(HEAD) + " |\n", "|---" + "|--:" * (len(HEAD) - 1) + "|\n"]
+    lines += ["| " + " | ".join(row) + " |\n" for row in rows(results)]
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    lines.append(f"\nMeasured {results['at']}, {results['rounds']} rounds. {machine}.\n")
+    return "".join(lines)
