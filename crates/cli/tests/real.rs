@@ -143,6 +143,15 @@ async fn tasks_wait_in_the_list_of_their_priority_and_depth_shows_them() {
             .await
             .unwrap();
         assert_eq!(length, 1, "{list:?}");
+        let raw: String = umbel_testkit::redis::cmd("LINDEX")
+            .arg(list)
+            .arg(0)
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        let message: Value = serde_json::from_str(&raw).unwrap();
+        let sent = message["headers"]["umbel_order"].as_i64().unwrap();
+        assert!(sent > 1_600_000_000_000, "milliseconds by the broker's clock: {raw}");
     }
 
     let listed: Value = serde_json::from_str(&good(

@@ -136,7 +136,7 @@ impl Error {
 }
 
 /// A chain of errors on one line. The client library prints no cause of its own.
-fn chain(err: &kube::Error) -> String {
+pub(crate) fn chain(err: &kube::Error) -> String {
     let mut text = match err {
         kube::Error::Service(_) | kube::Error::HyperError(_) => "not reachable".to_owned(),
         other => other.to_string(),

@@ -189,6 +189,14 @@ impl Registry {
         let api: Api<Secret> = Api::namespaced(home.client.clone(), &home.namespace);
         let reading = match secret::read(&api, secret, key).await {
             Ok(reading) => reading,
+            Err(Fault::Home(why)) if old.as_ref().is_some_and(|old| old.freshness.carry_over(Instant::now())) => {
+                tracing::warn!(
+                    cluster = name,
+                    error = why,
+                    "credential not checked, the last one is used"
+                );
+                return old.ok_or_else(|| unreadable(Fault::Home(why)));
+            }
             Err(fault) => {
                 // A credential that was taken away is not used again, even when the reason is a lost right.
                 self.shared.connections.invalidate(name).await;

@@ -16,6 +16,8 @@ use tokio::task::AbortHandle;
 /// Without a living watch a Secret is read again when it is used and this old: half of the 30 s in which a rotated
 /// credential is to be picked up.
 const UNWATCHED: Duration = Duration::from_secs(15);
+/// The client at home has no read timeout, because it holds watches; an answer to a read is waited for this long.
+const ANSWER: Duration = Duration::from_secs(10);
 /// The server ends a watch after this; below the 295 s that older servers allow.
 const WATCH_SECONDS: u32 = 240;
 
@@ -39,6 +41,10 @@ pub enum Fault {
     Home(String),
 }
 
+fn silence() -> kube::Error {
+    kube::Error::Service(format!("no answer within {} s", ANSWER.as_secs()).into())
+}
+
 /// What was read.
 pub(crate) struct Reading {
     pub(crate) version: String,
@@ -47,12 +53,13 @@ pub(crate) struct Reading {
 
 /// Reads one key of a Secret.
 pub(crate) async fn read(api: &Api<Secret>, name: &str, key: &str) -> Result<Reading, Fault> {
-    let secret = api.get(name).await.map_err(|err| match err {
+    let get = tokio::time::timeout(ANSWER, api.get(name)).await;
+    let secret = get.unwrap_or_else(|_| Err(silence())).map_err(|err| match err {
         kube::Error::Api(status) if status.code == 404 => Fault::Missing,
         kube::Error::Api(status) if status.code == 403 || status.code == 401 => {
             Fault::Forbidden(status.message.clone())
         }
-        other => Fault::Home(other.to_string()),
+        other => Fault::Home(crate::error::chain(&other)),
     })?;
     let kubeconfig = secret
         .data
@@ -104,6 +111,16 @@ impl Freshness {
             && (self.state.is_watched.load(Ordering::Acquire) || now.duration_since(checked) < UNWATCHED)
     }
 
+    /// Lets what was read hold for another while although it could not be looked at: an outage at home must not stop
+    /// the work at targets. False when it is known to have changed, or was refused.
+    pub(crate) fn carry_over(&self, now: Instant) -> bool {
+        if self.state.is_stale.load(Ordering::Acquire) {
+            return false;
+        }
+        *self.state.checked.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        true
+    }
+
     /// Forces another look at the next use, e.g. when the target refused the credential.
     pub(crate) fn doubt(&self) {
         self.state.is_stale.store(true, Ordering::Release);
@@ -122,11 +139,12 @@ async fn changed(api: &Api<Secret>, name: &str, version: &str) -> bool {
         .fields(&format!("metadata.name={name}"))
         .timeout(WATCH_SECONDS)
         .disable_bookmarks();
-    let Ok(events) = api.watch(&params, version).await else {
-        return false;
-    };
+    let begin = tokio::time::timeout(ANSWER, api.watch(&params, version)).await;
+    let Ok(Ok(events)) = begin else { return false };
     let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
+    // A little longer than the server promises to hold it: a watch that was cut off silently ends here.
+    let until = tokio::time::Instant::now() + Duration::from_secs(u64::from(WATCH_SECONDS)) + ANSWER;
+    while let Ok(Some(event)) = tokio::time::timeout_at(until, events.next()).await {
         match event {
             Ok(WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_)) => return true,
             Ok(WatchEvent::Bookmark(_)) => {}

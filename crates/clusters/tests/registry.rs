@@ -13,7 +13,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 use umbel_clusters::registry::accesses;
 use umbel_clusters::{Access, Error, Registry};
 use umbel_testkit::{ControlPlane, Target, eventually, free_port};
@@ -342,4 +344,51 @@ async fn more_tasks_than_turns_wait_for_each_other() {
     let err = registry.target("c").await.err().unwrap();
     assert!(matches!(err, Error::Busy { limit: 5, .. }), "{err}");
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+}
+
+/// Passes connections on until it is aborted; then all of them break and no new one is taken.
+async fn relay(listener: TcpListener, upstream: String) {
+    let mut open = JoinSet::new();
+    while let Ok((mut near, _)) = listener.accept().await {
+        let upstream = upstream.clone();
+        open.spawn(async move {
+            let mut far = TcpStream::connect(upstream).await.unwrap();
+            tokio::io::copy_bidirectional(&mut near, &mut far).await
+        });
+    }
+}
+
+#[tokio::test]
+async fn an_outage_at_home_does_not_stop_work_at_targets_that_are_known() {
+    let admin = home("outage").await;
+    let known = write(&admin, "outage", "known", &good().await).await;
+    let unknown = write(&admin, "outage", "unknown", &good().await).await;
+    let server = stage().await.home.server();
+    let upstream = server.trim_start_matches("https://").trim_end_matches('/');
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let relay = tokio::spawn(relay(listener, upstream.to_owned()));
+    let mut config = config(&stage().await.home.kubeconfig()).await;
+    config.cluster_url = format!("https://127.0.0.1:{port}").parse().unwrap();
+    config.default_retry = false;
+    let registry = Registry::new(Client::try_from(config).unwrap(), "outage", vec![known, unknown]);
+    version(&registry, "known").await.unwrap();
+
+    relay.abort();
+    let err = version(&registry, "unknown").await.unwrap_err();
+    assert!(
+        err.to_string()
+            .contains("the home cluster did not answer: not reachable"),
+        "{err}"
+    );
+    let begin = Instant::now();
+    eventually(
+        Duration::from_secs(40),
+        "the time without a watch is over",
+        async || {
+            version(&registry, "known").await.unwrap();
+            begin.elapsed() > Duration::from_secs(17)
+        },
+    )
+    .await;
 }
