@@ -17,6 +17,9 @@ pub fn definitions() -> Vec<(&'static str, CustomResourceDefinition)> {
 }
 
 /// The definition as the text of a file in `crds/`.
+///
+/// # Panics
+/// Never: a definition is plain data.
 pub fn to_yaml(definition: &CustomResourceDefinition) -> String {
     let value = serde_json::to_value(definition).expect("a definition is plain data");
     format!(

@@ -6,6 +6,8 @@
 
 // The derive of KubeSchema repeats each struct inside a function, `pub` included.
 #![allow(unreachable_pub)]
+// It also takes the parts of one printer column for repetitions of another's.
+#![allow(clippy::duplicated_attributes)]
 
 pub mod condition;
 mod definition;

@@ -132,12 +132,12 @@ mod tests {
             ("0s", Duration::ZERO, "0s"),
             ("30s", Duration::from_secs(30), "30s"),
             ("90s", Duration::from_secs(90), "1m30s"),
-            ("1h", Duration::from_secs(3600), "1h"),
-            ("1h30m", Duration::from_secs(5400), "1h30m"),
-            ("1.5h", Duration::from_secs(5400), "1h30m"),
+            ("1h", Duration::from_hours(1), "1h"),
+            ("1h30m", Duration::from_mins(90), "1h30m"),
+            ("1.5h", Duration::from_mins(90), "1h30m"),
             ("250ms", Duration::from_millis(250), "250ms"),
             ("1.25s", Duration::from_millis(1250), "1.25s"),
-            ("336h", Duration::from_secs(14 * 86_400), "336h"),
+            ("336h", Duration::from_hours(336), "336h"),
         ];
         for (text, duration, written) in table {
             let span: Span = text.parse().expect(text);

@@ -42,7 +42,7 @@ pub struct TargetClusterSpec {
     /// The Secret that holds the kubeconfig. It may name https servers with inline certificates and tokens only.
     pub kubeconfig_secret_ref: SecretKeyRef,
 
-    /// While true, schedules choose the cluster no more and jobs for it fail at once.
+    /// While true, schedules choose the cluster no more.
     #[serde(default)]
     pub suspend: bool,
 }

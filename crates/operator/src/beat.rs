@@ -194,7 +194,9 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             settle(Some(done));
         }
         if recovered {
-            entries.values_mut().for_each(|entry| entry.wake = None);
+            for entry in entries.values_mut() {
+                entry.wake = None;
+            }
         }
     }
     // What was sent to Redis is done there or not; the next leader finds out.
@@ -526,9 +528,10 @@ impl Beat<'_> {
             FireAnswer::Duplicate { ids, last_ms } => {
                 let last = Timestamp::from_millisecond(last_ms).unwrap_or(slot);
                 tracing::info!(task = task.name_any(), %slot, %last, "slot was fired before");
-                match last == slot {
-                    true => note_fired(status, slot, ids.len()),
-                    false => note_dealt_with(status, last),
+                if last == slot {
+                    note_fired(status, slot, ids.len());
+                } else {
+                    note_dealt_with(status, last);
                 }
                 last
             }

@@ -373,9 +373,10 @@ pub fn decide(limits: &Limits, reading: &Reading, scale: Scale, history: &Histor
     {
         return bounded(limits, 0, 0, current, Some(demand), Reason::BelowActivation);
     }
-    let (mut wanted, until) = match recommended == current {
-        true => (current, None),
-        false => history.stabilize(recommended, current, &limits.patience, now),
+    let (mut wanted, until) = if recommended == current {
+        (current, None)
+    } else {
+        history.stabilize(recommended, current, &limits.patience, now)
     };
     let mut reason = match until {
         Some(until) => Reason::Stabilizing { until },
@@ -466,9 +467,10 @@ impl fmt::Display for Decision {
             bound,
             reason,
         } = self;
-        match replicas == from {
-            true => write!(f, "stays at {replicas}: ")?,
-            false => write!(f, "{from} to {replicas}: ")?,
+        if replicas == from {
+            write!(f, "stays at {replicas}: ")?
+        } else {
+            write!(f, "{from} to {replicas}: ")?
         }
         match reason {
             Reason::Manual => f.write_str("spec.replicas says so")?,
@@ -487,7 +489,7 @@ impl fmt::Display for Decision {
                 "demand asks for {recommended}, which counts from {until:.0} on if it lasts"
             )?,
             Reason::CoolingDown { until } => {
-                write!(f, "nothing is to do; the last pods go at {until:.0} if that lasts")?
+                write!(f, "nothing is to do; the last pods go at {until:.0} if that lasts")?;
             }
             Reason::BusyPods { busy } => write!(f, "demand asks for {recommended}, but {busy} pods hold a task")?,
             Reason::BelowActivation => f.write_str("demand is not above activationThreshold")?,

@@ -23,8 +23,8 @@ fn limits() -> Limits {
         activation_threshold: 0,
         patience: Patience {
             up: Duration::ZERO,
-            down: Duration::from_secs(60),
-            to_zero: Duration::from_secs(60),
+            down: Duration::from_mins(1),
+            to_zero: Duration::from_mins(1),
         },
     }
 }

@@ -282,9 +282,10 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
             Finding::new(STALLED, false, "Understood", "the schedule is understood")
         }
     };
-    let suspended = match task.spec.suspend {
-        true => Finding::new(SUSPENDED, true, "Suspended", "spec.suspend is true"),
-        false => Finding::new(SUSPENDED, false, "NotSuspended", "spec.suspend is false"),
+    let suspended = if task.spec.suspend {
+        Finding::new(SUSPENDED, true, "Suspended", "spec.suspend is true")
+    } else {
+        Finding::new(SUSPENDED, false, "NotSuspended", "spec.suspend is false")
     };
     let generation = task.metadata.generation;
     status.observed_generation = generation;

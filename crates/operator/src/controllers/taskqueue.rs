@@ -27,7 +27,7 @@ use crate::brokers::View;
 use crate::context::Context;
 
 /// A look without a wake, in case one was lost.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_mins(1);
 
 /// What could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -190,10 +190,11 @@ fn claim(ctx: &Context, queue: &TaskQueue) -> Option<Claim> {
     let source = ctx.brokers.source(queue).ok()?;
     let View { broker, sample, .. } = ctx.brokers.view(&source);
     let generation = sample?.generation.clone();
-    let broker = match generation.is_empty() {
+    let broker = if generation.is_empty() {
         // No worker has ever said hello there: the address has to do.
-        true => format!("{} {}", broker?.server(), source.prefix),
-        false => generation,
+        format!("{} {}", broker?.server(), source.prefix)
+    } else {
+        generation
     };
     Some(Claim {
         broker,
