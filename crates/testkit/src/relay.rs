@@ -4,10 +4,9 @@
 //! It knows where commands and replies begin and end and which reply answers which command. Rules look at commands
 //! on their way to the server; each acts once.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +22,8 @@ use crate::{Redis, resp, within};
 pub struct Command {
     /// Its words; the first is the name.
     pub parts: Vec<Vec<u8>>,
+    /// Name of the script of ours that it calls.
+    pub script: Option<String>,
 }
 
 impl Command {
@@ -40,24 +41,18 @@ impl Command {
 }
 
 /// Matches calls of one of the broker's scripts, by hash as well as with its text.
-///
-/// # Panics
-/// When there is no script of this name.
-pub fn script(name: &str) -> impl Fn(&Command) -> bool + Send + 'static {
-    static SCRIPTS: LazyLock<std::path::PathBuf> =
-        LazyLock::new(|| crate::repository().join("crates/broker/src/scripts"));
-    let read = |file: &Path| std::fs::read_to_string(file).unwrap_or_else(|err| panic!("{}: {err}", file.display()));
-    let text = format!(
-        "{}{}",
-        read(&SCRIPTS.join("prelude.lua")),
-        read(&SCRIPTS.join(format!("{name}.lua")))
-    );
-    let hash = redis::Script::new(&text).get_hash().to_owned();
-    move |command| {
-        let called = command.parts.get(1).map(Vec::as_slice);
-        (command.is("EVALSHA") && called == Some(hash.as_bytes()))
-            || (command.is("EVAL") && called == Some(text.as_bytes()))
-    }
+pub fn script(name: &'static str) -> impl Fn(&Command) -> bool + Send + 'static {
+    move |command| command.script.as_deref() == Some(name)
+}
+
+/// The name in the comment with which each script of ours begins: `-- reserve: takes up to …`.
+fn name_of(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let mut names = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("-- ")?.split_once(": "));
+    let (name, _) = names.find(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))?;
+    Some(name.to_owned())
 }
 
 /// One direction of the wire.
@@ -101,6 +96,8 @@ struct Shared {
     flow: watch::Sender<Flow>,
     rules: Mutex<Vec<Rule>>,
     connections: Mutex<usize>,
+    /// Scripts by hash, learned when their text passes, as it must before a fresh server knows the hash.
+    scripts: Mutex<HashMap<Vec<u8>, String>>,
 }
 
 /// The relay; all its connections end when it is dropped.
@@ -177,6 +174,7 @@ impl Relay {
             flow: watch::Sender::new(flow),
             rules: Mutex::default(),
             connections: Mutex::default(),
+            scripts: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Relay {
@@ -364,7 +362,8 @@ async fn requests(
         }
         let mut pass = 0;
         while let Some((parts, length)) = resp::command(&buffer[pass..]) {
-            let command = Command { parts };
+            let script = called(shared, &parts);
+            let command = Command { parts, script };
             let fate = match due(shared, &command) {
                 None => Fate::Pass,
                 Some(Action::CutReply(happened)) => Fate::Cut(happened),
@@ -430,6 +429,25 @@ async fn gate(shared: &Shared, is_open: impl Fn(&Flow) -> bool) {
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
+}
+
+/// The script of ours that a command calls.
+fn called(shared: &Shared, parts: &[Vec<u8>]) -> Option<String> {
+    let [name, script, ..] = parts else { return None };
+    let mut scripts = shared.scripts.lock().unwrap_or_else(PoisonError::into_inner);
+    if name.eq_ignore_ascii_case(b"EVALSHA") {
+        return scripts.get(script).cloned();
+    }
+    if !name.eq_ignore_ascii_case(b"EVAL") {
+        return None;
+    }
+    let found = name_of(script)?;
+    let hash = redis::Script::new(&String::from_utf8_lossy(script))
+        .get_hash()
+        .as_bytes()
+        .to_vec();
+    scripts.insert(hash, found.clone());
+    Some(found)
 }
 
 /// The action of the first rule that this command sets off.

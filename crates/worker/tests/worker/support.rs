@@ -66,9 +66,9 @@ fn test_tasks() -> &'static Path {
         let path = folder.join("examples/test_tasks");
         if !path.exists() {
             let build = ["build", "--quiet", "-p", "umbel-worker", "--example", "test_tasks"];
-            let built = std::process::Command::new(env!("CARGO")).args(build).status();
+            let done = std::process::Command::new(env!("CARGO")).args(build).status();
             assert!(
-                built.is_ok_and(|status| status.success()),
+                done.is_ok_and(|status| status.success()),
                 "build the example test_tasks"
             );
         }
