@@ -17,7 +17,9 @@ pub(crate) struct Script {
 impl Script {
     fn new(name: &'static str, text: &str) -> Script {
         let body = format!("{}{text}", include_str!("scripts/prelude.lua"));
-        let hash = Sha1::digest(body.as_bytes()).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let hash = Sha1::digest(body.as_bytes())
+            .iter()
+            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         Script { name, body, hash }
     }
 }
@@ -84,9 +86,16 @@ impl<'a> Args<'a> {
 
     /// Runs the script. A server that does not know it (restart, SCRIPT FLUSH) is sent its text once.
     pub(crate) async fn call(&self, connection: &mut impl ConnectionLike) -> Result<Value, Error> {
-        let failed = |source| Error::Call { call: self.script.name, source };
+        let failed = |source| Error::Call {
+            call: self.script.name,
+            source,
+        };
         // Errors arrive inside the value, as any other reply.
-        match connection.req_packed_command(&self.cmd).await.and_then(Value::extract_error) {
+        match connection
+            .req_packed_command(&self.cmd)
+            .await
+            .and_then(Value::extract_error)
+        {
             Err(err) if err.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
                 let mut whole = Cmd::new();
                 whole.arg("EVAL").arg(&self.script.body);
@@ -96,7 +105,10 @@ impl<'a> Args<'a> {
                         whole.arg(bytes);
                     }
                 }
-                connection.req_packed_command(&whole).await.and_then(Value::extract_error)
+                connection
+                    .req_packed_command(&whole)
+                    .await
+                    .and_then(Value::extract_error)
             }
             other => other,
         }
@@ -117,13 +129,22 @@ impl Reply {
 
     pub(crate) fn named(call: &'static str, value: Value) -> Result<Reply, Error> {
         match value {
-            Value::Array(items) => Ok(Reply { call, items: items.into_iter() }),
-            other => Err(Error::Reply { call, what: shape(&other) }),
+            Value::Array(items) => Ok(Reply {
+                call,
+                items: items.into_iter(),
+            }),
+            other => Err(Error::Reply {
+                call,
+                what: shape(&other),
+            }),
         }
     }
 
     fn wrong(&self, value: &Value) -> Error {
-        Error::Reply { call: self.call, what: shape(value) }
+        Error::Reply {
+            call: self.call,
+            what: shape(value),
+        }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -131,7 +152,10 @@ impl Reply {
     }
 
     pub(crate) fn value(&mut self) -> Result<Value, Error> {
-        self.items.next().ok_or(Error::Reply { call: self.call, what: "too few items".into() })
+        self.items.next().ok_or(Error::Reply {
+            call: self.call,
+            what: "too few items".into(),
+        })
     }
 
     pub(crate) fn array(&mut self) -> Result<Reply, Error> {
@@ -163,7 +187,10 @@ impl Reply {
         let value = self.value()?;
         match &value {
             Value::Int(number) => Ok(*number),
-            Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or_else(|| self.wrong(&value)),
+            Value::BulkString(bytes) => std::str::from_utf8(bytes)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| self.wrong(&value)),
             _ => Err(self.wrong(&value)),
         }
     }
@@ -178,7 +205,10 @@ impl Reply {
         if text.is_empty() {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| Error::Reply { call: self.call, what: format!("{text:?} for seconds") })
+        text.parse().map(Some).map_err(|_| Error::Reply {
+            call: self.call,
+            what: format!("{text:?} for seconds"),
+        })
     }
 }
 

@@ -34,23 +34,35 @@ impl Config {
 
     pub(crate) fn client(&self) -> Result<Client, Error> {
         // The client's own message may repeat the address, password included: only its kind is told.
-        Client::open(self.info()?).map_err(|err| Error::Address { reason: format!("{:?}", err.kind()) })
+        Client::open(self.info()?).map_err(|err| Error::Address {
+            reason: format!("{:?}", err.kind()),
+        })
     }
 
     /// The address with settings for its socket: a peer that vanished without a word (its node died) ends the connection
     /// when it has not confirmed for as long as we wait for a reply. The client itself would go on using it for as long
     /// as the kernel repeats packets, a quarter of an hour: a late reply is no reason for it to connect anew.
     pub(crate) fn info(&self) -> Result<ConnectionInfo, Error> {
-        let info = self.url.as_str().into_connection_info().map_err(|err| Error::Address { reason: format!("{:?}", err.kind()) })?;
-        Ok(info.set_tcp_settings(TcpSettings::default().set_nodelay(true).set_user_timeout(self.response_timeout)))
+        let info = self.url.as_str().into_connection_info().map_err(|err| Error::Address {
+            reason: format!("{:?}", err.kind()),
+        })?;
+        Ok(info.set_tcp_settings(
+            TcpSettings::default()
+                .set_nodelay(true)
+                .set_user_timeout(self.response_timeout),
+        ))
     }
 
     /// Host, port and database, without user and password.
     pub fn server(&self) -> String {
-        let Ok(info) = self.url.as_str().into_connection_info() else { return "an address that is not valid".into() };
+        let Ok(info) = self.url.as_str().into_connection_info() else {
+            return "an address that is not valid".into();
+        };
         let db = info.redis_settings().db();
         match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port}/{db}"),
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                format!("{host}:{port}/{db}")
+            }
             ConnectionAddr::Unix(path) => format!("{}?db={db}", path.display()),
             _ => format!("db {db}"),
         }
@@ -64,13 +76,19 @@ impl Config {
         self.client()?
             .get_multiplexed_async_connection_with_config(&options)
             .await
-            .map_err(|source| Error::Connect { server: self.server(), source })
+            .map_err(|source| Error::Connect {
+                server: self.server(),
+                source,
+            })
     }
 }
 
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("server", &self.server()).field("key_prefix", &self.key_prefix).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("server", &self.server())
+            .field("key_prefix", &self.key_prefix)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,8 +118,15 @@ impl Broker {
             .set_max_delay(Duration::from_secs(2));
         let connection = ConnectionManager::new_with_config(client, options)
             .await
-            .map_err(|source| Error::Connect { server: config.server(), source })?;
-        Ok(Broker { connection, keys: Keys::new(&config.key_prefix), config: config.clone() })
+            .map_err(|source| Error::Connect {
+                server: config.server(),
+                source,
+            })?;
+        Ok(Broker {
+            connection,
+            keys: Keys::new(&config.key_prefix),
+            config: config.clone(),
+        })
     }
 
     /// Key names of this broker.
@@ -135,7 +160,10 @@ impl Broker {
             .arg(self.keys.umbel("gen"))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "GET umbel:gen", source })?;
+            .map_err(|source| Error::Call {
+                call: "GET umbel:gen",
+                source,
+            })?;
         Ok(id.unwrap_or_default())
     }
 }

@@ -78,7 +78,10 @@ impl Broker {
         while !reply.is_done() {
             let mut row = reply.array()?;
             if row.text()? == "fault" {
-                rows.push(Err(QueueFault { key: row.text()?, reason: row.text()? }));
+                rows.push(Err(QueueFault {
+                    key: row.text()?,
+                    reason: row.text()?,
+                }));
                 continue;
             }
             let mut depth = QueueDepth {
@@ -100,6 +103,11 @@ impl Broker {
             }
             rows.push(Ok(depth));
         }
-        Ok(DepthSample { taken_at_ms, generation, foreign_unacked, queues: rows })
+        Ok(DepthSample {
+            taken_at_ms,
+            generation,
+            foreign_unacked,
+            queues: rows,
+        })
     }
 }

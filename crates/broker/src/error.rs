@@ -57,7 +57,10 @@ impl Error {
         match self {
             Error::Connect { .. } => true,
             Error::Call { source, .. } => {
-                source.is_io_error() || source.is_timeout() || source.is_connection_dropped() || source.is_connection_refusal()
+                source.is_io_error()
+                    || source.is_timeout()
+                    || source.is_connection_dropped()
+                    || source.is_connection_refusal()
                     || source.is_unrecoverable_error()
             }
             Error::Address { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => false,

@@ -119,9 +119,14 @@ impl Broker {
         let mut reply = Reply::of(&FIRE, args.call(&mut self.connection.clone()).await?)?;
         Ok(match reply.text()?.as_str() {
             "fired" => FireAnswer::Fired,
-            "dup" => FireAnswer::Duplicate { ids: ids_of(&reply.text()?), last_ms: reply.number()? },
+            "dup" => FireAnswer::Duplicate {
+                ids: ids_of(&reply.text()?),
+                last_ms: reply.number()?,
+            },
             "stale" => FireAnswer::Stale { term: reply.count()? },
-            "notyet" => FireAnswer::NotYet { now_ms: reply.number()? },
+            "notyet" => FireAnswer::NotYet {
+                now_ms: reply.number()?,
+            },
             _ => FireAnswer::WrongType { key: reply.text()? },
         })
     }
@@ -131,8 +136,12 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn last_slot(&self, install: &str, uid: &str) -> Result<Option<LastSlot>, Error> {
-        let fields = self.fields(&self.keys.umbel(&format!("slot:{install}:{uid}")), "HGETALL umbel:slot").await?;
-        let Some(at_ms) = fields.get("last").and_then(|last| last.parse().ok()) else { return Ok(None) };
+        let fields = self
+            .fields(&self.keys.umbel(&format!("slot:{install}:{uid}")), "HGETALL umbel:slot")
+            .await?;
+        let Some(at_ms) = fields.get("last").and_then(|last| last.parse().ok()) else {
+            return Ok(None);
+        };
         Ok(Some(LastSlot {
             at_ms,
             ids: fields.get("ids").map(|ids| ids_of(ids)).unwrap_or_default(),
@@ -146,12 +155,18 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn run(&self, run: &str) -> Result<Option<RunState>, Error> {
-        let fields = self.fields(&self.keys.umbel(&format!("run:{run}")), "HGETALL umbel:run").await?;
+        let fields = self
+            .fields(&self.keys.umbel(&format!("run:{run}")), "HGETALL umbel:run")
+            .await?;
         if fields.is_empty() {
             return Ok(None);
         }
         let number = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        let mut open: Vec<String> = fields.keys().filter_map(|key| key.strip_prefix("i:")).map(str::to_owned).collect();
+        let mut open: Vec<String> = fields
+            .keys()
+            .filter_map(|key| key.strip_prefix("i:"))
+            .map(str::to_owned)
+            .collect();
         open.sort();
         Ok(Some(RunState {
             slot_ms: fields.get("slot").and_then(|text| text.parse().ok()).unwrap_or(0),

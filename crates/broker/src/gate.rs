@@ -22,7 +22,10 @@ impl Gate {
         match state {
             "new" => Some(Gate::New),
             "open" => Some(Gate::Open),
-            other => other.strip_prefix("closed@").and_then(|at| at.parse().ok()).map(|since| Gate::Closed { since }),
+            other => other
+                .strip_prefix("closed@")
+                .and_then(|at| at.parse().ok())
+                .map(|since| Gate::Closed { since }),
         }
     }
 }
@@ -107,7 +110,12 @@ impl Broker {
     }
 
     async fn gate(&self, fence: &Fence, state: &str, worker: &str) -> Result<GateAnswer, Error> {
-        let args = Args::new(&GATE, self.keys.prefix()).arg(&fence.install).arg(fence.term).arg(fence.n).arg(state).arg(worker);
+        let args = Args::new(&GATE, self.keys.prefix())
+            .arg(&fence.install)
+            .arg(fence.term)
+            .arg(fence.n)
+            .arg(state)
+            .arg(worker);
         let mut reply = Reply::of(&GATE, args.call(&mut self.connection.clone()).await?)?;
         Ok(match reply.text()?.as_str() {
             "done" => GateAnswer::Done { held: reply.count()? },
@@ -122,7 +130,11 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn step(&self, fence: &Fence, pool: &str, workers: &[String]) -> Result<StepAnswer, Error> {
-        let mut args = Args::new(&STEP, self.keys.prefix()).arg(&fence.install).arg(fence.term).arg(fence.n).arg(pool);
+        let mut args = Args::new(&STEP, self.keys.prefix())
+            .arg(&fence.install)
+            .arg(fence.term)
+            .arg(fence.n)
+            .arg(pool);
         for worker in workers {
             args.push(worker);
         }
@@ -144,7 +156,11 @@ impl Broker {
     pub async fn claim_term(&self, install: &str, term: u64, holder: &str) -> Result<TermAnswer, Error> {
         let args = Args::new(&TERM, self.keys.prefix()).arg(install).arg(term).arg(holder);
         let mut reply = Reply::of(&TERM, args.call(&mut self.connection.clone()).await?)?;
-        Ok(if reply.text()? == "accepted" { TermAnswer::Accepted } else { TermAnswer::Higher(reply.count()?) })
+        Ok(if reply.text()? == "accepted" {
+            TermAnswer::Accepted
+        } else {
+            TermAnswer::Higher(reply.count()?)
+        })
     }
 
     /// The leader's heartbeat; workers admit themselves when it stays away.
@@ -154,7 +170,11 @@ impl Broker {
     pub async fn operator_heartbeat(&self, install: &str, term: u64, body: &str) -> Result<(), Error> {
         let args = Args::new(&LEAD, self.keys.prefix()).arg(install).arg(term).arg(body);
         let mut reply = Reply::of(&LEAD, args.call(&mut self.connection.clone()).await?)?;
-        if reply.text()? == "ok" { Ok(()) } else { Err(Error::Stale { stored: reply.count()? }) }
+        if reply.text()? == "ok" {
+            Ok(())
+        } else {
+            Err(Error::Stale { stored: reply.count()? })
+        }
     }
 
     /// A worker opens its own gate: no leader for `patience` seconds and no step under way.
@@ -162,7 +182,11 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn admit_self(&self, install: &str, worker: &str, pool: &str, patience: u64) -> Result<Admission, Error> {
-        let args = Args::new(&ADMIT_SELF, self.keys.prefix()).arg(install).arg(worker).arg(pool).arg(patience);
+        let args = Args::new(&ADMIT_SELF, self.keys.prefix())
+            .arg(install)
+            .arg(worker)
+            .arg(pool)
+            .arg(patience);
         let value = args.call(&mut self.connection.clone()).await?;
         Ok(match value {
             redis::Value::BulkString(text) if text == b"open" => Admission::Open,
@@ -177,8 +201,15 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn close_self(&self, worker: &str) -> Result<u64, Error> {
-        let value = Args::new(&CLOSE_SELF, self.keys.prefix()).arg(worker).call(&mut self.connection.clone()).await?;
-        Ok(if let redis::Value::Int(held) = value { u64::try_from(held).unwrap_or(0) } else { 0 })
+        let value = Args::new(&CLOSE_SELF, self.keys.prefix())
+            .arg(worker)
+            .call(&mut self.connection.clone())
+            .await?;
+        Ok(if let redis::Value::Int(held) = value {
+            u64::try_from(held).unwrap_or(0)
+        } else {
+            0
+        })
     }
 
     /// A worker that holds nothing removes its traces. False while it holds leases.
@@ -186,7 +217,10 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn goodbye(&self, worker: &str) -> Result<bool, Error> {
-        let value = Args::new(&GOODBYE, self.keys.prefix()).arg(worker).call(&mut self.connection.clone()).await?;
+        let value = Args::new(&GOODBYE, self.keys.prefix())
+            .arg(worker)
+            .call(&mut self.connection.clone())
+            .await?;
         Ok(value == redis::Value::Int(1))
     }
 }

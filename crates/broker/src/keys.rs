@@ -26,7 +26,12 @@ impl Keys {
 
     /// The list that takes messages of this priority: the greatest step at or below it, as kombu chooses.
     pub fn list(&self, queue: &str, priority: u8) -> String {
-        let step = PRIORITY_STEPS.iter().rev().find(|step| **step <= priority.min(9)).copied().unwrap_or(0);
+        let step = PRIORITY_STEPS
+            .iter()
+            .rev()
+            .find(|step| **step <= priority.min(9))
+            .copied()
+            .unwrap_or(0);
         self.step_list(queue, step)
     }
 
@@ -36,7 +41,11 @@ impl Keys {
     }
 
     fn step_list(&self, queue: &str, step: u8) -> String {
-        if step == 0 { format!("{}{queue}", self.prefix) } else { format!("{}{queue}{SEPARATOR}{step}", self.prefix) }
+        if step == 0 {
+            format!("{}{queue}", self.prefix)
+        } else {
+            format!("{}{queue}{SEPARATOR}{step}", self.prefix)
+        }
     }
 
     /// The queue that a list of ours or kombu's belongs to.
@@ -59,7 +68,18 @@ mod tests {
     fn priorities_map_to_kombus_steps() {
         let keys = Keys::new("");
         let names: Vec<String> = (0..=12).map(|priority| keys.list("q", priority)).collect();
-        let expected = ["q", "q", "q", "q\x06\x163", "q\x06\x163", "q\x06\x163", "q\x06\x166", "q\x06\x166", "q\x06\x166", "q\x06\x169"];
+        let expected = [
+            "q",
+            "q",
+            "q",
+            "q\x06\x163",
+            "q\x06\x163",
+            "q\x06\x163",
+            "q\x06\x166",
+            "q\x06\x166",
+            "q\x06\x166",
+            "q\x06\x169",
+        ];
         assert_eq!(names[..10], expected);
         assert_eq!(names[12], "q\x06\x169");
     }

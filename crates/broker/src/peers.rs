@@ -20,7 +20,10 @@ impl Broker {
     /// # Cancellation
     /// Leaves a reply list behind that expires after a minute.
     pub async fn celery_consumes(&self, queue: &str, patience: Duration) -> Result<bool, Error> {
-        let failed = |source| Error::Call { call: "active_queues", source };
+        let failed = |source| Error::Call {
+            call: "active_queues",
+            source,
+        };
         let own = uuid::Uuid::new_v4().to_string();
         let binding = format!("{}_kombu.binding.{REPLIES}", self.keys.prefix());
         let list = format!("{own}.reply.celery.pidbox");
@@ -52,8 +55,12 @@ impl Broker {
             if left.is_zero() {
                 break;
             }
-            let reply: Option<(String, Vec<u8>)> =
-                redis::cmd("BRPOP").arg(&list_key).arg(left.as_secs_f64()).query_async(&mut connection).await.map_err(failed)?;
+            let reply: Option<(String, Vec<u8>)> = redis::cmd("BRPOP")
+                .arg(&list_key)
+                .arg(left.as_secs_f64())
+                .query_async(&mut connection)
+                .await
+                .map_err(failed)?;
             let Some((_, reply)) = reply else { break };
             replies += 1;
             answer = names_queue(&reply, queue);
@@ -74,7 +81,11 @@ impl Broker {
 
     fn database(&self) -> i64 {
         use redis::IntoConnectionInfo;
-        self.config.url.as_str().into_connection_info().map_or(0, |info| info.redis_settings().db())
+        self.config
+            .url
+            .as_str()
+            .into_connection_info()
+            .map_or(0, |info| info.redis_settings().db())
     }
 
     /// Counts that a message was handed back as unknown. The count is forgotten ten minutes after the last time.
@@ -92,7 +103,10 @@ impl Broker {
             .ignore()
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "INCR handed", source })?;
+            .map_err(|source| Error::Call {
+                call: "INCR handed",
+                source,
+            })?;
         Ok(times)
     }
 
@@ -106,8 +120,14 @@ impl Broker {
             .cmd("TIME")
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "GET heartbeat", source })?;
-        let at = beat.as_deref().and_then(|beat| beat.split_once('|')).and_then(|(at, _)| at.parse::<f64>().ok());
+            .map_err(|source| Error::Call {
+                call: "GET heartbeat",
+                source,
+            })?;
+        let at = beat
+            .as_deref()
+            .and_then(|beat| beat.split_once('|'))
+            .and_then(|(at, _)| at.parse::<f64>().ok());
         Ok(at.map(|at| Duration::try_from_secs_f64(seconds + micros / 1e6 - at).unwrap_or_default()))
     }
 }
@@ -131,13 +151,27 @@ fn request(own: &str) -> String {
 /// Does a reply (`{node: [queue objects]}` in an envelope) name the queue?
 fn names_queue(envelope: &[u8], queue: &str) -> bool {
     use base64::Engine;
-    let Some(envelope) = std::str::from_utf8(envelope).ok().and_then(|text| Json::parse(text).ok()) else { return false };
-    let Some(body) = envelope.get("body").and_then(|body| body.to::<String>().ok()) else { return false };
-    let Ok(body) = base64::engine::general_purpose::STANDARD.decode(body) else { return false };
-    let Some(reply) = String::from_utf8(body).ok().and_then(|text| Json::parse(&text).ok()) else { return false };
-    reply.entries().iter().filter_map(|(_, queues)| queues.elements()).flatten().any(|entry| {
-        entry.get("name").and_then(|name| name.to::<String>().ok()).as_deref() == Some(queue)
-    })
+    let Some(envelope) = std::str::from_utf8(envelope)
+        .ok()
+        .and_then(|text| Json::parse(text).ok())
+    else {
+        return false;
+    };
+    let Some(body) = envelope.get("body").and_then(|body| body.to::<String>().ok()) else {
+        return false;
+    };
+    let Ok(body) = base64::engine::general_purpose::STANDARD.decode(body) else {
+        return false;
+    };
+    let Some(reply) = String::from_utf8(body).ok().and_then(|text| Json::parse(&text).ok()) else {
+        return false;
+    };
+    reply
+        .entries()
+        .iter()
+        .filter_map(|(_, queues)| queues.elements())
+        .flatten()
+        .any(|entry| entry.get("name").and_then(|name| name.to::<String>().ok()).as_deref() == Some(queue))
 }
 
 #[cfg(test)]
@@ -147,7 +181,8 @@ mod tests {
 
     #[test]
     fn replies_are_read() {
-        let body = base64::engine::general_purpose::STANDARD.encode(r#"{"w1@lab": [{"name": "celery", "exclusive": false}]}"#);
+        let body =
+            base64::engine::general_purpose::STANDARD.encode(r#"{"w1@lab": [{"name": "celery", "exclusive": false}]}"#);
         let envelope = format!(r#"{{"body": "{body}", "headers": {{}}}}"#);
         assert!(names_queue(envelope.as_bytes(), "celery"));
         assert!(!names_queue(envelope.as_bytes(), "other"));

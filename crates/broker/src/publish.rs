@@ -21,12 +21,17 @@ impl Broker {
         for message in messages {
             push.arg(message.as_slice());
         }
-        push.query_async::<()>(&mut self.connection.clone()).await.map_err(|source| {
-            if source.code() == Some("WRONGTYPE") {
-                Error::WrongType { key: list, reason: source.to_string() }
-            } else {
-                Error::Call { call: "LPUSH", source }
-            }
-        })
+        push.query_async::<()>(&mut self.connection.clone())
+            .await
+            .map_err(|source| {
+                if source.code() == Some("WRONGTYPE") {
+                    Error::WrongType {
+                        key: list,
+                        reason: source.to_string(),
+                    }
+                } else {
+                    Error::Call { call: "LPUSH", source }
+                }
+            })
     }
 }

@@ -1,5 +1,7 @@
 //! Who works here: gate entries and heartbeats.
 
+use std::collections::{BTreeMap, HashMap};
+
 use serde::{Deserialize, Serialize};
 
 use crate::gate::Gate;
@@ -93,7 +95,15 @@ fn parse_entry(worker: &str, entry: &str, held: i64) -> Option<WorkerRecord> {
     let epoch = parts.next()?.parse().ok()?;
     let term = parts.next()?.parse().ok()?;
     let n = parts.next()?.parse().ok()?;
-    Some(WorkerRecord { worker: worker.to_owned(), gate, epoch, term, n, held: u64::try_from(held).unwrap_or(0), heartbeat: None })
+    Some(WorkerRecord {
+        worker: worker.to_owned(),
+        gate,
+        epoch,
+        term,
+        n,
+        held: u64::try_from(held).unwrap_or(0),
+        heartbeat: None,
+    })
 }
 
 impl Broker {
@@ -110,7 +120,10 @@ impl Broker {
             .arg(HEARTBEAT_EXPIRES)
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "SET heartbeat", source })
+            .map_err(|source| Error::Call {
+                call: "SET heartbeat",
+                source,
+            })
     }
 
     /// All workers that Redis has a gate entry for, with their heartbeats: two round trips. Entries that are not ours
@@ -119,28 +132,39 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn workers(&self) -> Result<Vec<WorkerRecord>, Error> {
-        let failed = |source| Error::Call { call: "HGETALL umbel:workers", source };
+        let failed = |source| Error::Call {
+            call: "HGETALL umbel:workers",
+            source,
+        };
         let connection = &mut self.connection.clone();
-        let (entries, held): (Vec<(String, String)>, Vec<(String, i64)>) = redis::pipe()
+        let (entries, held) = redis::pipe()
             .hgetall(self.keys.umbel("workers"))
             .hgetall(self.keys.umbel("held"))
-            .query_async(connection)
+            .query_async::<(BTreeMap<String, String>, HashMap<String, i64>)>(connection)
             .await
             .map_err(failed)?;
-        let held: std::collections::HashMap<String, i64> = held.into_iter().collect();
         let mut workers: Vec<WorkerRecord> = entries
             .iter()
-            .filter_map(|(worker, entry)| parse_entry(worker, entry, held.get(&format!("w:{worker}")).copied().unwrap_or(0)))
+            .filter_map(|(worker, entry)| {
+                parse_entry(worker, entry, held.get(&format!("w:{worker}")).copied().unwrap_or(0))
+            })
             .collect();
         if workers.is_empty() {
             return Ok(workers);
         }
-        let keys: Vec<String> = workers.iter().map(|record| self.keys.umbel(&format!("hb:worker:{}", record.worker))).collect();
-        let beats: Vec<Option<Vec<u8>>> = redis::cmd("MGET")
-            .arg(keys)
-            .query_async(connection)
-            .await
-            .map_err(|source| Error::Call { call: "MGET heartbeats", source })?;
+        let keys: Vec<String> = workers
+            .iter()
+            .map(|record| self.keys.umbel(&format!("hb:worker:{}", record.worker)))
+            .collect();
+        let beats: Vec<Option<Vec<u8>>> =
+            redis::cmd("MGET")
+                .arg(keys)
+                .query_async(connection)
+                .await
+                .map_err(|source| Error::Call {
+                    call: "MGET heartbeats",
+                    source,
+                })?;
         for (record, beat) in workers.iter_mut().zip(beats) {
             record.heartbeat = beat.and_then(|body| serde_json::from_slice(&body).ok());
         }
@@ -155,7 +179,10 @@ mod tests {
     #[test]
     fn entries_parse_and_foreign_ones_are_left_out() {
         let record = parse_entry("w", "closed@5.5|2|7|9", 3).unwrap();
-        assert_eq!((record.gate, record.epoch, record.term, record.n, record.held), (Gate::Closed { since: 5.5 }, 2, 7, 9, 3));
+        assert_eq!(
+            (record.gate, record.epoch, record.term, record.n, record.held),
+            (Gate::Closed { since: 5.5 }, 2, 7, 9, 3)
+        );
         assert_eq!(parse_entry("w", "what", 0), None);
         assert_eq!(parse_entry("w", "open|x|1|1", 0), None);
     }

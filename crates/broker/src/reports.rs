@@ -31,7 +31,10 @@ impl Broker {
             .arg(serde_json::to_string(report).unwrap_or_default())
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "HSET umbel:clusters", source })
+            .map_err(|source| Error::Call {
+                call: "HSET umbel:clusters",
+                source,
+            })
     }
 
     /// The last report of each cluster of a namespace. What cannot be read is left out.
@@ -39,7 +42,15 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn cluster_reports(&self, namespace: &str) -> Result<Vec<ClusterReport>, Error> {
-        let fields = self.fields(&self.keys.umbel(&format!("clusters:{namespace}")), "HGETALL umbel:clusters").await?;
-        Ok(fields.values().filter_map(|body| serde_json::from_str(body).ok()).collect())
+        let fields = self
+            .fields(
+                &self.keys.umbel(&format!("clusters:{namespace}")),
+                "HGETALL umbel:clusters",
+            )
+            .await?;
+        Ok(fields
+            .values()
+            .filter_map(|body| serde_json::from_str(body).ok())
+            .collect())
     }
 }

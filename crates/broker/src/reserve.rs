@@ -41,7 +41,11 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { max_deliveries: 3, result_ttl: 86_400, dead_kept: 10_000 }
+        Policy {
+            max_deliveries: 3,
+            result_ttl: 86_400,
+            dead_kept: 10_000,
+        }
     }
 }
 
@@ -57,7 +61,10 @@ pub struct QueueLists {
 impl QueueLists {
     /// The lists of a queue.
     pub fn new(keys: &Keys, queue: &str) -> QueueLists {
-        QueueLists { queue: queue.into(), lists: keys.lists(queue).into_iter().map(Into::into).collect() }
+        QueueLists {
+            queue: queue.into(),
+            lists: keys.lists(queue).into_iter().map(Into::into).collect(),
+        }
     }
 }
 
@@ -113,6 +120,8 @@ pub struct Hello {
     pub generation: String,
     /// Leases handed back because this worker did not name them.
     pub handed_back: u64,
+    /// Why nobody is woken by results, if the server refuses that: clients that wait for one would wait in vain.
+    pub unpublished: Option<String>,
 }
 
 /// Messages in one call: Lua unpacks two values for each onto a stack of 8,000.
@@ -133,10 +142,30 @@ pub struct Reserver {
 
 impl Reserver {
     /// Prepares; the first call connects.
-    pub fn new(config: Config, identity: WorkerIdentity, policies: Vec<(String, Policy)>, lease: Duration, largest: usize) -> Reserver {
-        let dead_kept = policies.iter().map(|(_, policy)| policy.dead_kept).max().unwrap_or(10_000);
+    pub fn new(
+        config: Config,
+        identity: WorkerIdentity,
+        policies: Vec<(String, Policy)>,
+        lease: Duration,
+        largest: usize,
+    ) -> Reserver {
+        let dead_kept = policies
+            .iter()
+            .map(|(_, policy)| policy.dead_kept)
+            .max()
+            .unwrap_or(10_000);
         let keys = Keys::new(&config.key_prefix);
-        Reserver { config, keys, identity, policies, lease, largest, dead_kept, session: None, hello: None }
+        Reserver {
+            config,
+            keys,
+            identity,
+            policies,
+            lease,
+            largest,
+            dead_kept,
+            session: None,
+            hello: None,
+        }
     }
 
     /// What the last hello said; taken once.
@@ -174,7 +203,10 @@ impl Reserver {
             .arg(self.policies.len());
         for (queue, policy) in &self.policies {
             args.push(queue);
-            args.push(format!("{}|{}|{}", policy.max_deliveries, policy.result_ttl, policy.dead_kept));
+            args.push(format!(
+                "{}|{}|{}",
+                policy.max_deliveries, policy.result_ttl, policy.dead_kept
+            ));
         }
         for lid in held() {
             args.push(&*lid);
@@ -184,8 +216,15 @@ impl Reserver {
         let gate = reply.text()?;
         let generation = reply.text()?;
         let handed_back = reply.count()?;
+        let _micros = reply.count()?;
+        let unpublished = Some(reply.text()?).filter(|reason| !reason.is_empty());
         self.session = Some((connection, epoch));
-        self.hello = Some(Hello { gate, generation, handed_back });
+        self.hello = Some(Hello {
+            gate,
+            generation,
+            handed_back,
+            unpublished,
+        });
         Ok(())
     }
 
@@ -196,10 +235,17 @@ impl Reserver {
     ///
     /// # Cancellation
     /// Safe: the connection is given up, see the module's guarantees.
-    pub async fn reserve(&mut self, count: usize, queues: &[QueueLists], held: impl FnOnce() -> Vec<Arc<str>>) -> Result<Reserved, Error> {
+    pub async fn reserve(
+        &mut self,
+        count: usize,
+        queues: &[QueueLists],
+        held: impl FnOnce() -> Vec<Arc<str>>,
+    ) -> Result<Reserved, Error> {
         self.ensure(held).await?;
         // Taken out while the call is on its way: a dropped future leaves no session behind.
-        let Some((mut connection, epoch)) = self.session.take() else { return Ok(Reserved::Busy) };
+        let Some((mut connection, epoch)) = self.session.take() else {
+            return Ok(Reserved::Busy);
+        };
         let mut args = Args::new(&RESERVE, self.keys.prefix())
             .arg(&self.identity.worker)
             .arg(epoch)
@@ -246,12 +292,18 @@ impl Reserver {
         let mut from = reply.array()?;
         let mut raws = reply.array()?;
         let mut faults = reply.array()?;
-        let origin: Vec<&Arc<str>> = queues.iter().flat_map(|queue| queue.lists.iter().map(move |_| &queue.queue)).collect();
+        let origin: Vec<&Arc<str>> = queues
+            .iter()
+            .flat_map(|queue| queue.lists.iter().map(move |_| &queue.queue))
+            .collect();
         let mut taken = Vec::new();
         let mut micros = first;
         while !raws.is_done() {
             let index = usize::try_from(from.number()?).unwrap_or(0);
-            let queue = origin.get(index.wrapping_sub(1)).ok_or(Error::Reply { call: "reserve", what: format!("list {index}") })?;
+            let queue = origin.get(index.wrapping_sub(1)).ok_or(Error::Reply {
+                call: "reserve",
+                what: format!("list {index}"),
+            })?;
             taken.push(Taken {
                 lid: format!("{}:{micros}", self.identity.worker).into(),
                 micros,
@@ -266,7 +318,14 @@ impl Reserver {
             list_faults.push((faults.text()?, faults.text()?));
         }
         let now = reply.seconds()?;
-        Ok(Batch { term, sent, now, taken, has_counted, faults: list_faults })
+        Ok(Batch {
+            term,
+            sent,
+            now,
+            taken,
+            has_counted,
+            faults: list_faults,
+        })
     }
 
     /// Takes one message that killed its workers before; only a worker that holds nothing gets one.
@@ -276,9 +335,15 @@ impl Reserver {
     ///
     /// # Cancellation
     /// As [`Reserver::reserve`].
-    pub async fn reserve_suspect(&mut self, queues: &[QueueLists], held: impl FnOnce() -> Vec<Arc<str>>) -> Result<Reserved, Error> {
+    pub async fn reserve_suspect(
+        &mut self,
+        queues: &[QueueLists],
+        held: impl FnOnce() -> Vec<Arc<str>>,
+    ) -> Result<Reserved, Error> {
         self.ensure(held).await?;
-        let Some((mut connection, epoch)) = self.session.take() else { return Ok(Reserved::Busy) };
+        let Some((mut connection, epoch)) = self.session.take() else {
+            return Ok(Reserved::Busy);
+        };
         let mut args = Args::new(&RESERVE_SUSPECT, self.keys.prefix())
             .arg(&self.identity.worker)
             .arg(epoch)
@@ -307,7 +372,13 @@ impl Reserver {
                 let list = reply.text()?;
                 let queue = self.keys.queue_of(&list).into();
                 let lid = format!("{}:{micros}", self.identity.worker).into();
-                taken.push(Taken { lid, micros, queue, raw: reply.bytes()?, is_suspect: true });
+                taken.push(Taken {
+                    lid,
+                    micros,
+                    queue,
+                    raw: reply.bytes()?,
+                    is_suspect: true,
+                });
                 now = reply.seconds()?;
             }
             "none" => {}
@@ -322,7 +393,14 @@ impl Reserver {
             _ => return Ok(Reserved::Gate("new".into())),
         }
         self.session = Some((connection, epoch));
-        Ok(Reserved::Batch(Batch { term, sent, now, taken, has_counted: true, faults: Vec::new() }))
+        Ok(Reserved::Batch(Batch {
+            term,
+            sent,
+            now,
+            taken,
+            has_counted: true,
+            faults: Vec::new(),
+        }))
     }
 
     /// Is this worker, busy now, the one that takes the queue's next suspect when its last task ends?
@@ -330,8 +408,13 @@ impl Reserver {
     /// # Errors
     /// As [`Reserver::reserve`].
     pub async fn becomes_taker(&mut self, queue: &str, seconds: u64) -> Result<bool, Error> {
-        let Some((connection, _)) = &self.session else { return Ok(false) };
-        let args = Args::new(&TAKER, self.keys.prefix()).arg(&self.identity.worker).arg(queue).arg(seconds);
+        let Some((connection, _)) = &self.session else {
+            return Ok(false);
+        };
+        let args = Args::new(&TAKER, self.keys.prefix())
+            .arg(&self.identity.worker)
+            .arg(queue)
+            .arg(seconds);
         let value = args.call(&mut connection.clone()).await?;
         Ok(matches!(value, redis::Value::Int(1)))
     }

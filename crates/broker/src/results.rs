@@ -37,7 +37,9 @@ impl ResultStore {
     /// # Errors
     /// [`Error::Address`], [`Error::Connect`].
     pub async fn connect(config: &Config) -> Result<ResultStore, Error> {
-        Ok(ResultStore { broker: Broker::connect(config).await? })
+        Ok(ResultStore {
+            broker: Broker::connect(config).await?,
+        })
     }
 
     /// Key of a task's document.
@@ -51,7 +53,13 @@ impl ResultStore {
     /// [`Error::Call`]: repeat it.
     pub async fn store(&self, results: &[StoredResult]) -> Result<(), Error> {
         let mut args = Args::new(&STORE_RESULT, self.broker.keys.prefix());
-        for StoredResult { key, ttl, document, is_success } in results {
+        for StoredResult {
+            key,
+            ttl,
+            document,
+            is_success,
+        } in results
+        {
             args.push(key);
             args.push(*ttl);
             args.push(document.as_slice());
@@ -84,7 +92,10 @@ impl Broker {
             .arg(self.result_key(id))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "GET result", source })
+            .map_err(|source| Error::Call {
+                call: "GET result",
+                source,
+            })
     }
 
     /// Waits for a document in a final state (SUCCESS, FAILURE, REVOKED); `None` when the time is over.
@@ -96,13 +107,19 @@ impl Broker {
     /// Safe.
     pub async fn wait_result(&self, id: &str, timeout: Duration) -> Result<Option<Vec<u8>>, Error> {
         let wait = async {
-            let failed = |source| Error::Call { call: "SUBSCRIBE result", source };
+            let failed = |source| Error::Call {
+                call: "SUBSCRIBE result",
+                source,
+            };
             let mut pubsub = self
                 .config
                 .client()?
                 .get_async_pubsub()
                 .await
-                .map_err(|source| Error::Connect { server: self.config.server(), source })?;
+                .map_err(|source| Error::Connect {
+                    server: self.config.server(),
+                    source,
+                })?;
             pubsub.subscribe(self.result_key(id)).await.map_err(failed)?;
             // Subscribed first, looked after: a result stored in between is seen either way.
             if let Some(document) = self.result(id).await?
@@ -123,5 +140,6 @@ impl Broker {
 }
 
 fn is_final(document: &[u8]) -> bool {
-    umbel_protocol::result::parse(document).is_ok_and(|doc| matches!(doc.status.as_str(), "SUCCESS" | "FAILURE" | "REVOKED"))
+    umbel_protocol::result::parse(document)
+        .is_ok_and(|doc| matches!(doc.status.as_str(), "SUCCESS" | "FAILURE" | "REVOKED"))
 }

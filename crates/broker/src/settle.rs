@@ -82,8 +82,17 @@ impl Broker {
     ///
     /// # Cancellation
     /// As an error: it may or may not have happened.
-    pub async fn ack(&self, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Result<Vec<String>, Error> {
-        let mut args = Args::new(&ACK, self.keys.prefix()).arg(worker).arg(ttl).arg(i32::from(has_counted));
+    pub async fn ack(
+        &self,
+        worker: &str,
+        ttl: u64,
+        has_counted: bool,
+        groups: &[AckGroup],
+    ) -> Result<Vec<String>, Error> {
+        let mut args = Args::new(&ACK, self.keys.prefix())
+            .arg(worker)
+            .arg(ttl)
+            .arg(i32::from(has_counted));
         for AckGroup { queue, leases, results } in groups {
             args.push(&**queue);
             args.push(leases.len());
@@ -114,7 +123,16 @@ impl Broker {
     pub async fn settle(&self, dead_kept: u64, settlements: &[Settlement]) -> Result<Vec<String>, Error> {
         let mut args = Args::new(&SETTLE, self.keys.prefix()).arg(dead_kept);
         for settlement in settlements {
-            let Settlement { lid, id, task, end, result, run, outcome, follow_ups } = settlement;
+            let Settlement {
+                lid,
+                id,
+                task,
+                end,
+                result,
+                run,
+                outcome,
+                follow_ups,
+            } = settlement;
             let empty: &[u8] = b"";
             let (action, x, raw) = match end {
                 End::Ack => ("ack", String::new(), empty),
@@ -132,7 +150,12 @@ impl Broker {
             args.push(run.as_deref().unwrap_or(""));
             args.push(*outcome);
             match result {
-                Some(StoredResult { key, ttl, document, is_success }) => {
+                Some(StoredResult {
+                    key,
+                    ttl,
+                    document,
+                    is_success,
+                }) => {
                     args.push(key);
                     args.push(*ttl);
                     args.push(document.as_slice());

@@ -92,7 +92,12 @@ impl Sweeper {
     /// A sweeper for leases of this length; `backoff` is the longest pause of a worker that reconnects, `every` the
     /// interval between two sweeps.
     pub fn new(lease: Duration, backoff: Duration, every: Duration) -> Sweeper {
-        Sweeper { lease, backoff, least_gap: every / 2, last: None }
+        Sweeper {
+            lease,
+            backoff,
+            least_gap: every / 2,
+            last: None,
+        }
     }
 
     /// Looks for overdue leases, at most `limit`. `goes_on` says that this continues a sweep that found as many as it
@@ -110,16 +115,11 @@ impl Sweeper {
             .arg(self.backoff.as_secs_f64())
             .arg(if goes_on { 0.0 } else { self.least_gap.as_secs_f64() })
             .arg(limit);
-        match self.last {
-            Some((time, at)) => {
-                args.push(format!("{time:.6}"));
-                args.push(format!("{:.6}", sent.duration_since(at).as_secs_f64()));
-            }
-            None => {
-                args.push("");
-                args.push("0");
-            }
-        }
+        let (last, since) = self.last.map_or((String::new(), 0.0), |(time, at)| {
+            (format!("{time:.6}"), sent.duration_since(at).as_secs_f64())
+        });
+        args.push(last);
+        args.push(format!("{since:.6}"));
         let mut reply = Reply::of(&SWEEP, args.call(&mut broker.connection.clone()).await?)?;
         match reply.text()?.as_str() {
             "skip" => Ok(SweepAnswer::Skipped),
@@ -135,7 +135,10 @@ impl Sweeper {
                 while !reply.is_done() {
                     let lid = reply.text()?;
                     let record = reply.bytes()?;
-                    overdue.push(Overdue { lid, raw: raw_of(&record).to_vec() });
+                    overdue.push(Overdue {
+                        lid,
+                        raw: raw_of(&record).to_vec(),
+                    });
                 }
                 Ok(SweepAnswer::Overdue(overdue))
             }
@@ -145,9 +148,15 @@ impl Sweeper {
 
 /// The raw message in a record `<length>:<list><raw>`.
 fn raw_of(record: &[u8]) -> &[u8] {
-    let Some(colon) = record.iter().position(|byte| *byte == b':') else { return b"" };
-    let length = std::str::from_utf8(&record[..colon]).ok().and_then(|text| text.parse::<usize>().ok());
-    length.and_then(|length| record.get(colon + 1 + length..)).unwrap_or(b"")
+    let Some(colon) = record.iter().position(|byte| *byte == b':') else {
+        return b"";
+    };
+    let length = std::str::from_utf8(&record[..colon])
+        .ok()
+        .and_then(|text| text.parse::<usize>().ok());
+    length
+        .and_then(|length| record.get(colon + 1 + length..))
+        .unwrap_or(b"")
 }
 
 impl Broker {
@@ -161,13 +170,23 @@ impl Broker {
             return Ok(Reclaimed::default());
         }
         let mut args = Args::new(&RECLAIM, self.keys.prefix());
-        for Reclaim { lid, counted_as, id, task, run, failure } in leases {
+        for Reclaim {
+            lid,
+            counted_as,
+            id,
+            task,
+            run,
+            failure,
+        } in leases
+        {
             args.push(lid);
             args.push(counted_as);
             args.push(id);
             args.push(task);
             args.push(run.as_deref().unwrap_or(""));
-            let (key, document) = failure.as_ref().map_or(("", b"".as_slice()), |(key, document)| (key.as_str(), document.as_slice()));
+            let (key, document) = failure.as_ref().map_or(("", b"".as_slice()), |(key, document)| {
+                (key.as_str(), document.as_slice())
+            });
             args.push(key);
             args.push(document);
         }
@@ -178,7 +197,11 @@ impl Broker {
         while !ids.is_done() {
             buried.push(ids.text()?);
         }
-        Ok(Reclaimed { back, suspected, buried })
+        Ok(Reclaimed {
+            back,
+            suspected,
+            buried,
+        })
     }
 
     /// Moves delayed messages that are due into their lists, at most `limit` a queue.
@@ -194,7 +217,10 @@ impl Broker {
         let moved = reply.count()?;
         let due = reply.seconds()?;
         let now = reply.seconds()?.unwrap_or(0.0);
-        Ok(Promoted { moved, due_in: due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO)) })
+        Ok(Promoted {
+            moved,
+            due_in: due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO)),
+        })
     }
 
     /// Repairs what no script of ours leaves behind. `thorough` looks at every lease even where the totals agree.
@@ -203,7 +229,9 @@ impl Broker {
     /// [`Error::Call`].
     pub async fn janitor(&self, thorough: bool) -> Result<JanitorReport, Error> {
         // Ten minutes: longer than any restart of a worker takes to be noticed.
-        let args = Args::new(&JANITOR, self.keys.prefix()).arg(i32::from(thorough)).arg(600);
+        let args = Args::new(&JANITOR, self.keys.prefix())
+            .arg(i32::from(thorough))
+            .arg(600);
         let mut reply = Reply::of(&JANITOR, args.call(&mut self.connection.clone()).await?)?;
         Ok(JanitorReport {
             leases_given: reply.count()?,

@@ -57,7 +57,16 @@ impl Waker {
     pub fn new(config: Config, worker: &str, queues: Vec<QueueLists>) -> Waker {
         let keys = Keys::new(&config.key_prefix);
         let changed = Arc::new(Notify::new());
-        Waker { config, keys, worker: worker.to_owned(), queues, connection: None, changed, is_tracking: false, is_open: false }
+        Waker {
+            config,
+            keys,
+            worker: worker.to_owned(),
+            queues,
+            connection: None,
+            changed,
+            is_tracking: false,
+            is_open: false,
+        }
     }
 
     /// Does Redis report changes? Otherwise look every few milliseconds.
@@ -74,7 +83,10 @@ impl Waker {
     }
 
     async fn connect(&mut self) -> Result<MultiplexedConnection, Error> {
-        let failed = |source| Error::Connect { server: self.config.server(), source };
+        let failed = |source| Error::Connect {
+            server: self.config.server(),
+            source,
+        };
         let options = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.config.connect_timeout))
             .set_response_timeout(Some(self.config.response_timeout))
@@ -83,7 +95,11 @@ impl Waker {
         let resp3 = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = redis::Client::open(info.clone().set_redis_settings(resp3)).map_err(failed)?;
         if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&options).await {
-            let tracking: redis::RedisResult<()> = redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async(&mut connection).await;
+            let tracking: redis::RedisResult<()> = redis::cmd("CLIENT")
+                .arg("TRACKING")
+                .arg("ON")
+                .query_async(&mut connection)
+                .await;
             if tracking.is_ok() {
                 self.is_tracking = true;
                 return Ok(connection);
@@ -105,7 +121,9 @@ impl Waker {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let mut args = Args::with_keys(&LOOK, self.keys.prefix(), &self.watched()).arg(&self.worker).arg(self.queues.len());
+        let mut args = Args::with_keys(&LOOK, self.keys.prefix(), &self.watched())
+            .arg(&self.worker)
+            .arg(self.queues.len());
         for queue in &self.queues {
             args.push(&*queue.queue);
         }
@@ -122,7 +140,13 @@ impl Waker {
         let due_in = due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO));
         let gate = reply.text()?;
         self.is_open = gate == "open";
-        Ok(Look { waiting, suspects, due_in, now, gate })
+        Ok(Look {
+            waiting,
+            suspects,
+            due_in,
+            now,
+            gate,
+        })
     }
 
     /// Keys whose change is worth a look.

@@ -43,7 +43,9 @@ pub(crate) fn admit(message: &TaskMessage, is_known: bool, now: f64) -> Admissio
 fn canvas_part(message: &TaskMessage) -> Option<&'static str> {
     let embed = message.embed.as_ref()?;
     ["callbacks", "errbacks", "chain", "chord"].into_iter().find(|part| {
-        embed.get(part).is_some_and(|value| !value.is_null() && value.as_str() != "[]")
+        embed
+            .get(part)
+            .is_some_and(|value| !value.is_null() && value.as_str() != "[]")
     })
 }
 
@@ -54,7 +56,12 @@ mod tests {
     use umbel_protocol::message::{Limits, NewTask, decode};
 
     fn message(change: impl FnOnce(&mut NewTask)) -> TaskMessage {
-        let mut task = NewTask { id: "1".into(), task: "t".into(), queue: "q".into(), ..NewTask::default() };
+        let mut task = NewTask {
+            id: "1".into(),
+            task: "t".into(),
+            queue: "q".into(),
+            ..NewTask::default()
+        };
         change(&mut task);
         decode(&task.encode(), &Limits::default(), &jiff::tz::TimeZone::UTC).unwrap()
     }
@@ -69,10 +76,30 @@ mod tests {
             ("plain", message(|_| ()), true, Admission::Run),
             ("unknown", message(|_| ()), false, Admission::Unknown),
             ("due", message(|task| task.eta = at(99)), true, Admission::Run),
-            ("later", message(|task| task.eta = at(101)), true, Admission::Later(101.0)),
-            ("expired", message(|task| task.expires = at(100)), true, Admission::Expired),
-            ("expired and unknown", message(|task| task.expires = at(1)), false, Admission::Expired),
-            ("expires later", message(|task| task.expires = at(101)), true, Admission::Run),
+            (
+                "later",
+                message(|task| task.eta = at(101)),
+                true,
+                Admission::Later(101.0),
+            ),
+            (
+                "expired",
+                message(|task| task.expires = at(100)),
+                true,
+                Admission::Expired,
+            ),
+            (
+                "expired and unknown",
+                message(|task| task.expires = at(1)),
+                false,
+                Admission::Expired,
+            ),
+            (
+                "expires later",
+                message(|task| task.expires = at(101)),
+                true,
+                Admission::Run,
+            ),
         ];
         for (name, message, is_known, expected) in cases {
             assert_eq!(admit(&message, is_known, 100.0), expected, "{name}");
@@ -82,11 +109,15 @@ mod tests {
     #[test]
     fn a_workflow_is_refused_rather_than_cut() {
         let chained = message(|task| {
-            task.embed = Some(Json::parse(r#"{"callbacks": null, "errbacks": null, "chain": [{"task": "x"}], "chord": null}"#).unwrap());
+            task.embed = Some(
+                Json::parse(r#"{"callbacks": null, "errbacks": null, "chain": [{"task": "x"}], "chord": null}"#)
+                    .unwrap(),
+            );
         });
         assert_eq!(admit(&chained, true, 0.0), Admission::Unsupported("chain"));
         let empty = message(|task| {
-            task.embed = Some(Json::parse(r#"{"callbacks": [], "errbacks": null, "chain": null, "chord": null}"#).unwrap());
+            task.embed =
+                Some(Json::parse(r#"{"callbacks": [], "errbacks": null, "chain": null, "chord": null}"#).unwrap());
         });
         assert_eq!(admit(&empty, true, 0.0), Admission::Run);
     }

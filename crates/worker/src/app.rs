@@ -68,12 +68,22 @@ pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     readiness.alive_within(STUCK);
     let admin = CancellationToken::new();
     if let Some(addr) = config.admin {
-        umbel_telemetry::admin::serve(addr, Arc::clone(&readiness), registry.done(), admin.clone()).await.context("serve the admin port")?;
+        umbel_telemetry::admin::serve(addr, Arc::clone(&readiness), registry.done(), admin.clone())
+            .await
+            .context("serve the admin port")?;
     }
     let backoff = Duration::from_secs(5).min(config.lease / 2);
-    let Some(broker) = connect(&config.broker, backoff, &stop.quiet, Broker::connect).await.context("--redis-url")? else { return Ok(()) };
+    let Some(broker) = connect(&config.broker, backoff, &stop.quiet, Broker::connect)
+        .await
+        .context("--redis-url")?
+    else {
+        return Ok(());
+    };
     let results = match &config.results {
-        Some(results) => match connect(results, backoff, &stop.quiet, ResultStore::connect).await.context("--result-url")? {
+        Some(results) => match connect(results, backoff, &stop.quiet, ResultStore::connect)
+            .await
+            .context("--result-url")?
+        {
             Some(results) => Some(results),
             None => return Ok(()),
         },
@@ -121,18 +131,21 @@ pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     let background = CancellationToken::new();
     spawn_background(&shared, reports_rx, backoff, &background);
 
-    consumer(&shared, stop.quiet.clone(), backoff).run().await;
-    drain(&shared, &stop.now).await;
+    let told = consumer(&shared, stop.quiet.clone(), backoff).run().await;
+    drain(&shared, told, &stop.now).await;
     // Only now is nothing held any more, or nobody waits for it: the rest may go.
     background.cancel();
     settler.abort();
     renewing.cancel();
     admin.cancel();
     // Bounded: a look-up of a name that nobody answers cannot be called off.
-    let _ = tokio::time::timeout(GOODBYE, tokio::task::spawn_blocking(move || renewal.join())).await;
-    match tokio::time::timeout(GOODBYE, shared.broker.goodbye(&shared.worker)).await {
+    let goodbye = GOODBYE.min(shared.config.grace / 50);
+    let _ = tokio::time::timeout(goodbye, tokio::task::spawn_blocking(move || renewal.join())).await;
+    match tokio::time::timeout(goodbye, shared.broker.goodbye(&shared.worker)).await {
         Ok(Ok(_)) => tracing::info!("worker has stopped"),
-        Ok(Err(err)) => tracing::warn!(error = %chain(&err), "stopped without a goodbye; the lease returns what is held"),
+        Ok(Err(err)) => {
+            tracing::warn!(error = %chain(&err), "stopped without a goodbye; the lease returns what is held");
+        }
         Err(_) => tracing::warn!("stopped without a goodbye; the lease returns what is held"),
     }
     Ok(())
@@ -150,7 +163,9 @@ where
 {
     let mut is_told = false;
     loop {
-        let Some(connected) = quiet.run_until_cancelled(attempt(config)).await else { return Ok(None) };
+        let Some(connected) = quiet.run_until_cancelled(attempt(config)).await else {
+            return Ok(None);
+        };
         match connected {
             Ok(connected) => return Ok(Some(connected)),
             Err(err @ umbel_broker::Error::Address { .. }) => return Err(err),
@@ -170,8 +185,21 @@ where
 
 /// New for every process and never used again.
 fn worker_name(config: &Config) -> String {
-    let home = if config.pod.uid.is_empty() { crate::args::hostname() } else { config.pod.uid.clone() };
-    let home: String = home.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect();
+    let home = if config.pod.uid.is_empty() {
+        crate::args::hostname()
+    } else {
+        config.pod.uid.clone()
+    };
+    let home: String = home
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-._".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
     let millis = jiff::Timestamp::now().as_millisecond();
     format!("{home}/{millis}/{:016x}", uuid::Uuid::new_v4().as_u64_pair().0)
 }
@@ -193,17 +221,31 @@ fn settler(shared: &Arc<Shared>) -> Settler {
 
 fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -> Consumer {
     let config = &shared.config;
-    let queues: Vec<QueueLists> = config.queues.iter().map(|queue| QueueLists::new(shared.broker.keys(), queue)).collect();
+    let queues: Vec<QueueLists> = config
+        .queues
+        .iter()
+        .map(|queue| QueueLists::new(shared.broker.keys(), queue))
+        .collect();
     let identity = WorkerIdentity {
         worker: shared.worker.clone(),
         install: config.pod.install.clone(),
         is_standalone: config.is_standalone,
     };
-    let policies = config.queues.iter().map(|queue| (queue.clone(), config.policy)).collect();
+    let policies = config
+        .queues
+        .iter()
+        .map(|queue| (queue.clone(), config.policy))
+        .collect();
     Consumer {
         shared: Arc::clone(shared),
         broker: shared.broker.clone(),
-        reserver: Reserver::new(config.broker.clone(), identity, policies, config.lease, config.max_message),
+        reserver: Reserver::new(
+            config.broker.clone(),
+            identity,
+            policies,
+            config.lease,
+            config.max_message,
+        ),
         waker: Waker::new(config.broker.clone(), &shared.worker, queues.clone()),
         queues,
         peers: Peers::default(),
@@ -215,10 +257,18 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
 }
 
 /// Heartbeat, recovery, reports: everything that goes on until the very end.
-fn spawn_background(shared: &Arc<Shared>, mut reports: mpsc::Receiver<Report>, backoff: Duration, stop: &CancellationToken) {
+fn spawn_background(
+    shared: &Arc<Shared>,
+    mut reports: mpsc::Receiver<Report>,
+    backoff: Duration,
+    stop: &CancellationToken,
+) {
     let recovery = Arc::new(Recovery {
         broker: shared.broker.clone(),
-        results: shared.results.clone().map(|store| (store, shared.config.policy.result_ttl)),
+        results: shared
+            .results
+            .clone()
+            .map(|store| (store, shared.config.policy.result_ttl)),
         queues: shared.config.queues.clone(),
         lease: shared.config.lease,
         every: shared.config.sweep,
@@ -260,10 +310,12 @@ fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send +
 
 /// Quiet now: nothing is taken any more. Lets runs end until nine tenths of the grace have passed or a second signal
 /// comes; then asks them to stop, and after half of what is left hands back what still runs, uncharged.
-async fn drain(shared: &Arc<Shared>, now: &CancellationToken) {
-    let began = Instant::now();
+async fn drain(shared: &Arc<Shared>, began: Instant, now: &CancellationToken) {
     let grace = shared.config.grace;
-    let closing = tokio::time::timeout(Duration::from_secs(2).min(grace / 10), shared.broker.close_self(&shared.worker));
+    let closing = tokio::time::timeout(
+        Duration::from_secs(2).min(grace / 10),
+        shared.broker.close_self(&shared.worker),
+    );
     match closing.await {
         Ok(Ok(held)) => tracing::info!(held, "gate closed, finishing what runs"),
         Ok(Err(err)) => tracing::warn!(error = %chain(&err), "gate not closed; nothing is taken all the same"),

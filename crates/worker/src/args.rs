@@ -181,7 +181,10 @@ pub enum ConfigError {
 }
 
 fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
-    ConfigError::Value { flag, reason: reason.into() }
+    ConfigError::Value {
+        flag,
+        reason: reason.into(),
+    }
 }
 
 impl TryFrom<Args> for Config {
@@ -218,7 +221,10 @@ impl TryFrom<Args> for Config {
         let zone = jiff::tz::TimeZone::get(&args.time_zone).map_err(|err| wrong("--time-zone", err.to_string()))?;
         Ok(Config {
             broker,
-            results: args.result_url.filter(|url| !url.is_empty()).map(|url| umbel_broker::Config::new(&url)),
+            results: args
+                .result_url
+                .filter(|url| !url.is_empty())
+                .map(|url| umbel_broker::Config::new(&url)),
             queues,
             concurrency: args.concurrency,
             is_standalone: args.standalone,
@@ -236,7 +242,11 @@ impl TryFrom<Args> for Config {
                 factor: args.retry_factor,
                 jitter: args.retry_jitter,
             },
-            policy: Policy { max_deliveries: args.max_deliveries, result_ttl: args.result_ttl.as_secs(), dead_kept: args.dead_kept },
+            policy: Policy {
+                max_deliveries: args.max_deliveries,
+                result_ttl: args.result_ttl.as_secs(),
+                dead_kept: args.dead_kept,
+            },
             max_message: args.max_message,
             zone,
             admin: args.admin_addr,
@@ -256,7 +266,8 @@ impl TryFrom<Args> for Config {
 
 /// A queue's key must not be one of ours or kombu's own.
 fn check_queue(queue: &str) -> Result<(), ConfigError> {
-    let is_reserved = queue.starts_with("umbel:") || queue.starts_with("_kombu.") || queue.starts_with("celery-task-meta-");
+    let is_reserved =
+        queue.starts_with("umbel:") || queue.starts_with("_kombu.") || queue.starts_with("celery-task-meta-");
     if queue.is_empty() || queue.len() > 512 {
         return Err(wrong("--queue", "names have 1 to 512 bytes"));
     }
@@ -269,7 +280,11 @@ fn check_queue(queue: &str) -> Result<(), ConfigError> {
 /// Go's notation: 300ms, 1.5h, 2m30s.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed: kube::core::Duration = text.parse().map_err(|err| format!("{err}"))?;
-    if parsed.is_negative() { Err("must not be negative".into()) } else { Ok(parsed.into()) }
+    if parsed.is_negative() {
+        Err("must not be negative".into())
+    } else {
+        Ok(parsed.into())
+    }
 }
 
 fn parse_concurrency(text: &str) -> Result<usize, String> {
@@ -293,7 +308,9 @@ mod tests {
     use super::*;
 
     fn config(flags: &[&str]) -> Result<Config, ConfigError> {
-        let all = ["umbel-worker", "--redis-url", "redis://127.0.0.1/0"].iter().chain(flags);
+        let all = ["umbel-worker", "--redis-url", "redis://127.0.0.1/0"]
+            .iter()
+            .chain(flags);
         Config::try_from(Args::try_parse_from(all).unwrap())
     }
 

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{Admission as SelfAdmission, Batch, Broker, End, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken, Waker};
+use umbel_broker::{
+    Admission as SelfAdmission, Batch, Broker, End, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken,
+    Waker,
+};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{self, Limits, Malformed, TaskMessage};
 use umbel_protocol::result;
@@ -65,7 +68,10 @@ pub(crate) struct Aside {
 
 impl Default for Aside {
     fn default() -> Aside {
-        Aside { patience: TAKER, not_before: None }
+        Aside {
+            patience: TAKER,
+            not_before: None,
+        }
     }
 }
 
@@ -79,25 +85,32 @@ enum Next {
 
 impl Consumer {
     /// Takes and starts messages until told to be quiet. Runs go on after it has returned.
-    pub(crate) async fn run(mut self) {
+    /// Answers when it was told.
+    pub(crate) async fn run(mut self) -> Instant {
         let (quiet, mut deciding) = (self.quiet.clone(), self.deciding.subscribe());
         let told = async {
             quiet.cancelled().await;
+            let at = Instant::now();
             let _ = deciding.wait_for(|is_deciding| !is_deciding).await;
+            at
         };
-        tokio::select! {
-            () = told => {}
-            () = self.consume() => {}
-        }
+        let told = tokio::select! {
+            at = told => at,
+            () = self.consume() => Instant::now(),
+        };
         // The select above may have dropped a reserve on its way, or a batch was not started any more: one more hello
         // hands back what nobody runs.
         if !self.reserver.is_connected() {
             let leases = Arc::clone(&self.shared.leases);
             let hello = self.reserver.ensure(|| leases.lids());
-            if !matches!(tokio::time::timeout(Duration::from_secs(2), hello).await, Ok(Ok(()))) {
+            if !matches!(
+                tokio::time::timeout(Duration::from_secs(2).min(self.shared.config.grace / 10), hello).await,
+                Ok(Ok(()))
+            ) {
                 tracing::warn!("could not hand back at once; the lease will");
             }
         }
+        told
     }
 
     async fn consume(&mut self) {
@@ -118,7 +131,11 @@ impl Consumer {
                 continue;
             }
             // Nothing was reported since the last look: another look costs less than a reserve.
-            let next = if is_woken { self.take(free, &mut fruitless).await } else { Ok(Next::Wait) };
+            let next = if is_woken {
+                self.take(free, &mut fruitless).await
+            } else {
+                Ok(Next::Wait)
+            };
             if self.note_hello() {
                 leader_seen = Instant::now(); // After an outage its leader gets as long to come back as we did.
             }
@@ -210,12 +227,21 @@ impl Consumer {
 
     /// Takes notice of a new connection. True if there is one.
     fn note_hello(&mut self) -> bool {
-        let Some(hello) = self.reserver.take_hello() else { return false };
+        let Some(hello) = self.reserver.take_hello() else {
+            return false;
+        };
         self.note_gate(&hello.gate);
-        let mut known = self.shared.generation.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self
+            .shared
+            .generation
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_new = known.as_ref().is_none_or(|generation| *generation != hello.generation);
         if known.is_some() && is_new {
             tracing::error!(server = %self.broker.server(), "the broker has lost its data");
+        }
+        if let Some(reason) = hello.unpublished {
+            tracing::error!(server = %self.broker.server(), reason, "results cannot be published: clients wait for them in vain");
         }
         tracing::info!(server = %self.broker.server(), gate = %hello.gate, handed_back = hello.handed_back, "connected");
         *known = Some(hello.generation);
@@ -223,7 +249,11 @@ impl Consumer {
     }
 
     fn note_gate(&self, state: &str) {
-        let mut gate = self.shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut gate = self
+            .shared
+            .gate
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if *gate != state && !state.is_empty() {
             tracing::info!(gate = state, "gate");
             state.clone_into(&mut gate);
@@ -241,7 +271,11 @@ impl Consumer {
             Ok(Some(age)) if age < LEADER_PATIENCE => *leader_seen = Instant::now(),
             Ok(_) if leader_seen.elapsed() >= LEADER_PATIENCE => {
                 let pool = &self.shared.config.pod.pool_uid;
-                match self.broker.admit_self(install, &self.shared.worker, pool, LEADER_PATIENCE.as_secs()).await {
+                match self
+                    .broker
+                    .admit_self(install, &self.shared.worker, pool, LEADER_PATIENCE.as_secs())
+                    .await
+                {
                     Ok(SelfAdmission::Open) => tracing::warn!("no operator for 30 s: admitted myself"),
                     Ok(SelfAdmission::Leader) => *leader_seen = Instant::now(),
                     Ok(SelfAdmission::Step | SelfAdmission::Unknown) => {}
@@ -262,13 +296,19 @@ impl Consumer {
         while began.elapsed() < self.aside.patience {
             let mut is_taker = false;
             for queue in &self.queues {
-                is_taker |= matches!(self.reserver.becomes_taker(&queue.queue, TAKER.as_secs()).await, Ok(true));
+                is_taker |= matches!(
+                    self.reserver.becomes_taker(&queue.queue, TAKER.as_secs()).await,
+                    Ok(true)
+                );
             }
             if !is_taker {
                 return false; // Somebody else stands aside, or has taken it.
             }
             self.shared.readiness.progress();
-            if tokio::time::timeout(TAKER / 2, self.shared.leases.empty()).await.is_ok() {
+            if tokio::time::timeout(TAKER / 2, self.shared.leases.empty())
+                .await
+                .is_ok()
+            {
                 return true;
             }
         }
@@ -321,7 +361,14 @@ impl Consumer {
     }
 
     async fn decide_all(&mut self, batch: Batch) {
-        let Batch { term, sent, now, taken, has_counted, faults } = batch;
+        let Batch {
+            term,
+            sent,
+            now,
+            taken,
+            has_counted,
+            faults,
+        } = batch;
         self.shared.has_counted.store(has_counted, Ordering::Relaxed);
         for (key, reason) in faults {
             self.shared.faults.report(&key, &reason);
@@ -330,14 +377,39 @@ impl Consumer {
             self.shared.clock.observe(now);
         }
         let now = self.shared.clock.now();
-        for Taken { lid, micros, queue, raw, is_suspect } in taken {
+        for Taken {
+            lid,
+            micros,
+            queue,
+            raw,
+            is_suspect,
+        } in taken
+        {
             if self.quiet.is_cancelled() {
                 return self.reserver.forget();
             }
-            let lease = self.shared.leases.insert(&lid, term, micros, sent, self.shared.config.lease);
-            let limits = Limits { bytes: self.shared.config.max_message, ..Limits::default() };
+            let lease = self
+                .shared
+                .leases
+                .insert(&lid, term, micros, sent, self.shared.config.lease);
+            let limits = Limits {
+                bytes: self.shared.config.max_message,
+                ..Limits::default()
+            };
             match message::decode(&raw, &limits, &self.shared.config.zone) {
-                Ok(message) => self.decide(Delivery { lease, queue, raw, message, is_suspect }, now).await,
+                Ok(message) => {
+                    self.decide(
+                        Delivery {
+                            lease,
+                            queue,
+                            raw,
+                            message,
+                            is_suspect,
+                        },
+                        now,
+                    )
+                    .await;
+                }
                 Err(malformed) => self.reject(lid, queue, &malformed).await,
             }
         }
@@ -348,7 +420,9 @@ impl Consumer {
         match (admit(&delivery.message, job.is_some(), now), job) {
             (Admission::Run, Some(job)) => self.spawn(delivery, job).await,
             (Admission::Later(due), _) => {
-                self.shared.due.within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
+                self.shared
+                    .due
+                    .within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
                 self.shared.end(delivery, End::Park { due }, None, "", "parked").await;
             }
             (Admission::Expired, _) => {
@@ -357,8 +431,17 @@ impl Consumer {
                 self.shared.end(delivery, End::Ack, result, "expired", "expired").await;
             }
             (Admission::Unsupported(part), _) => {
-                let failure = Failure::permanent("NotImplementedError", format!("messages with {part} are not supported yet"));
-                self.shared.bury(delivery, &failure, format!("carries {part}, which this version does not run")).await;
+                let failure = Failure::permanent(
+                    "NotImplementedError",
+                    format!("messages with {part} are not supported yet"),
+                );
+                self.shared
+                    .bury(
+                        delivery,
+                        &failure,
+                        format!("carries {part}, which this version does not run"),
+                    )
+                    .await;
             }
             (Admission::Unknown | Admission::Run, _) => self.unknown(delivery).await,
         }
@@ -367,7 +450,9 @@ impl Consumer {
     /// A task that this worker does not know: back to who does, else to the dead letters.
     async fn unknown(&mut self, delivery: Delivery) {
         let (task, queue) = (delivery.message.task.clone(), Arc::clone(&delivery.queue));
-        let asked = self.peers.somebody_knows(&self.broker, &self.shared.worker, &queue, &task);
+        let asked = self
+            .peers
+            .somebody_knows(&self.broker, &self.shared.worker, &queue, &task);
         let Some(is_known) = self.quiet.run_until_cancelled(asked).await else {
             self.shared.leases.remove(std::iter::once(&delivery.lease.lid));
             return self.reserver.forget();
@@ -378,19 +463,30 @@ impl Consumer {
                     let due = self.shared.clock.now() + 1.0;
                     self.shared.due.within(Duration::from_secs(1));
                     tracing::info!(task.name = %task, queue = %queue, times, "unknown here, handed back to others on the queue");
-                    return self.shared.end(delivery, End::Park { due }, None, "", "handed_back").await;
+                    return self
+                        .shared
+                        .end(delivery, End::Park { due }, None, "", "handed_back")
+                        .await;
                 }
                 Ok(_) => {}
                 // Not counted is not used up: what others know is not buried for a hiccup of Redis.
                 Err(err) => {
                     tracing::debug!(error = %chain(&err), "hand-back not counted");
                     let due = self.shared.clock.now() + 1.0;
-                    return self.shared.end(delivery, End::Park { due }, None, "", "handed_back").await;
+                    return self
+                        .shared
+                        .end(delivery, End::Park { due }, None, "", "handed_back")
+                        .await;
                 }
             }
         }
-        let failure = Failure { exc_module: "celery.exceptions".into(), ..Failure::permanent("NotRegistered", format!("'{task}'")) };
-        self.shared.bury(delivery, &failure, format!("unknown task {task:?}")).await;
+        let failure = Failure {
+            exc_module: "celery.exceptions".into(),
+            ..Failure::permanent("NotRegistered", format!("'{task}'"))
+        };
+        self.shared
+            .bury(delivery, &failure, format!("unknown task {task:?}"))
+            .await;
     }
 
     async fn reject(&self, lid: Arc<str>, queue: Arc<str>, malformed: &Malformed) {
@@ -399,8 +495,12 @@ impl Consumer {
         self.shared.metrics.ended(&queue, "", "quarantined");
         let result = malformed.id.as_deref().map(|id| {
             let failure = result::Failure::new("kombu.exceptions", "DecodeError", &reason);
-            let meta = result::Meta { done_at: self.shared.clock.timestamp(), ..result::Meta::default() };
-            self.shared.stored(id, result::failure(id, &failure, None, &meta), false)
+            let meta = result::Meta {
+                done_at: self.shared.clock.timestamp(),
+                ..result::Meta::default()
+            };
+            self.shared
+                .stored(id, result::failure(id, &failure, None, &meta), false)
         });
         let settlement = Settlement {
             lid,
@@ -417,7 +517,9 @@ impl Consumer {
 
     async fn spawn(&self, delivery: Delivery, job: Arc<dyn Job>) {
         // Never waits: only this loop takes slots, and it asked for no more messages than were free.
-        let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else { return };
+        let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else {
+            return;
+        };
         let shared = Arc::clone(&self.shared);
         shared.started.fetch_add(1, Ordering::Relaxed);
         shared.metrics.started.inc();
@@ -450,13 +552,21 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
     let since = shared.clock.now();
     shared.leases.running(
         &delivery.lease.lid,
-        Run { id: message.id.clone(), task: message.task.clone(), queue: Arc::clone(&delivery.queue), since },
+        Run {
+            id: message.id.clone(),
+            task: message.task.clone(),
+            queue: Arc::clone(&delivery.queue),
+            since,
+        },
     );
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
     let began = Instant::now();
     let ctx = context(shared, &delivery);
     let order = ctx.order;
-    let args = Arguments { args: message.args.clone(), kwargs: message.kwargs.clone() };
+    let args = Arguments {
+        args: message.args.clone(),
+        kwargs: message.kwargs.clone(),
+    };
     let seconds = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
     let limits = RunLimits {
         hard: seconds(message.time_limit.hard).or(Some(shared.config.time_limit)),
@@ -468,7 +578,9 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
     shared.metrics.runtime(&delivery.queue, began.elapsed());
     match ending {
         Ending::Outcome(Outcome::Done(value)) => {
-            let result = shared.document(&delivery.message, true, |ctx| result::success(ctx.id, &value, &ctx.meta));
+            let result = shared.document(&delivery.message, true, |ctx| {
+                result::success(ctx.id, &value, &ctx.meta)
+            });
             shared.end(delivery, End::Ack, result, "succeeded", "succeeded").await;
         }
         Ending::Outcome(Outcome::Retry { after, why }) => retry(shared, delivery, after, why, order).await,
@@ -496,7 +608,12 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
 
 fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
     let message = &delivery.message;
-    let headers: BTreeMap<String, Json> = message.headers.entries().into_iter().filter(|(name, _)| !is_celerys(name)).collect();
+    let headers: BTreeMap<String, Json> = message
+        .headers
+        .entries()
+        .into_iter()
+        .filter(|(name, _)| !is_celerys(name))
+        .collect();
     let order = headers.get("umbel_order").and_then(|order| order.to().ok());
     #[allow(clippy::cast_possible_wrap)] // Microseconds since 1970 fit for 290,000 years.
     let first_seen = (delivery.lease.micros / 1000) as i64;
@@ -517,8 +634,26 @@ fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
 /// Headers that Celery itself writes; the others are ours and the user's.
 fn is_celerys(name: &str) -> bool {
     [
-        "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id",
-        "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "compression",
+        "lang",
+        "task",
+        "id",
+        "shadow",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "retries",
+        "timelimit",
+        "root_id",
+        "parent_id",
+        "argsrepr",
+        "kwargsrepr",
+        "origin",
+        "ignore_result",
+        "replaced_task_nesting",
+        "stamped_headers",
+        "stamps",
+        "compression",
     ]
     .contains(&name)
 }
@@ -545,8 +680,12 @@ async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>
         Ok(raw) => {
             shared.due.within(wait);
             let failure = failure_of(&why);
-            let result = shared.document(&delivery.message, false, |ctx| result::retry(ctx.id, &failure, Some(&why.to_string()), &ctx.meta));
-            shared.end(delivery, End::Later { due, raw }, result, "", "retried").await;
+            let result = shared.document(&delivery.message, false, |ctx| {
+                result::retry(ctx.id, &failure, Some(&why.to_string()), &ctx.meta)
+            });
+            shared
+                .end(delivery, End::Later { due, raw }, result, "", "retried")
+                .await;
         }
         Err(malformed) => {
             // It was read a moment ago, so this is a defect of ours; the message is kept all the same.
@@ -557,7 +696,12 @@ async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>
 }
 
 fn failure_of(failure: &Failure) -> result::Failure {
-    let Failure { exc_type, exc_module, message, is_retryable: _ } = failure;
+    let Failure {
+        exc_type,
+        exc_module,
+        message,
+        is_retryable: _,
+    } = failure;
     result::Failure::new(exc_module, exc_type, message)
 }
 
@@ -583,7 +727,12 @@ impl Shared {
     }
 
     /// A result document for the message, unless nobody wants one.
-    pub(crate) fn document(&self, message: &TaskMessage, is_success: bool, make: impl FnOnce(&ResultContext) -> Vec<u8>) -> Option<StoredResult> {
+    pub(crate) fn document(
+        &self,
+        message: &TaskMessage,
+        is_success: bool,
+        make: impl FnOnce(&ResultContext) -> Vec<u8>,
+    ) -> Option<StoredResult> {
         if message.ignore_result == Some(true) {
             return None;
         }
@@ -598,17 +747,44 @@ impl Shared {
     }
 
     pub(crate) fn stored(&self, id: &str, document: Vec<u8>, is_success: bool) -> StoredResult {
-        let key = self.results.as_ref().map_or_else(|| self.broker.result_key(id), |results| results.key(id));
-        StoredResult { key, ttl: self.config.policy.result_ttl, document, is_success }
+        let key = self
+            .results
+            .as_ref()
+            .map_or_else(|| self.broker.result_key(id), |results| results.key(id));
+        StoredResult {
+            key,
+            ttl: self.config.policy.result_ttl,
+            document,
+            is_success,
+        }
     }
 
     /// Ends a delivery.
-    pub(crate) async fn end(&self, delivery: Delivery, end: End, result: Option<StoredResult>, outcome: &'static str, state: &'static str) {
-        let Delivery { lease, queue, message, .. } = delivery;
+    pub(crate) async fn end(
+        &self,
+        delivery: Delivery,
+        end: End,
+        result: Option<StoredResult>,
+        outcome: &'static str,
+        state: &'static str,
+    ) {
+        let Delivery {
+            lease, queue, message, ..
+        } = delivery;
         let run = message.header("umbel_run").and_then(|run| run.to().ok());
         let is_known = self.tasks.get(&message.task).is_some();
-        self.metrics.ended(&queue, if is_known { &message.task } else { "" }, state);
-        let settlement = Settlement { lid: lease.lid, id: message.id, task: message.task, end, result, run, outcome, follow_ups: Vec::new() };
+        self.metrics
+            .ended(&queue, if is_known { &message.task } else { "" }, state);
+        let settlement = Settlement {
+            lid: lease.lid,
+            id: message.id,
+            task: message.task,
+            end,
+            result,
+            run,
+            outcome,
+            follow_ups: Vec::new(),
+        };
         self.send(Ended { queue, settlement }).await;
     }
 
@@ -620,8 +796,11 @@ impl Shared {
         );
         let document = failure_of(failure);
         let text = failure.to_string();
-        let result = self.document(&delivery.message, false, |ctx| result::failure(ctx.id, &document, Some(&text), &ctx.meta));
-        self.end(delivery, End::Bury { reason }, result, "failed", "failed").await;
+        let result = self.document(&delivery.message, false, |ctx| {
+            result::failure(ctx.id, &document, Some(&text), &ctx.meta)
+        });
+        self.end(delivery, End::Bury { reason }, result, "failed", "failed")
+            .await;
     }
 }
 

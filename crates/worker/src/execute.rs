@@ -55,7 +55,13 @@ async fn after(limit: Option<Duration>) {
 }
 
 /// Runs a task to its end. `abandon` is cancelled when the worker will not wait for it any longer.
-pub(crate) async fn execute(job: Arc<dyn Job>, ctx: JobContext, args: Arguments, limits: RunLimits, abandon: &CancellationToken) -> Ending {
+pub(crate) async fn execute(
+    job: Arc<dyn Job>,
+    ctx: JobContext,
+    args: Arguments,
+    limits: RunLimits,
+    abandon: &CancellationToken,
+) -> Ending {
     let lease = ctx.lease.clone();
     let (cancel, soft_limit) = (ctx.cancel.clone(), ctx.soft_limit.clone());
     let mut run = Box::pin(AssertUnwindSafe(async move { job.run(&ctx, args).await }).catch_unwind());
@@ -81,7 +87,10 @@ pub(crate) async fn execute(job: Arc<dyn Job>, ctx: JobContext, args: Arguments,
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Failure {
         exc_type: "RuntimeError".into(),
         exc_module: "builtins".into(),

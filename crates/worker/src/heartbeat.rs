@@ -41,8 +41,16 @@ fn describe(shared: &Shared) -> Heartbeat {
     let config = &shared.config;
     let slots = config.concurrency;
     let busy = slots.saturating_sub(shared.slots.available_permits());
-    shared.metrics.slots.get_or_create(&crate::metrics::StateLabels { state: "busy" }).set(i64::try_from(busy).unwrap_or(i64::MAX));
-    shared.metrics.slots.get_or_create(&crate::metrics::StateLabels { state: "total" }).set(i64::try_from(slots).unwrap_or(i64::MAX));
+    shared
+        .metrics
+        .slots
+        .get_or_create(&crate::metrics::StateLabels { state: "busy" })
+        .set(i64::try_from(busy).unwrap_or(i64::MAX));
+    shared
+        .metrics
+        .slots
+        .get_or_create(&crate::metrics::StateLabels { state: "total" })
+        .set(i64::try_from(slots).unwrap_or(i64::MAX));
     let running = shared.leases.runs().into_iter().take(RUNNING);
     Heartbeat {
         v: Heartbeat::CONTRACT,
@@ -57,9 +65,18 @@ fn describe(shared: &Shared) -> Heartbeat {
         slots: u32::try_from(slots).unwrap_or(u32::MAX),
         busy: u32::try_from(busy).unwrap_or(u32::MAX),
         running: running
-            .map(|run| Running { id: run.id, task: run.task, queue: run.queue.to_string(), since: run.since })
+            .map(|run| Running {
+                id: run.id,
+                task: run.task,
+                queue: run.queue.to_string(),
+                since: run.since,
+            })
             .collect(),
-        gate: shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+        gate: shared
+            .gate
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone(),
         tasks: shared.tasks.names().into_iter().take(NAMES).collect(),
         started: shared.started.load(Ordering::Relaxed),
         finished: shared.finished.load(Ordering::Relaxed),

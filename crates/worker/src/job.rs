@@ -29,7 +29,9 @@ impl Arguments {
     /// # Errors
     /// [`Failure`] of type `TypeError` that says what does not fit: a call with wrong arguments is never retried.
     pub fn positional<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        self.args.to().map_err(|err| Failure::type_error(format!("positional arguments: {err}")))
+        self.args
+            .to()
+            .map_err(|err| Failure::type_error(format!("positional arguments: {err}")))
     }
 
     /// The keyword arguments as one type.
@@ -37,7 +39,9 @@ impl Arguments {
     /// # Errors
     /// As [`Arguments::positional`].
     pub fn keywords<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        self.kwargs.to().map_err(|err| Failure::type_error(format!("keyword arguments: {err}")))
+        self.kwargs
+            .to()
+            .map_err(|err| Failure::type_error(format!("keyword arguments: {err}")))
     }
 }
 
@@ -80,12 +84,22 @@ pub struct Failure {
 impl Failure {
     /// A failure that the retry policy of the queue may repeat.
     pub fn transient(message: impl Into<String>) -> Failure {
-        Failure { exc_type: "RuntimeError".into(), exc_module: "builtins".into(), message: message.into(), is_retryable: true }
+        Failure {
+            exc_type: "RuntimeError".into(),
+            exc_module: "builtins".into(),
+            message: message.into(),
+            is_retryable: true,
+        }
     }
 
     /// A failure that repeating cannot mend.
     pub fn permanent(exc_type: &str, message: impl Into<String>) -> Failure {
-        Failure { exc_type: exc_type.into(), exc_module: "builtins".into(), message: message.into(), is_retryable: false }
+        Failure {
+            exc_type: exc_type.into(),
+            exc_module: "builtins".into(),
+            message: message.into(),
+            is_retryable: false,
+        }
     }
 
     /// Arguments of the wrong shape.
@@ -104,7 +118,10 @@ impl std::error::Error for Failure {}
 
 impl From<Lost> for Outcome {
     fn from(lost: Lost) -> Outcome {
-        Outcome::Failed(Failure { is_retryable: true, ..Failure::permanent("WorkerLostError", lost.to_string()) })
+        Outcome::Failed(Failure {
+            is_retryable: true,
+            ..Failure::permanent("WorkerLostError", lost.to_string())
+        })
     }
 }
 
@@ -170,7 +187,14 @@ impl JobContext {
     /// Hands the state of a target cluster to the operator, through Redis. Reports beyond the buffer are dropped: the
     /// next run makes a newer one.
     pub fn report_cluster(&self, cluster: &str, body: serde_json::Value) {
-        if self.reports.try_send(Report { cluster: cluster.to_owned(), body }).is_err() {
+        if self
+            .reports
+            .try_send(Report {
+                cluster: cluster.to_owned(),
+                body,
+            })
+            .is_err()
+        {
             tracing::warn!(cluster, "report dropped");
         }
     }

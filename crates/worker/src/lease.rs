@@ -126,8 +126,19 @@ impl Leases {
             is_lost: AtomicBool::new(false),
             changed: Notify::new(),
         });
-        self.lock().insert(Arc::clone(lid), Held { cell: Arc::clone(&cell), run: None });
-        Lease { lid: Arc::clone(lid), term, micros, cell }
+        self.lock().insert(
+            Arc::clone(lid),
+            Held {
+                cell: Arc::clone(&cell),
+                run: None,
+            },
+        );
+        Lease {
+            lid: Arc::clone(lid),
+            term,
+            micros,
+            cell,
+        }
     }
 
     pub(crate) fn running(&self, lid: &str, run: Run) {
@@ -196,7 +207,7 @@ pub(crate) fn margin(lease: Duration) -> Duration {
 
 /// End of the trust window for a call that was sent at `sent`.
 fn until(sent: Instant, lease: Duration) -> Instant {
-    sent + (lease - margin(lease))
+    sent + lease.saturating_sub(margin(lease))
 }
 
 #[cfg(test)]
@@ -206,7 +217,10 @@ mod tests {
     #[test]
     fn margins_by_length() {
         for (lease, expected) in [(60, 6.0), (10, 2.0), (4, 1.0), (600, 60.0)] {
-            assert!((margin(Duration::from_secs(lease)).as_secs_f64() - expected).abs() < 1e-9, "lease {lease}");
+            assert!(
+                (margin(Duration::from_secs(lease)).as_secs_f64() - expected).abs() < 1e-9,
+                "lease {lease}"
+            );
         }
     }
 

@@ -97,7 +97,10 @@ impl Worker {
         umbel_telemetry::logs::init("worker");
         // One provider, chosen before the first TLS connection; a second install is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
         let ended = runtime.block_on(self.run_with(config));
         // A run that never yields must not keep the process: its lease returns the message.
         runtime.shutdown_timeout(std::time::Duration::from_millis(200));

@@ -44,10 +44,26 @@ impl Metrics {
             tasks: registry.add("task", "Tasks that ended, by how", Family::default()),
             runtime: registry.add("task_runtime_seconds", "Time that tasks ran", runtime),
             slots: registry.add("worker_slots", "Slots by state", Family::default()),
-            lost: registry.add("lease_lost", "Leases that were lost before they were settled", Counter::default()),
-            ack_unknown: registry.add("ack_unknown", "Settlements whose first reply was lost", Counter::default()),
-            reclaimed: registry.add("lease_reclaimed", "Overdue leases that this worker took back", Counter::default()),
-            repaired: registry.add("janitor_repaired", "Records that this worker's janitor repaired", Counter::default()),
+            lost: registry.add(
+                "lease_lost",
+                "Leases that were lost before they were settled",
+                Counter::default(),
+            ),
+            ack_unknown: registry.add(
+                "ack_unknown",
+                "Settlements whose first reply was lost",
+                Counter::default(),
+            ),
+            reclaimed: registry.add(
+                "lease_reclaimed",
+                "Overdue leases that this worker took back",
+                Counter::default(),
+            ),
+            repaired: registry.add(
+                "janitor_repaired",
+                "Records that this worker's janitor repaired",
+                Counter::default(),
+            ),
             broker_errors: registry.add("broker_errors", "Calls to Redis that failed", Counter::default()),
             started: registry.add("task_started", "Tasks that began to run", Counter::default()),
             finished: registry.add("task_finished", "Tasks that ended, in whatever way", Counter::default()),
@@ -55,10 +71,20 @@ impl Metrics {
     }
 
     pub(crate) fn runtime(&self, queue: &str, took: std::time::Duration) {
-        self.runtime.get_or_create(&QueueLabels { queue: queue.to_owned() }).observe(took.as_secs_f64());
+        self.runtime
+            .get_or_create(&QueueLabels {
+                queue: queue.to_owned(),
+            })
+            .observe(took.as_secs_f64());
     }
 
     pub(crate) fn ended(&self, queue: &str, task: &str, state: &'static str) {
-        self.tasks.get_or_create(&TaskLabels { queue: queue.to_owned(), task: task.to_owned(), state }).inc();
+        self.tasks
+            .get_or_create(&TaskLabels {
+                queue: queue.to_owned(),
+                task: task.to_owned(),
+                state,
+            })
+            .inc();
     }
 }

@@ -31,10 +31,15 @@ impl Peers {
                 Err(err) => tracing::debug!(error = %chain(&err), "asking for other workers again"),
             }
         }
-        let workers = self.ours.as_ref().map_or(&[] as &[WorkerRecord], |(_, workers)| workers);
-        workers.iter().filter(|record| record.worker != me).filter_map(|record| record.heartbeat.as_ref()).any(|beat| {
-            beat.queues.iter().any(|name| name == queue) && beat.tasks.iter().any(|name| name == task)
-        })
+        let workers = self
+            .ours
+            .as_ref()
+            .map_or(&[] as &[WorkerRecord], |(_, workers)| workers);
+        workers
+            .iter()
+            .filter(|record| record.worker != me)
+            .filter_map(|record| record.heartbeat.as_ref())
+            .any(|beat| beat.queues.iter().any(|name| name == queue) && beat.tasks.iter().any(|name| name == task))
     }
 
     async fn celery_consumes(&mut self, broker: &Broker, queue: &str) -> bool {

@@ -26,21 +26,29 @@ impl Renewal {
     /// The thread or its runtime could not be made.
     pub(crate) fn start(self, stop: CancellationToken) -> std::io::Result<std::thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("renew".into()).stack_size(256 * 1024).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = self.run() => {}
-                }
-            });
-        })
+        std::thread::Builder::new()
+            .name("renew".into())
+            .stack_size(256 * 1024)
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = self.run() => {}
+                    }
+                });
+            })
     }
 
     async fn run(self) {
         let mut broker: Option<Broker> = None;
         let mut is_warned = false;
         loop {
-            tokio::time::sleep(if is_warned { self.every.min(Duration::from_secs(1)) } else { self.every }).await;
+            tokio::time::sleep(if is_warned {
+                self.every.min(Duration::from_secs(1))
+            } else {
+                self.every
+            })
+            .await;
             let lids = self.leases.lids();
             if lids.is_empty() {
                 is_warned = false;

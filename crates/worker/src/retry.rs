@@ -39,7 +39,9 @@ pub fn next(policy: &RetryPolicy, retries: u32, random: f64) -> Option<Duration>
     let wait = policy.initial_backoff.as_secs_f64() * policy.factor.max(1.0).powi(exponent);
     let wait = wait.min(policy.max_backoff.as_secs_f64());
     let jitter = policy.jitter.clamp(0.0, 1.0) * (2.0 * random - 1.0);
-    Some(Duration::from_secs_f64((wait * (1.0 + jitter)).min(policy.max_backoff.as_secs_f64())))
+    Some(Duration::from_secs_f64(
+        (wait * (1.0 + jitter)).min(policy.max_backoff.as_secs_f64()),
+    ))
 }
 
 #[cfg(test)]
@@ -48,8 +50,13 @@ mod tests {
 
     #[test]
     fn waits_grow_to_the_cap_and_end() {
-        let policy = RetryPolicy { max_backoff: Duration::from_secs(5), ..RetryPolicy::default() };
-        let waits: Vec<Option<u64>> = (0..5).map(|retries| next(&policy, retries, 0.5).map(|wait| wait.as_secs())).collect();
+        let policy = RetryPolicy {
+            max_backoff: Duration::from_secs(5),
+            ..RetryPolicy::default()
+        };
+        let waits: Vec<Option<u64>> = (0..5)
+            .map(|retries| next(&policy, retries, 0.5).map(|wait| wait.as_secs()))
+            .collect();
         assert_eq!(waits, [Some(1), Some(2), Some(4), Some(5), None]);
     }
 
@@ -63,7 +70,10 @@ mod tests {
     #[test]
     fn forged_counts_neither_overflow_nor_loop() {
         assert_eq!(next(&RetryPolicy::default(), u32::MAX, 0.5), None);
-        let endless = RetryPolicy { max_attempts: u32::MAX, ..RetryPolicy::default() };
+        let endless = RetryPolicy {
+            max_attempts: u32::MAX,
+            ..RetryPolicy::default()
+        };
         assert_eq!(next(&endless, u32::MAX - 2, 0.5), Some(endless.max_backoff));
     }
 }

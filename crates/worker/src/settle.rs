@@ -57,8 +57,19 @@ impl Settler {
     }
 
     fn is_plain(&self, ended: &Ended) -> bool {
-        let Settlement { lid: _, id: _, task: _, end, result, run, outcome: _, follow_ups } = &ended.settlement;
-        let is_cheap = result.as_ref().is_none_or(|result| result.is_success && self.results.is_none());
+        let Settlement {
+            lid: _,
+            id: _,
+            task: _,
+            end,
+            result,
+            run,
+            outcome: _,
+            follow_ups,
+        } = &ended.settlement;
+        let is_cheap = result
+            .as_ref()
+            .is_none_or(|result| result.is_success && self.results.is_none());
         *end == End::Ack && is_cheap && run.is_none() && follow_ups.is_empty()
     }
 
@@ -72,15 +83,26 @@ impl Settler {
         let mut groups: Vec<AckGroup> = Vec::new();
         for Ended { queue, settlement } in plain {
             let has_result = settlement.result.is_some();
-            let group = groups.iter().position(|group| group.queue == queue && group.results.is_empty() != has_result);
+            let group = groups
+                .iter()
+                .position(|group| group.queue == queue && group.results.is_empty() != has_result);
             let group = group.unwrap_or_else(|| {
-                groups.push(AckGroup { queue, ..AckGroup::default() });
+                groups.push(AckGroup {
+                    queue,
+                    ..AckGroup::default()
+                });
                 groups.len() - 1
             });
             groups[group].leases.push((settlement.lid, settlement.id));
-            groups[group].results.extend(settlement.result.map(|result| (result.key, result.document)));
+            groups[group]
+                .results
+                .extend(settlement.result.map(|result| (result.key, result.document)));
         }
-        let lost = self.repeat("ack", || self.broker.ack(&self.worker, self.result_ttl, has_counted, &groups)).await;
+        let lost = self
+            .repeat("ack", || {
+                self.broker.ack(&self.worker, self.result_ttl, has_counted, &groups)
+            })
+            .await;
         self.finish(groups.iter().flat_map(|group| &group.leases).map(|(lid, _)| lid), lost);
     }
 
@@ -90,7 +112,10 @@ impl Settler {
         }
         let mut settlements: Vec<Settlement> = ended.into_iter().map(|ended| ended.settlement).collect();
         if let Some(store) = &self.results {
-            let documents: Vec<_> = settlements.iter_mut().filter_map(|settlement| settlement.result.take()).collect();
+            let documents: Vec<_> = settlements
+                .iter_mut()
+                .filter_map(|settlement| settlement.result.take())
+                .collect();
             if !documents.is_empty() && self.repeat("store_result", || store.store(&documents)).await.is_none() {
                 // Not acknowledged without its result: the lease runs out and the message comes again.
                 return self.let_go(&settlements);
@@ -98,18 +123,30 @@ impl Settler {
         }
         let whole = self.broker.settle(self.dead_kept, &settlements).await;
         if let Ok(lost) = whole {
-            if settlements.iter().any(|settlement| matches!(settlement.end, End::Later { .. } | End::Park { .. })) {
+            if settlements
+                .iter()
+                .any(|settlement| matches!(settlement.end, End::Later { .. } | End::Park { .. }))
+            {
                 self.due.within(Duration::ZERO); // Who was told before it was in Redis may have looked too early.
             }
-            return self.finish(settlements.iter().map(|settlement| &settlement.lid), Some((lost, false)));
+            return self.finish(
+                settlements.iter().map(|settlement| &settlement.lid),
+                Some((lost, false)),
+            );
         }
         // One that the server refuses (a key of another type) must not hold up its neighbours: one at a time, and what
         // is refused again waits beside them.
         for settlement in settlements {
-            match self.broker.settle(self.dead_kept, std::slice::from_ref(&settlement)).await {
+            match self
+                .broker
+                .settle(self.dead_kept, std::slice::from_ref(&settlement))
+                .await
+            {
                 Ok(lost) => self.finish(std::iter::once(&settlement.lid), Some((lost, true))),
                 Err(err) if !err.is_connection() => {
-                    let Ok(permit) = Arc::clone(refused).acquire_owned().await else { return };
+                    let Ok(permit) = Arc::clone(refused).acquire_owned().await else {
+                        return;
+                    };
                     let this = Arc::clone(self);
                     tokio::spawn(async move {
                         this.again(&settlement).await;
@@ -129,7 +166,11 @@ impl Settler {
     }
 
     /// Calls until there is an answer; answers it with whether the call was repeated. `None` after a whole lease.
-    async fn repeat<T, F: Future<Output = Result<T, Error>>>(&self, what: &'static str, call: impl Fn() -> F) -> Option<(T, bool)> {
+    async fn repeat<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        what: &'static str,
+        call: impl Fn() -> F,
+    ) -> Option<(T, bool)> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut is_repeated = false;

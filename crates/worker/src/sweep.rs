@@ -42,7 +42,10 @@ impl DueSoon {
     }
 
     fn take(&self) -> Option<Instant> {
-        self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+        self.next
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
     }
 
     fn peek(&self) -> Option<Instant> {
@@ -100,15 +103,22 @@ impl Recovery {
                 SweepAnswer::Skipped => return Ok(()),
                 SweepAnswer::Grace { until, reason } => {
                     if let Some(reason) = reason {
-                        tracing::info!(reason, seconds = until - self.clock.now(), "no lease is taken back for a while");
+                        tracing::info!(
+                            reason,
+                            seconds = until - self.clock.now(),
+                            "no lease is taken back for a while"
+                        );
                     }
                     return Ok(());
                 }
                 SweepAnswer::Overdue(overdue) => {
                     let full = overdue.len() == BATCH.min(budget);
-                    let mut reclaims: Vec<Reclaim> = overdue.iter().filter_map(|overdue| self.reclaim(overdue)).collect();
+                    let mut reclaims: Vec<Reclaim> =
+                        overdue.iter().filter_map(|overdue| self.reclaim(overdue)).collect();
                     let elsewhere = self.results.as_ref().map(|(store, ttl)| {
-                        let failures = reclaims.iter_mut().filter_map(|reclaim| Some((reclaim.id.clone(), reclaim.failure.take()?)));
+                        let failures = reclaims
+                            .iter_mut()
+                            .filter_map(|reclaim| Some((reclaim.id.clone(), reclaim.failure.take()?)));
                         (store, *ttl, failures.collect::<HashMap<_, _>>())
                     });
                     let done = self.broker.reclaim(&reclaims).await?;
@@ -118,7 +128,12 @@ impl Recovery {
                     let count = done.back + done.suspected + done.buried.len() as u64;
                     if count > 0 {
                         self.metrics.reclaimed.inc_by(count);
-                        tracing::info!(back = done.back, suspected = done.suspected, buried = done.buried.len(), "took overdue leases back");
+                        tracing::info!(
+                            back = done.back,
+                            suspected = done.suspected,
+                            buried = done.buried.len(),
+                            "took overdue leases back"
+                        );
                     }
                     for id in &done.buried {
                         tracing::error!(task.id = %id, "message killed its worker too often: dead letter");
@@ -135,11 +150,22 @@ impl Recovery {
     }
 
     /// Tells callers who wait at another database that their message was given up.
-    async fn tell(&self, store: &ResultStore, ttl: u64, mut failures: HashMap<String, (String, Vec<u8>)>, buried: &[String]) {
+    async fn tell(
+        &self,
+        store: &ResultStore,
+        ttl: u64,
+        mut failures: HashMap<String, (String, Vec<u8>)>,
+        buried: &[String],
+    ) {
         let documents: Vec<StoredResult> = buried
             .iter()
             .filter_map(|id| failures.remove(id).map(|(_, document)| (id, document)))
-            .map(|(id, document)| StoredResult { key: store.key(id), ttl, document, is_success: false })
+            .map(|(id, document)| StoredResult {
+                key: store.key(id),
+                ttl,
+                document,
+                is_success: false,
+            })
             .collect();
         if !documents.is_empty()
             && let Err(err) = store.store(&documents).await
@@ -158,15 +184,37 @@ impl Recovery {
                 let run = message.header("umbel_run").and_then(|run| run.to().ok());
                 (message.id, message.task, run)
             }
-            Err(malformed) => (malformed.id.unwrap_or_default(), malformed.task.unwrap_or_default(), None),
+            Err(malformed) => (
+                malformed.id.unwrap_or_default(),
+                malformed.task.unwrap_or_default(),
+                None,
+            ),
         };
-        let counted_as = if id.is_empty() { format!("raw:{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &overdue.raw)) } else { id.clone() };
+        let counted_as = if id.is_empty() {
+            format!("raw:{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &overdue.raw))
+        } else {
+            id.clone()
+        };
         let failure = (!id.is_empty()).then(|| {
-            let lost = result::Failure::new("billiard.exceptions", "WorkerLostError", "the task killed its worker each time it ran");
-            let meta = result::Meta { done_at: self.clock.timestamp(), ..result::Meta::default() };
+            let lost = result::Failure::new(
+                "billiard.exceptions",
+                "WorkerLostError",
+                "the task killed its worker each time it ran",
+            );
+            let meta = result::Meta {
+                done_at: self.clock.timestamp(),
+                ..result::Meta::default()
+            };
             (self.broker.result_key(&id), result::failure(&id, &lost, None, &meta))
         });
-        Some(Reclaim { lid: overdue.lid.clone(), counted_as, id, task, run, failure })
+        Some(Reclaim {
+            lid: overdue.lid.clone(),
+            counted_as,
+            id,
+            task,
+            run,
+            failure,
+        })
     }
 
     async fn tidy(&self, thorough: bool) {
@@ -203,7 +251,11 @@ impl Recovery {
             match self.broker.promote(PROMOTE, &queues).await {
                 Ok(promoted) => {
                     if let Some(due_in) = promoted.due_in {
-                        self.due.within(due_in.max(if promoted.moved == 0 { Duration::from_millis(1) } else { Duration::ZERO }));
+                        self.due.within(due_in.max(if promoted.moved == 0 {
+                            Duration::from_millis(1)
+                        } else {
+                            Duration::ZERO
+                        }));
                     }
                 }
                 Err(err) => {

@@ -66,7 +66,10 @@ where
                 match typed(&args) {
                     Ok(args) => match call(ctx, args).await {
                         Ok(value) => done(&value),
-                        Err(failure) if failure.is_retryable => Outcome::Retry { after: None, why: failure },
+                        Err(failure) if failure.is_retryable => Outcome::Retry {
+                            after: None,
+                            why: failure,
+                        },
                         Err(failure) => Outcome::Failed(failure),
                     },
                     Err(failure) => Outcome::Failed(failure),
@@ -92,7 +95,10 @@ fn typed<A: DeserializeOwned>(args: &Arguments) -> Result<A, Failure> {
         (true, true) => Err(Failure::type_error("takes positional or keyword arguments, not both")),
         (true, false) => args.positional(),
         (false, true) => args.keywords(),
-        (false, false) => Json::null().to().or_else(|_| args.keywords()).or_else(|failure| args.positional().map_err(|_| failure)),
+        (false, false) => Json::null()
+            .to()
+            .or_else(|_| args.keywords())
+            .or_else(|failure| args.positional().map_err(|_| failure)),
     }
 }
 
@@ -109,14 +115,23 @@ mod tests {
     }
 
     fn arguments(args: &str, kwargs: &str) -> Arguments {
-        Arguments { args: Json::parse(args).unwrap(), kwargs: Json::parse(kwargs).unwrap() }
+        Arguments {
+            args: Json::parse(args).unwrap(),
+            kwargs: Json::parse(kwargs).unwrap(),
+        }
     }
 
     #[test]
     fn arguments_by_position_and_by_name() {
-        let expected = Resize { url: "u".into(), width: 3 };
+        let expected = Resize {
+            url: "u".into(),
+            width: 3,
+        };
         assert_eq!(typed::<Resize>(&arguments(r#"["u", 3]"#, "{}")).unwrap(), expected);
-        assert_eq!(typed::<Resize>(&arguments("[]", r#"{"url": "u", "width": 3}"#)).unwrap(), expected);
+        assert_eq!(
+            typed::<Resize>(&arguments("[]", r#"{"url": "u", "width": 3}"#)).unwrap(),
+            expected
+        );
         assert_eq!(typed::<(i64, i64)>(&arguments("[2, 3]", "{}")).unwrap(), (2, 3));
         assert!(matches!(typed::<()>(&arguments("[]", "{}")), Ok(())));
         let wrong = typed::<(i64, i64)>(&arguments("[2]", "{}")).unwrap_err();

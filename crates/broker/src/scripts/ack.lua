@@ -18,7 +18,7 @@ while at <= #ARGV do
       if has_results then
         local key, doc = ARGV[results + 2 * i - 2], ARGV[results + 2 * i - 1]
         if ttl > 0 then redis.call('SET', key, doc, 'EX', ttl) else redis.call('SET', key, doc) end
-        redis.call('PUBLISH', key, doc)
+        publish(key, doc)
       end
     else
       lost[#lost + 1] = lid

@@ -1,7 +1,8 @@
 -- hello: a worker's connection that reserves introduces itself; older reserves of it are refused from now on.
 -- ARGV: prefix, worker, '1' when standalone, candidate for the id of this data set, policies as
 --       count then (queue, 'max deliveries|result ttl|dead letters kept') each, then the lease ids it holds.
--- Returns: epoch, state of the gate, id of the data set, leases handed back, Redis time in microseconds.
+-- Returns: epoch, state of the gate, id of the data set, leases handed back, Redis time in microseconds, why results
+--          cannot be published or ''.
 local worker, standalone = ARGV[2], ARGV[3] == '1'
 local at = 6
 for _ = 1, tonumber(ARGV[5]) do
@@ -35,4 +36,6 @@ if tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') ~= count the
     if list and pcall(redis.call, 'RPUSH', list, raw) then end_lease(b.lid, list) end
   end
 end
-return { g.epoch, g.state, redis.call('GET', U .. 'gen'), #back, string.format('%.0f', micros()) }
+local published = publish(P .. 'celery-task-meta-umbel', '')
+return { g.epoch, g.state, redis.call('GET', U .. 'gen'), #back, string.format('%.0f', micros()),
+  type(published) == 'table' and published.err or '' }

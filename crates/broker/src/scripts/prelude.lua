@@ -56,6 +56,9 @@ local function end_lease(lid, list)
   redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), -1)
 end
 
+-- The wake-up of a result. An ACL without the channel must not undo an end whose result is stored: hello tells of it.
+local function publish(key, doc) return redis.pcall('PUBLISH', key, doc) end
+
 -- A result document under Celery's key, with its wake-up. SUCCESS is final: only another SUCCESS replaces it.
 local function store_result(key, ttl, doc, is_success)
   if not is_success then
@@ -63,7 +66,7 @@ local function store_result(key, ttl, doc, is_success)
     if old and string.find(old, '^{"status": "SUCCESS"') then return end
   end
   if tonumber(ttl) > 0 then redis.call('SET', key, doc, 'EX', ttl) else redis.call('SET', key, doc) end
-  redis.call('PUBLISH', key, doc)
+  publish(key, doc)
 end
 
 -- A run (all messages of one slot) is active until each of its ids is settled.

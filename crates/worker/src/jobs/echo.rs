@@ -18,7 +18,10 @@ impl Job for Echo {
         let text = format!("{{\"args\": {}, \"kwargs\": {}}}", args.args, args.kwargs);
         let outcome = match Json::parse(&text) {
             Ok(value) => Outcome::Done(value),
-            Err(err) => Outcome::Failed(Failure::permanent("ValueError", format!("too deep to be returned: {err}"))),
+            Err(err) => Outcome::Failed(Failure::permanent(
+                "ValueError",
+                format!("too deep to be returned: {err}"),
+            )),
         };
         std::future::ready(outcome).boxed()
     }

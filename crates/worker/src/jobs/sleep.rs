@@ -24,8 +24,11 @@ fn seconds(args: &Arguments) -> Result<(Duration, Json), Failure> {
         Some([]) => Json::of(&args.keywords::<Keywords>()?.seconds),
         _ => return Err(Failure::type_error("umbel.sleep takes one argument: seconds")),
     };
-    let number: f64 = written.to().map_err(|err| Failure::type_error(format!("seconds: {err}")))?;
-    let wait = Duration::try_from_secs_f64(number).map_err(|err| Failure::permanent("ValueError", format!("seconds: {err}")))?;
+    let number: f64 = written
+        .to()
+        .map_err(|err| Failure::type_error(format!("seconds: {err}")))?;
+    let wait = Duration::try_from_secs_f64(number)
+        .map_err(|err| Failure::permanent("ValueError", format!("seconds: {err}")))?;
     Ok((wait, written))
 }
 
@@ -53,15 +56,31 @@ mod tests {
     use super::*;
 
     fn arguments(args: &str, kwargs: &str) -> Arguments {
-        Arguments { args: Json::parse(args).unwrap(), kwargs: Json::parse(kwargs).unwrap() }
+        Arguments {
+            args: Json::parse(args).unwrap(),
+            kwargs: Json::parse(kwargs).unwrap(),
+        }
     }
 
     #[test]
     fn seconds_by_position_or_name() {
-        assert_eq!(seconds(&arguments("[0.5]", "{}")).unwrap().0, Duration::from_millis(500));
-        assert_eq!(seconds(&arguments("[]", r#"{"seconds": 2}"#)).unwrap().0, Duration::from_secs(2));
+        assert_eq!(
+            seconds(&arguments("[0.5]", "{}")).unwrap().0,
+            Duration::from_millis(500)
+        );
+        assert_eq!(
+            seconds(&arguments("[]", r#"{"seconds": 2}"#)).unwrap().0,
+            Duration::from_secs(2)
+        );
         assert_eq!(seconds(&arguments("[2]", "{}")).unwrap().1.as_str(), "2");
-        for (args, kwargs) in [("[]", "{}"), ("[-1]", "{}"), ("[\"x\"]", "{}"), ("[1, 2]", "{}"), ("[NaN]", "{}"), ("[1e300]", "{}")] {
+        for (args, kwargs) in [
+            ("[]", "{}"),
+            ("[-1]", "{}"),
+            ("[\"x\"]", "{}"),
+            ("[1, 2]", "{}"),
+            ("[NaN]", "{}"),
+            ("[1e300]", "{}"),
+        ] {
             assert!(seconds(&arguments(args, kwargs)).is_err(), "{args} {kwargs}");
         }
     }
