@@ -17,10 +17,10 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
     let way = broker::of_queue(global, send.queue.as_deref()).await?;
     task.queue.clone_from(&way.queue);
     // By the broker's clock, as every order is: a run that is delivered again stays where it was in the order of runs.
-    let sent = way.broker.time().await?;
-    task.headers.push(("umbel_order".to_owned(), Json::of(&sent)));
+    let order = way.broker.time().await?;
+    task.headers.push(("umbel_order".to_owned(), Json::of(&order)));
     task.headers
-        .push(("umbel_sent_at".to_owned(), Json::of(&(sent as f64 / 1000.0))));
+        .push(("umbel_sent_at".to_owned(), Json::of(&(order as f64 / 1000.0))));
     let raw = task.encode();
     // What no worker would take is refused here, where somebody reads the reason.
     if let Err(malformed) = decode(&raw, &Limits::default(), &jiff::tz::TimeZone::UTC) {
