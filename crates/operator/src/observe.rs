@@ -205,11 +205,13 @@ impl Fleet {
 fn set(set: &ReplicaSet) -> drain::Set {
     let (size, live) = numbers(set);
     let seen = set.status.as_ref().and_then(|status| status.observed_generation);
+    let ready = count(set.status.as_ref().and_then(|status| status.ready_replicas));
     drain::Set {
         uid: set.uid().unwrap_or_default(),
         size,
         observed: seen >= set.metadata.generation,
         live,
+        ready,
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Set {
     pub observed: bool,
     /// `status.replicas`.
     pub live: u32,
+    /// `status.readyReplicas`: so many pods had become Ready in the view of the ReplicaSet controller.
+    pub ready: u32,
 }
 
 /// What identifies the data that the workers' states were read from.
@@ -334,18 +336,29 @@ impl World {
         self.pods.iter().filter(|pod| !pod.ending)
     }
 
-    /// Whether the last size and template have been seen by both controllers, and no
-    /// ReplicaSet has more pods than it shall have: nobody is about to be removed for a size.
+    /// Whether the last size and template have been seen by both controllers, and no ReplicaSet has more pods than it
+    /// shall have: nobody is about to be removed for a size. The pods are counted here as well, because a ReplicaSet's
+    /// status may leave out pods that its controller made and has not seen yet.
     pub fn is_processed(&self) -> bool {
-        self.deployment.observed && self.sets.iter().all(|set| set.observed && set.live <= set.size)
+        let fits = |set: &Set| self.live().filter(|pod| pod.set == set.uid).count() <= set.size as usize;
+        self.deployment.observed
+            && self
+                .sets
+                .iter()
+                .all(|set| set.observed && set.live <= set.size && fits(set))
     }
 
     /// Whether everything agrees on one size and there is no rollout.
     ///
-    /// The pods themselves are counted, too: a status is a snapshot.
+    /// The pods themselves are counted, too: a status is a snapshot. And the ReplicaSet controller must have seen who is
+    /// Ready: to one that has not, a pod admitted a moment ago ranks like one that nobody admitted.
     pub fn is_settled(&self) -> bool {
         let size = self.deployment.size;
-        let live = u32::try_from(self.live().count()).unwrap_or(u32::MAX);
+        let count = |pods: usize| u32::try_from(pods).unwrap_or(u32::MAX);
+        let (live, ready) = (
+            count(self.live().count()),
+            count(self.live().filter(|pod| pod.ready).count()),
+        );
         let sets: u32 = self.sets.iter().map(|set| set.size).sum();
         self.is_processed()
             && !self.is_rolling()
@@ -353,6 +366,7 @@ impl World {
             && sets == size
             && self.sets.iter().all(|set| set.live == set.size)
             && live == size
+            && self.sets.iter().map(|set| set.ready).sum::<u32>() == ready
     }
 
     /// Whether pods of more than one template revision exist or shall exist.
@@ -478,12 +492,14 @@ fn verify(world: &World, lowering: &Lowering, late: bool) -> Option<Turn> {
 }
 
 /// The admitted pods that a scale-down takes, in their order; empty if nothing is surplus.
+///
+/// What counts is how many admitted pods are there, not how far the size is away: pods that are missing (a replacement
+/// on its way) come unadmitted and are taken instead.
 fn choose(world: &World, victims: Victims) -> Vec<&Pod> {
-    let surplus = world.deployment.size.saturating_sub(world.desired) as usize;
-    let unadmitted = world.live().filter(|pod| !pod.is_admitted()).count();
-    let wanted = surplus.saturating_sub(unadmitted);
+    let admitted = world.live().filter(|pod| pod.is_admitted()).count();
+    let wanted = admitted.saturating_sub(world.desired as usize);
     // A rollout replaces the pods anyway; what it leaves is chosen afterwards.
-    if wanted == 0 || world.is_rolling() {
+    if wanted == 0 || world.desired >= world.deployment.size || world.is_rolling() {
         return Vec::new();
     }
     let mut candidates: Vec<&Pod> = world

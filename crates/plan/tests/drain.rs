@@ -1,0 +1,387 @@
+//! One pass of a scale-down, case by case.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use umbel_plan::drain::{
+    Action, Broker, Fleet, Gate, Lowering, Memory, Pod, REPLACEMENT_WAIT, Reason, Set, Turn, Victims, Worker, World,
+    next,
+};
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000_000).unwrap()
+}
+
+/// An admitted, ready, idle pod; a larger number is newer.
+fn pod(number: u8) -> Pod {
+    let name = format!("p{number}");
+    Pod {
+        name: name.clone(),
+        uid: name.clone(),
+        set: "set".into(),
+        created: Timestamp::from_second(i64::from(number)).unwrap(),
+        running: true,
+        ready: true,
+        ending: false,
+        marked: true,
+        worker: Some(Worker {
+            name,
+            gate: Gate::Open,
+            held: 0,
+            alive: true,
+        }),
+    }
+}
+
+fn with(pod: Pod, gate: Gate, held: u64) -> Pod {
+    Pod {
+        worker: pod.worker.clone().map(|worker| Worker { gate, held, ..worker }),
+        ..pod
+    }
+}
+
+/// A pod that nobody admitted.
+fn fresh(number: u8) -> Pod {
+    Pod {
+        marked: false,
+        ready: false,
+        ..with(pod(number), Gate::New, 0)
+    }
+}
+
+/// A settled world of these pods.
+fn world(pods: Vec<Pod>, desired: u32) -> World {
+    let live = u32::try_from(pods.iter().filter(|pod| !pod.ending).count()).unwrap();
+    let ready = u32::try_from(pods.iter().filter(|pod| !pod.ending && pod.ready).count()).unwrap();
+    let sets = if live == 0 {
+        Vec::new()
+    } else {
+        vec![Set {
+            uid: "set".into(),
+            size: live,
+            observed: true,
+            live,
+            ready,
+        }]
+    };
+    World {
+        desired,
+        deployment: Fleet {
+            size: live,
+            observed: true,
+            live,
+            updated: live,
+        },
+        sets,
+        pods,
+        broker: Some(Broker { generation: "g".into() }),
+    }
+}
+
+fn turn(world: &World) -> Turn {
+    next(world, &Memory::default(), Victims::Drained, now())
+}
+
+fn uids(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn a_steady_world_is_left_alone() {
+    assert_eq!(
+        turn(&world(vec![pod(1), pod(2)], 2)),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Steady
+        }
+    );
+    assert_eq!(
+        turn(&world(vec![], 0)),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Steady
+        }
+    );
+}
+
+#[test]
+fn idle_pods_are_drained_first_and_the_newest_of_them() {
+    let pods = vec![pod(1), with(pod(2), Gate::Open, 3), pod(3), with(pod(4), Gate::Open, 1)];
+    let drains = |desired| match turn(&world(pods.clone(), desired)).action {
+        Action::Drain { pods } => pods,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(drains(3), uids(&["p3"]));
+    assert_eq!(drains(2), uids(&["p3", "p1"]));
+    assert_eq!(drains(1), uids(&["p3", "p1", "p4"]));
+}
+
+#[test]
+fn only_closed_and_empty_pods_are_deleted() {
+    let closed = with(pod(2), Gate::Closed, 0);
+    assert_eq!(
+        turn(&world(vec![pod(1), closed], 1)).action,
+        Action::Delete { pods: uids(&["p2"]) }
+    );
+    let working = with(pod(2), Gate::Closed, 1);
+    let busy = with(pod(1), Gate::Open, 2);
+    assert_eq!(
+        turn(&world(vec![busy, working], 1)),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Draining {
+                busy: vec!["p2".into()]
+            }
+        }
+    );
+}
+
+#[test]
+fn another_idle_pod_takes_the_place_of_one_that_got_work() {
+    let got_work = with(pod(2), Gate::Closed, 1);
+    let turn = turn(&world(vec![pod(1), got_work], 1));
+    assert_eq!(
+        turn,
+        Turn {
+            action: Action::Reopen { pods: uids(&["p2"]) },
+            reason: Reason::WantedAgain
+        }
+    );
+}
+
+#[test]
+fn while_a_replacement_is_awaited_nobody_else_is_drained() {
+    let mut awaiting = world(vec![pod(1)], 1);
+    (awaiting.deployment.size, awaiting.sets[0].size) = (2, 2);
+    assert_eq!(
+        turn(&awaiting),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Settling
+        }
+    );
+}
+
+#[test]
+fn the_size_falls_only_by_unadmitted_pods_and_only_when_settled() {
+    let settled = world(vec![pod(1), fresh(3), fresh(4)], 1);
+    assert_eq!(
+        turn(&settled).action,
+        Action::Lower {
+            takes: uids(&["p4", "p3"])
+        }
+    );
+    let waits = |change: &dyn Fn(&mut World)| {
+        let mut world = settled.clone();
+        change(&mut world);
+        turn(&world)
+    };
+    let waiting = Turn {
+        action: Action::Wait,
+        reason: Reason::Settling,
+    };
+    assert_eq!(waits(&|world| world.deployment.observed = false), waiting);
+    assert_eq!(waits(&|world| world.sets[0].observed = false), waiting);
+    assert_eq!(waits(&|world| world.sets[0].live = 2), waiting);
+    assert_eq!(waits(&|world| world.sets[0].size = 2), waiting);
+    assert_eq!(
+        waits(&|world| world.sets[0].ready = 0),
+        waiting,
+        "the controller has not seen p1 Ready"
+    );
+    assert_eq!(
+        waits(&|world| world.pods[2].ending = true),
+        waiting,
+        "its replacement is not there yet"
+    );
+    assert_eq!(
+        waits(&|world| world.pods[0].ready = false).reason,
+        Reason::NotReady { pod: "p1".into() }
+    );
+    assert_eq!(waits(&|world| world.deployment.updated = 1).reason, Reason::Rollout);
+    assert_eq!(waits(&|world| world.broker = None).reason, Reason::BrokerUnreachable);
+}
+
+#[test]
+fn a_pod_that_admitted_itself_is_no_replacement() {
+    let own = with(fresh(2), Gate::Open, 0);
+    assert_eq!(
+        turn(&world(vec![pod(1), own], 1)).action,
+        Action::Admit { pods: uids(&["p2"]) }
+    );
+}
+
+#[test]
+fn a_marked_pod_that_redis_forgot_is_opened_again() {
+    let forgotten = with(pod(2), Gate::New, 0);
+    for desired in [1, 2] {
+        let turn = turn(&world(vec![pod(1), forgotten.clone()], desired));
+        assert_eq!(turn.action, Action::Reopen { pods: uids(&["p2"]) });
+    }
+}
+
+#[test]
+fn when_demand_returns_gates_open_and_replacements_are_admitted() {
+    let closed = with(pod(2), Gate::Closed, 0);
+    assert_eq!(
+        turn(&world(vec![pod(1), closed], 2)).action,
+        Action::Reopen { pods: uids(&["p2"]) }
+    );
+    assert_eq!(
+        turn(&world(vec![pod(1), fresh(2)], 2)).action,
+        Action::Admit { pods: uids(&["p2"]) }
+    );
+    assert_eq!(turn(&world(vec![pod(1)], 3)).action, Action::Raise { to: 3 });
+}
+
+#[test]
+fn nobody_is_admitted_while_a_size_is_on_its_way() {
+    let mut unseen = world(vec![pod(1), fresh(2)], 2);
+    unseen.sets[0].observed = false;
+    assert_eq!(
+        turn(&unseen),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::NotProcessed
+        }
+    );
+    let mut crowded = world(vec![pod(1), fresh(2)], 2);
+    crowded.sets[0].size = 1;
+    assert_eq!(
+        turn(&crowded),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::NotProcessed
+        }
+    );
+
+    let lowering = Lowering {
+        to: 1,
+        survivors: BTreeSet::from(["p1".to_owned()]),
+    };
+    let memory = Memory {
+        lowering: Some(lowering),
+        ..Memory::default()
+    };
+    let mut lowered = world(vec![pod(1), fresh(2)], 1);
+    (lowered.deployment.size, lowered.deployment.observed) = (1, false);
+    assert_eq!(next(&lowered, &memory, Victims::Drained, now()).action, Action::Wait);
+}
+
+#[test]
+fn a_quota_that_allows_fewer_pods_does_not_stop_admission() {
+    let mut short = world(vec![pod(1), fresh(2)], 4);
+    (short.deployment.size, short.sets[0].size) = (4, 4);
+    assert_eq!(turn(&short).action, Action::Admit { pods: uids(&["p2"]) });
+}
+
+#[test]
+fn a_rollout_holds_the_step_but_admits_its_pods() {
+    let mut rolling = world(
+        vec![
+            pod(1),
+            pod(2),
+            Pod {
+                set: "new".into(),
+                ..fresh(3)
+            },
+        ],
+        1,
+    );
+    rolling.sets[0] = Set {
+        size: 2,
+        live: 2,
+        ready: 2,
+        ..rolling.sets[0].clone()
+    };
+    rolling.sets.push(Set {
+        uid: "new".into(),
+        size: 1,
+        observed: true,
+        live: 1,
+        ready: 0,
+    });
+    (rolling.deployment.size, rolling.deployment.updated) = (2, 1);
+    assert_eq!(turn(&rolling).reason, Reason::Rollout);
+    rolling.desired = 2;
+    assert_eq!(turn(&rolling).action, Action::Admit { pods: uids(&["p3"]) });
+}
+
+#[test]
+fn a_verified_lowering_names_who_is_missing() {
+    let survivors = BTreeSet::from(["p1".to_owned(), "p2".to_owned()]);
+    let memory = Memory {
+        lowering: Some(Lowering { to: 1, survivors }),
+        ..Memory::default()
+    };
+    let turn = next(&world(vec![pod(1)], 1), &memory, Victims::Drained, now());
+    assert_eq!(turn.action, Action::Verified { missing: uids(&["p2"]) });
+}
+
+#[test]
+fn refused_replacements_end_the_step_after_a_minute_without_removing_anybody() {
+    let mut short = world(vec![pod(1), pod(2)], 1);
+    (short.deployment.size, short.sets[0].size) = (4, 4);
+    let mut memory = Memory::default();
+    memory.observe(&short, now());
+    let closed = World {
+        pods: vec![pod(1), with(pod(2), Gate::Closed, 0)],
+        ..short.clone()
+    };
+    assert_eq!(
+        next(&closed, &memory, Victims::Drained, now()),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Settling
+        }
+    );
+    let later = now() + REPLACEMENT_WAIT;
+    let turn = next(&closed, &memory, Victims::Drained, later);
+    assert_eq!(
+        turn,
+        Turn {
+            action: Action::SettleForLive { to: 2 },
+            reason: Reason::ReplacementRefused
+        }
+    );
+
+    let mut stale = closed.clone();
+    stale.sets[0].live = 3;
+    (stale.deployment.live, stale.deployment.updated) = (3, 3);
+    assert_eq!(
+        next(&stale, &memory, Victims::Drained, later).action,
+        Action::Wait,
+        "the controller still counts a third pod"
+    );
+}
+
+#[test]
+fn only_idle_ones_go_where_the_pool_says_so() {
+    let pods = vec![with(pod(1), Gate::Open, 1), with(pod(2), Gate::Open, 1)];
+    let turn = next(&world(pods, 1), &Memory::default(), Victims::IdleOnly, now());
+    assert_eq!(turn.reason, Reason::NoCandidate);
+}
+
+#[test]
+fn a_silent_worker_is_not_chosen() {
+    let mut silent = pod(2);
+    silent.worker.as_mut().unwrap().alive = false;
+    assert_eq!(
+        turn(&world(vec![with(pod(1), Gate::Open, 1), silent], 1)).action,
+        Action::Drain { pods: uids(&["p1"]) }
+    );
+}
+
+#[test]
+fn lost_data_ends_a_step() {
+    let mut memory = Memory::default();
+    memory.deleted(1, &Broker { generation: "g".into() });
+    let mut world = world(vec![pod(1), pod(2)], 1);
+    memory.observe(&world, now());
+    assert!(memory.replacing.is_some());
+    world.broker = Some(Broker {
+        generation: "another".into(),
+    });
+    memory.observe(&world, now() + SignedDuration::from_secs(1));
+    assert_eq!(memory.replacing, None);
+}
