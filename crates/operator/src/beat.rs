@@ -47,8 +47,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const LOOK_STALLED: Duration = Duration::from_secs(3);
 /// Wait after something did not work that may work at once.
 const SOON: Duration = Duration::from_millis(250);
-/// How often the runs of a schedule are looked after while some are open.
-const FOLLOW: Duration = Duration::from_secs(2);
+/// Open runs are looked after when they are older by a quarter, but not oftener than this.
+const FOLLOW: Duration = Duration::from_millis(500);
 /// Changes that come together are dealt with together; short against any slot.
 const TOGETHER: Duration = Duration::from_millis(20);
 
@@ -305,7 +305,7 @@ async fn beat(
         };
     }
     let now = redis_now(&view).unwrap_or(now);
-    let follow = if status.active.is_empty() { LOOK } else { FOLLOW };
+    let follow = pace(status, now);
     if task.spec.suspend {
         stand(task, status, &Standing::Suspended, now);
         return follow;
@@ -375,7 +375,7 @@ impl Beat<'_> {
             let mark = self.read_mark(data, since, now, status).await?;
             entry.mark = Some(mark);
         }
-        if entry.followed.is_none_or(|at| at.elapsed() >= FOLLOW) {
+        if entry.followed.is_none_or(|at| at.elapsed() >= pace(status, now)) {
             self.follow(status).await?;
             entry.followed = Some(Instant::now());
         }
@@ -631,6 +631,13 @@ impl Beat<'_> {
         status.active = open;
         Ok(())
     }
+}
+
+/// How long open runs may go unwatched: a short one is seen to end soon, a long one costs little.
+fn pace(status: &PeriodicTaskStatus, now: Timestamp) -> Duration {
+    let latest = status.active.last();
+    let age = latest.map(|slot| Duration::try_from(now.duration_since(slot.0)).unwrap_or_default());
+    age.map_or(LOOK, |age| (age / 4).clamp(FOLLOW, LOOK))
 }
 
 /// Redis's time, as far as the latest sample and our monotonic clock can tell.

@@ -41,7 +41,7 @@ impl Beat {
         });
         for (key, value) in more.as_object().expect("an object") {
             match (key.as_str(), &mut spec["taskTemplate"]) {
-                ("targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit", template) => {
+                ("task" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit", template) => {
                     template[key] = value.clone();
                 }
                 (_, _) => spec[key] = value.clone(),
@@ -464,5 +464,57 @@ async fn an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
         second,
         order(&first) + SignedDuration::from_secs(10),
         "the next slot comes as planned"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_are_followed_to_their_end() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    let url = beat.stage.redis.url();
+    let admin = format!("127.0.0.1:{}", umbel_testkit::free_port());
+    let args = [
+        "--redis-url",
+        &url,
+        "--queue",
+        "beats",
+        "--concurrency",
+        "2",
+        "--standalone",
+    ];
+    let worker = Process::start(&common::worker(), args, &[("UMBEL_ADMIN_ADDR", &admin)]);
+    beat.schedule("good", json!({ "every": "2s" }), json!({ "overlap": "Forbid" }))
+        .await;
+    beat.schedule(
+        "bad",
+        json!({ "every": "2s" }),
+        json!({ "overlap": "Forbid", "task": "no.such.task" }),
+    )
+    .await;
+    for (name, ended_well) in [("good", true), ("bad", false)] {
+        eventually(LONG, &format!("runs of {name} end and are counted"), async || {
+            let status = beat.status(name).await;
+            let ended = status
+                .last_run
+                .is_some_and(|run| (run.succeeded, run.failed) == (u32::from(ended_well), u32::from(!ended_well)));
+            // Forbid goes on as soon as a run has ended.
+            ended && status.runs >= 2 && status.last_successful_time.is_some() == ended_well
+        })
+        .await;
+    }
+    let status = beat.status("good").await;
+    assert_eq!(
+        status.missed,
+        0,
+        "no slot met an open run: {status:?}\n{}\n{}",
+        operator.log(),
+        worker.log()
+    );
+    assert!(
+        beat.stage
+            .events()
+            .await
+            .iter()
+            .any(|event| event.starts_with("RunFailed"))
     );
 }
