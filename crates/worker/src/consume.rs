@@ -119,6 +119,7 @@ impl Consumer {
         let mut leader_seen = Instant::now();
         let mut leader_asked = Instant::now();
         let mut is_woken = true;
+        let mut looked = Instant::now();
         loop {
             self.shared.readiness.progress();
             if self.quiet.is_cancelled() {
@@ -140,13 +141,14 @@ impl Consumer {
                 leader_seen = Instant::now(); // After an outage its leader gets as long to come back as we did.
             }
             match next {
-                Ok(Next::Again) => {
+                Ok(next) => {
                     failures = 0;
-                    fruitless = 0;
-                    is_woken = true;
-                    continue;
+                    // However long the backlog: now and then a look, or a suspect would wait for its end.
+                    if matches!(next, Next::Again) && looked.elapsed() < PATIENCE {
+                        is_woken = true;
+                        continue;
+                    }
                 }
-                Ok(Next::Wait) => failures = 0,
                 Err(err) => {
                     self.shared.metrics.broker_errors.inc();
                     if failures.is_multiple_of(20) {
@@ -169,6 +171,7 @@ impl Consumer {
                     continue;
                 }
             };
+            looked = Instant::now();
             self.shared.clock.observe(look.now);
             if let Some(due_in) = look.due_in {
                 self.shared.due.within(due_in);

@@ -148,3 +148,33 @@ async fn without_a_channel_for_results_a_task_is_acknowledged_all_the_same() {
         process.log()
     );
 }
+
+/// A queue that never runs dry: every reserve brings as much as was asked for.
+#[tokio::test]
+async fn a_suspect_gets_its_turn_before_a_backlog_has_ended() {
+    let redis = Redis::start().await;
+    let broker = Broker::connect(&Config::new(&redis.url()))
+        .await
+        .expect("the server runs");
+    let mut raw = redis.connection().await;
+    let backlog: Vec<Vec<u8>> = (0..2000)
+        .map(|n| message("umbel.sleep", &format!("id-{n}"), "[0.05]"))
+        .collect();
+    broker.publish("q", 0, &backlog).await.expect("published");
+    let process = worker(&redis, &["--queue", "q", "--concurrency", "2"]);
+    eventually(SOON, "the backlog is worked on", async || {
+        raw.hget("umbel:held", "q:q").await.unwrap_or(0_i64) == 2
+    })
+    .await;
+    let suspect = [&b"1:q"[..], &message("umbel.sleep", "suspect", "[0.01]")].concat();
+    let _: () = raw.hset("umbel:att", "suspect", 2).await.expect("set");
+    let _: () = raw.lpush("umbel:suspect:q", suspect).await.expect("pushed");
+    eventually(SOON, "the suspect has run", async || {
+        raw.exists("celery-task-meta-suspect").await.unwrap_or(false)
+    })
+    .await;
+    let left: usize = raw.llen("q").await.expect("read");
+    assert!(left > 0, "it had to wait for the end of the backlog\n{}", process.log());
+    let counted: usize = raw.hlen("umbel:att").await.expect("read");
+    assert_eq!(counted, 0, "its count is cleared");
+}
