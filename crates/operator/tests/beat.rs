@@ -160,6 +160,30 @@ fn assert_each_once(task: &PeriodicTask, sent: &[TaskMessage]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaders_die_around_slots_and_each_slot_is_sent_once() {
     let beat = Beat::start().await;
+    leaders_die(&beat, 12, |name, env| beat.stage.operator(&["--id", name], env)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a campaign: twelve changes of leader at the default lease times take five minutes"]
+async fn leaders_die_at_the_default_times() {
+    let beat = Beat::start().await;
+    leaders_die(&beat, 12, |name, env| {
+        let (admin, kubeconfig) = (
+            format!("127.0.0.1:{}", umbel_testkit::free_port()),
+            beat.stage.plane.kubeconfig(),
+        );
+        let mut vars = vec![
+            ("KUBECONFIG", kubeconfig.to_str().expect("a path of text")),
+            ("UMBEL_LOG", "info,kube=warn"),
+        ];
+        vars.extend_from_slice(env);
+        let args = ["--id", name, "--admin-addr", &admin, "--release-namespace", NAMESPACE];
+        Process::start(std::path::Path::new(env!("CARGO_BIN_EXE_umbel-operator")), args, &vars)
+    })
+    .await;
+}
+
+async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str, &str)]) -> Process) {
     beat.schedule(
         "tick",
         json!({ "every": "1s" }),
@@ -176,14 +200,14 @@ async fn leaders_die_around_slots_and_each_slot_is_sent_once() {
         "kill",
     ];
     let mut frozen: Vec<Process> = Vec::new();
-    for round in 0..12 {
+    for round in 0..rounds {
         let death = deaths[round % deaths.len()];
         let env: &[(&str, &str)] = if death == "kill" {
             &[]
         } else {
             &[("UMBEL_FAILPOINT", death)]
         };
-        let mut operator = beat.stage.operator(&["--id", &format!("leader-{round}")], env);
+        let mut operator = operator(&format!("leader-{round}"), env);
         match death {
             "kill" => {
                 let before = beat.sent("tick").await.len();
@@ -200,7 +224,7 @@ async fn leaders_die_around_slots_and_each_slot_is_sent_once() {
             }
         }
     }
-    let last = beat.stage.operator(&["--id", "leader-last"], &[]);
+    let last = operator("leader-last", &[]);
     let before = beat.sent("tick").await.len();
     beat.sends("tick", before + 5, LONG).await;
     // Those that were stopped between check and call go on, find another leader in charge, and end.
