@@ -486,7 +486,9 @@ async fn a_task_queue_leads_to_its_broker_by_its_secret() {
         "{}",
         live.err
     );
-    let mail: Vec<String> = good(live)
+    assert_eq!(live.code, 1);
+    let mail: Vec<String> = live
+        .out
         .lines()
         .find(|line| line.contains("mail"))
         .unwrap()

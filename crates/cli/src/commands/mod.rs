@@ -19,7 +19,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Task(TaskCommand::Send(send)) => return task_send::run(global, send).await,
         Command::Task(TaskCommand::Get(get)) => return task_get::run(global, get).await,
-        Command::Queue(QueueCommand::Ls(ls)) => queue_ls::run(global, ls).await?,
+        Command::Queue(QueueCommand::Ls(ls)) => return queue_ls::run(global, ls).await,
         Command::Pool(PoolCommand::Explain { name }) => pool_explain::run(global, name).await?,
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,
         Command::Version { client } => version::run(global, *client).await?,

@@ -1,5 +1,7 @@
 //! `umbel queue ls`.
 
+use std::process::ExitCode;
+
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
@@ -23,9 +25,10 @@ struct Seen {
     /// Seconds since the depth was taken.
     age: Option<i64>,
     message: String,
+    is_unanswered: bool,
 }
 
-pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<()> {
+pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<ExitCode> {
     let seen = match &global.redis_url {
         Some(url) => on_broker(&broker::connect(url, &global.key_prefix).await?, &ls.names).await?,
         None => of_objects(&Home::open(global).await?, ls).await?,
@@ -43,7 +46,10 @@ pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<()> {
         Column("SEEN", false),
         Column("MESSAGE", true),
     ];
-    output::list(global.output, &columns, seen.into_iter().map(row).collect())
+    // A broker that was asked and did not answer is a failure, though the others are listed.
+    let is_whole = seen.iter().all(|one| !one.is_unanswered);
+    output::list(global.output, &columns, seen.into_iter().map(row).collect())?;
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn row(seen: Seen) -> Row {
@@ -55,6 +61,7 @@ fn row(seen: Seen) -> Row {
         depth,
         age,
         message,
+        is_unanswered: _,
     } = seen;
     let number = |of: fn(&Depth) -> u64| {
         depth
@@ -106,6 +113,7 @@ async fn on_broker(broker: &Broker, names: &[String]) -> anyhow::Result<Vec<Seen
             depth,
             age,
             message,
+            is_unanswered: age.is_none(),
         }
     });
     Ok(seen.collect())
@@ -158,6 +166,7 @@ async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
                 Ok(depth) => (one.depth, one.age) = (Some(depth), Some(0)),
                 Err(err) => {
                     (one.depth, one.age) = (None, None);
+                    one.is_unanswered = true;
                     one.message = format!("{err:#}");
                     output::say(&format!("TaskQueue {}: {err:#}", one.name));
                 }
@@ -191,5 +200,6 @@ fn from_status(queue: &TaskQueue, now: Timestamp) -> Seen {
         depth: status.depth,
         age: status.last_sample_time.map(|time| now.as_second() - time.0.as_second()),
         message: message.map(|condition| condition.message.clone()).unwrap_or_default(),
+        is_unanswered: false,
     }
 }
