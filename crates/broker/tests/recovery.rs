@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use umbel_broker::{Broker, Config, Policy, QueueLists, Reclaim, Reserved, Reserver, SweepAnswer, Sweeper, WorkerIdentity};
+use umbel_broker::{
+    Broker, Config, Policy, QueueLists, Reclaim, Reserved, Reserver, SweepAnswer, Sweeper, WorkerIdentity,
+};
 use umbel_testkit::redis::AsyncCommands;
 use umbel_testkit::redis::aio::MultiplexedConnection;
 use umbel_testkit::{Redis, eventually};
@@ -11,8 +13,18 @@ const SOON: Duration = Duration::from_secs(20);
 const LARGEST: usize = 100;
 
 fn reserver(redis: &Redis, worker: &str, lease: Duration) -> Reserver {
-    let identity = WorkerIdentity { worker: worker.into(), install: String::new(), is_standalone: true };
-    Reserver::new(Config::new(&redis.url()), identity, vec![("q".into(), Policy::default())], lease, LARGEST)
+    let identity = WorkerIdentity {
+        worker: worker.into(),
+        install: String::new(),
+        is_standalone: true,
+    };
+    Reserver::new(
+        Config::new(&redis.url()),
+        identity,
+        vec![("q".into(), Policy::default())],
+        lease,
+        LARGEST,
+    )
 }
 
 fn queues(broker: &Broker, names: &[&str]) -> Vec<QueueLists> {
@@ -20,18 +32,34 @@ fn queues(broker: &Broker, names: &[&str]) -> Vec<QueueLists> {
 }
 
 async fn take(reserver: &mut Reserver, count: usize, queues: &[QueueLists]) -> umbel_broker::Batch {
-    match reserver.reserve(count, queues, Vec::new).await.expect("the server answers") {
+    match reserver
+        .reserve(count, queues, Vec::new)
+        .await
+        .expect("the server answers")
+    {
         Reserved::Batch(batch) => batch,
         other => panic!("not admitted: {other:?}"),
     }
 }
 
 async fn parts(redis: &Redis) -> (Broker, MultiplexedConnection) {
-    (Broker::connect(&Config::new(&redis.url())).await.expect("the server runs"), redis.connection().await)
+    (
+        Broker::connect(&Config::new(&redis.url()))
+            .await
+            .expect("the server runs"),
+        redis.connection().await,
+    )
 }
 
 fn overdue(lid: &str) -> Reclaim {
-    Reclaim { lid: lid.into(), counted_as: lid.into(), id: lid.into(), task: String::new(), run: None, failure: None }
+    Reclaim {
+        lid: lid.into(),
+        counted_as: lid.into(),
+        id: lid.into(),
+        task: String::new(),
+        run: None,
+        failure: None,
+    }
 }
 
 #[tokio::test]
@@ -47,7 +75,10 @@ async fn a_restart_that_one_sweeper_missed_does_not_keep_the_grace_up() {
     redis.kill();
     redis.start_again().await;
     // Another call of the same process notices, and connects again.
-    eventually(SOON, "the first is connected again", async || first.time().await.is_ok()).await;
+    eventually(SOON, "the first is connected again", async || {
+        first.time().await.is_ok()
+    })
+    .await;
     let (second, _) = parts(&redis).await;
     eventually(SOON, "the lease is found", async || {
         let mut is_found = false;
@@ -65,24 +96,37 @@ async fn a_queue_of_another_type_holds_up_nobody_elses_recovery() {
     let redis = Redis::start().await;
     let (broker, mut raw) = parts(&redis).await;
     broker.publish("bad", 0, &[b"1".to_vec()]).await.expect("published");
-    broker.publish("good", 0, &[b"2".to_vec(), b"3".to_vec()]).await.expect("published");
+    broker
+        .publish("good", 0, &[b"2".to_vec(), b"3".to_vec()])
+        .await
+        .expect("published");
     let both = queues(&broker, &["bad", "good"]);
     let mut worker = reserver(&redis, "w", Duration::from_millis(1));
     let batch = take(&mut worker, 3, &both).await;
     assert_eq!(batch.taken.len(), 3);
     let _: () = raw.set("bad", "a string").await.expect("set");
     let lid = |index: usize| batch.taken[index].lid.to_string();
-    let bad = batch.taken.iter().position(|taken| &*taken.queue == "bad").expect("one of it");
+    let bad = batch
+        .taken
+        .iter()
+        .position(|taken| &*taken.queue == "bad")
+        .expect("one of it");
     let good = usize::from(bad == 0);
 
     // Swept by others: what can go back goes back, and the other one is out of the way of the next sweep.
     eventually(SOON, "the leases are overdue", async || {
-        let done = broker.reclaim(&[overdue(&lid(bad)), overdue(&lid(good))]).await.expect("not refused as a whole");
+        let done = broker
+            .reclaim(&[overdue(&lid(bad)), overdue(&lid(good))])
+            .await
+            .expect("not refused as a whole");
         done.back == 1
     })
     .await;
     let score: f64 = raw.zscore("umbel:lease", lid(bad)).await.expect("still leased");
-    assert!(score > broker.time().await.expect("time") as f64 / 1000.0 + 30.0, "put off");
+    assert!(
+        score > broker.time().await.expect("time") as f64 / 1000.0 + 30.0,
+        "put off"
+    );
     let counted: Option<String> = raw.hget("umbel:att", lid(bad)).await.expect("read");
     assert_eq!(counted, None, "it has not died once more");
 
@@ -98,10 +142,23 @@ async fn without_a_quarantine_an_oversized_message_stays_and_its_neighbours_are_
     let redis = Redis::start().await;
     let (broker, mut raw) = parts(&redis).await;
     let _: () = raw.set("umbel:quarantine:q", "a string").await.expect("set");
-    broker.publish("q", 0, &[b"small".to_vec(), vec![b'x'; LARGEST + 1]]).await.expect("published");
+    broker
+        .publish("q", 0, &[b"small".to_vec(), vec![b'x'; LARGEST + 1]])
+        .await
+        .expect("published");
     let batch = take(&mut reserver(&redis, "w", SOON), 5, &queues(&broker, &["q"])).await;
-    assert_eq!(batch.taken.iter().map(|taken| &taken.raw[..]).collect::<Vec<_>>(), [b"small"]);
-    assert!(batch.faults.iter().any(|(list, reason)| list == "q" && reason.contains("WRONGTYPE")), "{:?}", batch.faults);
+    assert_eq!(
+        batch.taken.iter().map(|taken| &taken.raw[..]).collect::<Vec<_>>(),
+        [b"small"]
+    );
+    assert!(
+        batch
+            .faults
+            .iter()
+            .any(|(list, reason)| list == "q" && reason.contains("WRONGTYPE")),
+        "{:?}",
+        batch.faults
+    );
     assert_eq!(raw.llen::<_, usize>("q").await.expect("read"), 1);
 }
 
@@ -113,7 +170,10 @@ async fn what_cannot_be_promoted_is_not_tried_again_at_once() {
     let _: () = raw.zadd("umbel:delayed:q", "1:q1:tm", 1).await.expect("added");
     let promoted = broker.promote(10, &["q"]).await.expect("promoted");
     assert_eq!(promoted.moved, 0);
-    assert!(promoted.due_in.is_some_and(|due_in| due_in > Duration::from_secs(3)), "{promoted:?}");
+    assert!(
+        promoted.due_in.is_some_and(|due_in| due_in > Duration::from_secs(3)),
+        "{promoted:?}"
+    );
 }
 
 #[tokio::test]
@@ -125,7 +185,10 @@ async fn a_batch_tells_the_servers_time_though_its_tokens_are_ahead() {
     let _: () = raw.set("umbel:fence", (now + 3_600_000) * 1000).await.expect("set");
     broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
     let batch = take(&mut reserver(&redis, "w", SOON), 1, &queues(&broker, &["q"])).await;
-    assert!(batch.taken[0].micros > (now.unsigned_abs() + 3_600_000) * 1000, "tokens only grow");
+    assert!(
+        batch.taken[0].micros > (now.unsigned_abs() + 3_600_000) * 1000,
+        "tokens only grow"
+    );
     let told = batch.now.expect("a time");
     assert!((told - now as f64 / 1000.0).abs() < 60.0, "{told} is not about {now}");
 }

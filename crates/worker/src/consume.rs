@@ -553,6 +553,16 @@ pub(crate) struct ResultContext<'a> {
 async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
     let message = &delivery.message;
     let since = shared.clock.now();
+    let seconds = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
+    let limits = RunLimits {
+        hard: seconds(message.time_limit.hard).or(Some(shared.config.time_limit)),
+        soft: seconds(message.time_limit.soft).or(shared.config.soft_time_limit),
+    };
+    let began = Instant::now();
+    // Stopped at its hard limit a run ends at once, unless it never gives way; then somebody else may have the message.
+    let stuck_at = limits
+        .hard
+        .and_then(|hard| began.checked_add(hard.saturating_add(shared.config.lease)));
     shared.leases.running(
         &delivery.lease.lid,
         Run {
@@ -561,19 +571,14 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
             queue: Arc::clone(&delivery.queue),
             since,
         },
+        stuck_at,
     );
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
-    let began = Instant::now();
     let ctx = context(shared, &delivery);
     let order = ctx.order;
     let args = Arguments {
         args: message.args.clone(),
         kwargs: message.kwargs.clone(),
-    };
-    let seconds = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
-    let limits = RunLimits {
-        hard: seconds(message.time_limit.hard).or(Some(shared.config.time_limit)),
-        soft: seconds(message.time_limit.soft).or(shared.config.soft_time_limit),
     };
     let ending = execute(job, ctx, args, limits, &shared.abandon).await;
     shared.leases.stopped(&delivery.lease.lid);

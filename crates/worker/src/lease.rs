@@ -105,6 +105,8 @@ pub(crate) struct Run {
 struct Held {
     cell: Arc<Cell>,
     run: Option<Run>,
+    /// After this the run is stuck: it should have been stopped and could not be.
+    stuck_at: Option<Instant>,
 }
 
 /// All leases of this process, from the reserve until the settlement was answered.
@@ -131,6 +133,7 @@ impl Leases {
             Held {
                 cell: Arc::clone(&cell),
                 run: None,
+                stuck_at: None,
             },
         );
         Lease {
@@ -141,15 +144,18 @@ impl Leases {
         }
     }
 
-    pub(crate) fn running(&self, lid: &str, run: Run) {
+    /// A task runs under the lease, not longer than until `stuck_at`.
+    pub(crate) fn running(&self, lid: &str, run: Run, stuck_at: Option<Instant>) {
         if let Some(held) = self.lock().get_mut(lid) {
             held.run = Some(run);
+            held.stuck_at = stuck_at;
         }
     }
 
     pub(crate) fn stopped(&self, lid: &str) {
         if let Some(held) = self.lock().get_mut(lid) {
             held.run = None;
+            held.stuck_at = None;
         }
     }
 
@@ -165,6 +171,16 @@ impl Leases {
 
     pub(crate) fn lids(&self) -> Vec<Arc<str>> {
         self.lock().keys().cloned().collect()
+    }
+
+    /// Leases to renew: all but those of runs that are stuck, which others may have when they run out.
+    pub(crate) fn renewable(&self, now: Instant) -> Vec<Arc<str>> {
+        let is_stuck = |held: &Held| held.stuck_at.is_some_and(|at| at < now);
+        let held = self.lock();
+        held.iter()
+            .filter(|(_, held)| !is_stuck(held))
+            .map(|(lid, _)| Arc::clone(lid))
+            .collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -222,6 +238,33 @@ mod tests {
                 "lease {lease}"
             );
         }
+    }
+
+    #[test]
+    fn a_run_that_does_not_end_at_its_limit_is_not_renewed() {
+        let leases = Leases::default();
+        let now = Instant::now();
+        let run = Run {
+            id: String::new(),
+            task: String::new(),
+            queue: "q".into(),
+            since: 0.0,
+        };
+        for (lid, stuck_at) in [("a", None), ("b", Some(now)), ("c", Some(now + Duration::from_secs(9)))] {
+            leases.insert(&lid.into(), 0, 1, now, Duration::from_secs(60));
+            leases.running(lid, run.clone(), stuck_at);
+        }
+        let renewable = |after: u64| {
+            let mut lids = leases.renewable(now + Duration::from_secs(after));
+            lids.sort();
+            lids.join(" ")
+        };
+        assert_eq!(renewable(0), "a b c");
+        assert_eq!(renewable(1), "a c");
+        assert_eq!(renewable(10), "a");
+        leases.stopped("b"); // Its end is on its way: renewed until that is settled.
+        assert_eq!(renewable(10), "a b");
+        assert_eq!(leases.lids().len(), 3, "all of them are named at a hello");
     }
 
     #[tokio::test]

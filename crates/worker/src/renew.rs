@@ -49,7 +49,7 @@ impl Renewal {
                 self.every
             })
             .await;
-            let lids = self.leases.lids();
+            let lids = self.leases.renewable(Instant::now());
             if lids.is_empty() {
                 is_warned = false;
                 continue;
