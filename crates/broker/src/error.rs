@@ -52,7 +52,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Did the connection fail, so that the command may or may not have been carried out?
+    /// Did the connection fail, so that the command may or may not have been carried out? Or is it one to a server
+    /// that is no primary any more?
     pub fn is_connection(&self) -> bool {
         match self {
             Error::Connect { .. } => true,
@@ -62,6 +63,8 @@ impl Error {
                     || source.is_connection_dropped()
                     || source.is_connection_refusal()
                     || source.is_unrecoverable_error()
+                    // Demoted: the primary is elsewhere by now, and only a new connection finds it.
+                    || matches!(source.code(), Some("READONLY" | "MASTERDOWN"))
             }
             Error::Address { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => false,
         }

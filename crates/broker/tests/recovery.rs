@@ -192,3 +192,25 @@ async fn a_batch_tells_the_servers_time_though_its_tokens_are_ahead() {
     let told = batch.now.expect("a time");
     assert!((told - now as f64 / 1000.0).abs() < 60.0, "{told} is not about {now}");
 }
+
+#[tokio::test]
+async fn a_server_that_was_demoted_is_left() {
+    let redis = Redis::start().await;
+    let (broker, mut raw) = parts(&redis).await;
+    let lists = queues(&broker, &["q"]);
+    let mut worker = reserver(&redis, "w", SOON);
+    take(&mut worker, 1, &lists).await;
+    broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
+    let demote = async |of: [&str; 2], raw: &mut MultiplexedConnection| {
+        let _: () = umbel_testkit::redis::cmd("REPLICAOF")
+            .arg(&of)
+            .query_async(raw)
+            .await
+            .expect("told");
+    };
+    demote(["127.0.0.1", "1"], &mut raw).await;
+    assert!(worker.reserve(1, &lists, Vec::new).await.is_err());
+    assert!(!worker.is_connected(), "it stays with a server that takes no writes");
+    demote(["NO", "ONE"], &mut raw).await;
+    assert_eq!(take(&mut worker, 1, &lists).await.taken.len(), 1);
+}
