@@ -52,7 +52,7 @@ images: programs ## Build the container images and print the paths of their arch
 ##@ Checking
 
 # Kubernetes and Rust never compile at the same time: setup comes first, steps run one by one.
-STEPS := setup deny crds-check chart-check lint unit demo-check
+STEPS := setup deny crds-check chart-check lint unit demo-check e2e
 
 .PHONY: test
 test: ## Run every test, installing what is missing first; this is what CI runs
@@ -85,6 +85,10 @@ chart-check: ## Lint the chart, compare it with charts/golden and manifests/, in
 .PHONY: demo-check
 demo-check: programs ## Run the demo as a test: every claim of its summary, and that nothing is left behind
 	@$(TOOLS) hack/images.sh build >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo check
+
+.PHONY: e2e
+e2e: programs ## Run the demo in rough weather: workers and the leader killed, Redis away, a lagging controller-manager
+	@$(TOOLS) hack/images.sh build >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo rough
 
 .PHONY: deny
 deny: ## Check licences, banned crates and sources
@@ -128,6 +132,11 @@ campaign-worker: ## Repeat the worker's fault tests for MINUTES, then once at th
 	while [ "$$(date +%s)" -lt "$$end" ]; do round=$$((round + 1)); printf '\n== round %s\n' "$$round"; $(WORKER_TESTS) -- $(FAULTS); done; \
 	printf '\n== at the default leases\n'; \
 	export UMBEL_TEST_DEFAULT_LEASES=1 UMBEL_TEST_PATIENCE=8; $(WORKER_TESTS) -- kill zombie poison outage
+
+.PHONY: campaign-demo
+campaign-demo: setup programs ## Repeat the demo in rough weather ROUNDS times
+	@$(TOOLS) hack/images.sh build >/dev/null; \
+	for round in $$(seq $${ROUNDS:-10}); do printf '\n== round %s\n' "$$round"; "$$UMBEL_VENV/bin/python" e2e/demo/demo rough; done
 
 .PHONY: campaign-broker
 campaign-broker: ## Check the broker's scripts against the model in CASES random histories

@@ -21,6 +21,8 @@ class Worker:
         self.born = time.monotonic()
         self.started, self.ended = {}, {}
         self.gone = None
+        # Whether somebody killed its process, and what that process held: those tasks end elsewhere.
+        self.is_killed, self.orphans = False, set()
 
     def hear(self, line):
         try:
@@ -34,7 +36,13 @@ class Worker:
 
     @property
     def running(self):
-        return [one for one in list(self.started) if one not in self.ended]
+        return [one for one in list(self.started) if one not in self.ended and one not in self.orphans]
+
+    def mourn(self):
+        """The log of a killed process has ended."""
+        if self.is_killed:
+            self.orphans.update(self.running)
+            self.is_killed = False
 
 
 class History:
@@ -76,6 +84,7 @@ class History:
             try:
                 for line in self.client.lines(path, timeout=600):
                     worker.hear(line)
+                worker.mourn()
             except (OSError, Refused, ValueError) as fault:
                 self.faults.append(f"{worker.pod}: {fault}")
             # The stream ends with the container; lines heard twice change nothing.

@@ -109,13 +109,13 @@ class Stage:
         }}
         kube.kubectl(config, "patch", "nodes", f"{name}-1", f"{name}-2", "--subresource=status", "--type=merge", "-p", json.dumps(status))
 
-    def install(self):
+    def install(self, operators):
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {
             "name": NAMESPACE, "labels": {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}}}
         kube.kubectl(self.config, "create", "-f", "-", text=json.dumps(namespace))
         said = run(os.environ["HELM"], "install", "umbel", ROOT / "charts" / "umbel", f"--kubeconfig={self.config}",
                    f"--namespace={NAMESPACE}", f"--values={ROOT / 'charts' / 'umbel' / 'ci' / 'demo-values.yaml'}",
-                   "--wait", "--timeout=60s")
+                   f"--set=operator.replicas={operators}", "--wait", "--timeout=60s")
         if "Warning" in said:
             raise Fault(f"the API server warns about the chart: {said}")
         # The producer is a program outside of the cluster.
