@@ -21,8 +21,9 @@ pub(crate) fn reach(name: &str) {
     match deed {
         "stop" => {
             let id = std::process::id().to_string();
-            // The signal arrives before `kill` has ended, so nothing after this line runs before SIGCONT.
             let _ = std::process::Command::new("kill").args(["-STOP", &id]).status();
+            // The signal is delivered to one thread first; this one waits until it has reached all.
+            std::thread::park_timeout(std::time::Duration::from_secs(1));
         }
         _ => std::process::abort(),
     }

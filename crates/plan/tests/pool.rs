@@ -1,0 +1,246 @@
+//! A pool's faults, and its children when it has none.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
+use umbel_plan::deployment::contains;
+use umbel_plan::pool::{Defaults, Fault, Pool, QueueFacts, Referred, validate};
+use umbel_plan::{access, deployment};
+
+const DEFAULTS: Defaults<'static> = Defaults {
+    image: "umbel:1",
+    pull_policy: "Never",
+    install: "install",
+};
+
+fn queue(name: &str, spec: Value) -> TaskQueue {
+    let object = json!({ "apiVersion": "umbel.dev/v1alpha1", "kind": "TaskQueue", "metadata": { "name": name, "namespace": "n" }, "spec": spec });
+    serde_json::from_value(object).unwrap()
+}
+
+fn pool(spec: Value) -> WorkerPool {
+    let metadata = json!({ "name": "p", "namespace": "n", "uid": "u-1" });
+    serde_json::from_value(
+        json!({ "apiVersion": "umbel.dev/v1alpha1", "kind": "WorkerPool", "metadata": metadata, "spec": spec }),
+    )
+    .unwrap()
+}
+
+fn cluster(name: &str, env: &str) -> TargetCluster {
+    let metadata = json!({ "name": name, "namespace": "n", "labels": { "env": env } });
+    let spec = json!({ "kubeconfigSecretRef": { "name": format!("{name}-kubeconfig"), "key": "value" } });
+    serde_json::from_value(
+        json!({ "apiVersion": "umbel.dev/v1alpha1", "kind": "TargetCluster", "metadata": metadata, "spec": spec }),
+    )
+    .unwrap()
+}
+
+struct World {
+    queues: Vec<(TaskQueue, Result<(String, String), String>, Option<&'static str>)>,
+    clusters: Vec<TargetCluster>,
+}
+
+impl World {
+    fn with(queues: &[(&str, Value, &str, Option<&'static str>)]) -> Self {
+        let one = |(name, spec, secret, generation): &(&str, Value, &str, Option<&'static str>)| {
+            (
+                queue(name, spec.clone()),
+                Ok(((*secret).to_owned(), "url".to_owned())),
+                *generation,
+            )
+        };
+        Self {
+            queues: queues.iter().map(one).collect(),
+            clusters: vec![cluster("west", "prod"), cluster("east", "prod"), cluster("lab", "dev")],
+        }
+    }
+
+    fn validate(&self, spec: Value) -> Result<Pool, Fault> {
+        let facts = self.queues.iter().map(|(queue, secret, generation)| {
+            let facts = QueueFacts {
+                queue,
+                secret: secret.clone(),
+                generation: *generation,
+            };
+            (queue.metadata.name.clone().unwrap(), facts)
+        });
+        let queues: BTreeMap<String, QueueFacts<'_>> = facts.collect();
+        validate(
+            &pool(spec),
+            &Referred {
+                queues,
+                clusters: self.clusters.iter().collect(),
+            },
+            &DEFAULTS,
+        )
+    }
+}
+
+fn mail() -> World {
+    World::with(&[("mail", json!({}), "redis", None)])
+}
+
+fn on_mail(more: Value) -> Value {
+    let mut spec = json!({ "queues": [{ "name": "mail" }] });
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    spec
+}
+
+#[test]
+fn each_fault_has_its_word() {
+    let reason = |world: &World, spec: Value| world.validate(spec).map(|_| ()).map_err(|fault| fault.reason());
+    assert_eq!(reason(&mail(), on_mail(json!({}))), Ok(()));
+    assert_eq!(
+        reason(
+            &mail(),
+            on_mail(json!({ "scaling": { "minReplicas": 2, "maxReplicas": 1 } }))
+        ),
+        Err("MinAboveMax")
+    );
+    assert_eq!(reason(&mail(), json!({ "queues": [] })), Err("NoQueue"));
+    assert_eq!(
+        reason(&mail(), json!({ "queues": [{ "name": "post" }] })),
+        Err("UnknownQueue")
+    );
+    assert_eq!(
+        reason(&mail(), on_mail(json!({ "template": { "spec": {} } }))),
+        Err("TemplateRefused")
+    );
+    assert_eq!(
+        reason(
+            &mail(),
+            on_mail(json!({ "template": { "spec": { "containers": [] } } }))
+        ),
+        Err("TemplateRefused")
+    );
+
+    let mut homeless = mail();
+    homeless.queues[0].1 = Err("spec.broker.redis.urlSecretRef is required".into());
+    assert_eq!(reason(&homeless, on_mail(json!({}))), Err("NoBroker"));
+
+    let mut foreign = mail();
+    let ready = json!({ "type": "Ready", "status": "False", "reason": "QueueOwnedElsewhere", "message": "n/old owns it", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    foreign.queues[0].0.status = Some(serde_json::from_value(json!({ "conditions": [ready] })).unwrap());
+    assert_eq!(reason(&foreign, on_mail(json!({}))), Err("QueueOwnedElsewhere"));
+}
+
+#[test]
+fn queues_of_a_pool_lie_on_one_broker_and_agree() {
+    let both = json!({ "queues": [{ "name": "a" }, { "name": "b" }] });
+    let reason = |queues: &[(&str, Value, &str, Option<&'static str>)]| {
+        World::with(queues)
+            .validate(both.clone())
+            .map(|_| ())
+            .map_err(|fault| fault.reason())
+    };
+    let prefixed = json!({ "broker": { "redis": { "keyPrefix": "x" } } });
+    assert_eq!(
+        reason(&[("a", json!({}), "one", None), ("b", json!({}), "one", None)]),
+        Ok(())
+    );
+    assert_eq!(
+        reason(&[("a", json!({}), "one", None), ("b", json!({}), "two", None)]),
+        Err("QueuesOnSeveralBrokers")
+    );
+    assert_eq!(
+        reason(&[("a", json!({}), "one", None), ("b", prefixed, "one", None)]),
+        Err("QueuesOnSeveralBrokers")
+    );
+    // Two names of one server: the id of its data tells.
+    assert_eq!(
+        reason(&[("a", json!({}), "one", Some("g")), ("b", json!({}), "two", Some("g"))]),
+        Ok(())
+    );
+    assert_eq!(
+        reason(&[("a", json!({}), "one", Some("g")), ("b", json!({}), "two", Some("h"))]),
+        Err("QueuesOnSeveralBrokers")
+    );
+    assert_eq!(
+        reason(&[
+            ("a", json!({}), "one", None),
+            ("b", json!({ "maxDeliveries": 9 }), "one", None)
+        ]),
+        Err("QueuesDiffer")
+    );
+}
+
+#[test]
+fn the_deployment_never_says_a_size_and_changes_only_what_is_ours() {
+    let template = json!({
+        "metadata": { "labels": { "team": "post" } },
+        "spec": {
+            "futureField": { "of": "a newer Kubernetes" },
+            "containers": [
+                { "name": "proxy", "image": "p", "env": [{ "name": "UMBEL_QUEUE", "value": "mine" }] },
+                { "name": "worker", "image": "w", "env": [{ "name": "UMBEL_QUEUE", "value": "mine" }, { "name": "KEPT", "value": "1" }] },
+            ],
+        },
+    });
+    let valid = mail().validate(on_mail(json!({ "template": template }))).unwrap();
+    let deployment = deployment::plan(&valid);
+    let spec = &deployment["spec"];
+    assert!(spec.get("replicas").is_none());
+    assert_eq!(spec["template"]["spec"]["futureField"]["of"], "a newer Kubernetes");
+    assert_eq!(spec["template"]["metadata"]["labels"]["team"], "post");
+    assert_eq!(
+        spec["template"]["spec"]["containers"][0],
+        template["spec"]["containers"][0]
+    );
+    let env = spec["template"]["spec"]["containers"][1]["env"].as_array().unwrap();
+    let values = |name: &str| {
+        env.iter()
+            .filter(|one| one["name"] == name)
+            .map(|one| one["value"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (values("UMBEL_QUEUE"), values("KEPT")),
+        (vec![json!("mail")], vec![json!("1")])
+    );
+    // One hour of task limit and 30 s to hand back.
+    assert_eq!(spec["template"]["spec"]["terminationGracePeriodSeconds"], 3630);
+    assert_eq!(spec["template"]["spec"]["automountServiceAccountToken"], false);
+    assert_eq!(
+        spec["template"]["spec"]["containers"][1]["readinessProbe"]["httpGet"]["path"],
+        "/readyz"
+    );
+}
+
+#[test]
+fn rights_are_exactly_the_secrets_of_the_clusters_that_are_covered() {
+    let none = access::plan(&mail().validate(on_mail(json!({}))).unwrap());
+    assert_eq!(none.grant, None);
+    let spec = on_mail(json!({ "clusterAccess": { "selector": { "matchLabels": { "env": "prod" } } } }));
+    let valid = mail().validate(spec).unwrap();
+    let grant = access::plan(&valid).grant.unwrap();
+    assert_eq!(
+        grant.role["rules"],
+        json!([{ "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["east-kubeconfig", "west-kubeconfig"], "verbs": ["get", "watch"] }])
+    );
+    let template = &deployment::plan(&valid)["spec"]["template"]["spec"];
+    assert_eq!(template["automountServiceAccountToken"], true);
+    assert_eq!(template["serviceAccountName"], grant.binding["subjects"][0]["name"]);
+}
+
+#[test]
+fn the_same_pool_gives_the_same_children() {
+    let spec = on_mail(json!({ "clusterAccess": { "names": ["lab", "east"] } }));
+    let valid = mail().validate(spec.clone()).unwrap();
+    assert_eq!(
+        deployment::plan(&valid),
+        deployment::plan(&mail().validate(spec).unwrap())
+    );
+}
+
+#[test]
+fn what_the_server_adds_is_no_difference() {
+    let wanted = json!({ "a": 1, "list": [{ "name": "x", "v": "" }], "empty": {} });
+    assert!(contains(
+        &json!({ "a": 1, "b": 2, "list": [{ "name": "y" }, { "name": "x", "w": 3 }] }),
+        &wanted
+    ));
+    assert!(!contains(&json!({ "a": 2, "list": [{ "name": "x" }] }), &wanted));
+    assert!(!contains(&json!({ "a": 1, "list": [] }), &wanted));
+    assert!(!contains(&json!(["a", "b"]), &json!(["a"])));
+}
