@@ -8,8 +8,13 @@ out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
 fail=0
 complain() { printf '%s\n' "$*" >&2; fail=1; }
 
-# The link to crds/ is meant.
-helm() { command helm "$@" 2> >(grep -v 'found symbolic link' >&2); }
+# The link to crds/ is meant. Its note is taken out only when helm has ended: what follows reads the rest.
+helm() {
+  local code=0
+  command helm "$@" 2>"$out/stderr" || code=$?
+  grep -v 'found symbolic link' "$out/stderr" >&2 || true
+  return "$code"
+}
 
 # Passwords are random unless an upgrade finds the old one: they are masked, and that they differ is checked below.
 render() { helm template umbel umbel --namespace umbel-system --values "$1" | sed -E 's/^(  (password|url): ).+$/\1MASKED/'; }
