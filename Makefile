@@ -133,6 +133,16 @@ campaign-worker: ## Repeat the worker's fault tests for MINUTES, then once at th
 	printf '\n== at the default leases\n'; \
 	export UMBEL_TEST_DEFAULT_LEASES=1 UMBEL_TEST_PATIENCE=8; $(WORKER_TESTS) -- kill zombie poison outage
 
+.PHONY: campaign-scaling
+campaign-scaling: setup ## Repeat scale-downs under lag, outages and stopped leaders ROUNDS times
+	@$(TOOLS) for round in $$(seq $${ROUNDS:-10}); do printf '\n== round %s\n' "$$round"; \
+	cargo test --locked -p umbel-operator --test lag --test leader --test pool --test faults; done
+
+.PHONY: campaign-slots
+campaign-slots: setup ## Kill leaders around slots ROUNDS times, then once at the default lease times
+	@$(TOOLS) for round in $$(seq $${ROUNDS:-10}); do printf '\n== round %s\n' "$$round"; cargo test --locked -p umbel-operator --test beat; done; \
+	cargo test --locked -p umbel-operator --test beat -- --ignored
+
 .PHONY: campaign-demo
 campaign-demo: setup programs ## Repeat the demo in rough weather ROUNDS times
 	@$(TOOLS) hack/images.sh build >/dev/null; \
