@@ -388,7 +388,7 @@ impl Beat<'_> {
         let floor = entry.floor(status, since);
         let answer = due(timetable, policy, floor, now);
         if answer.missed > 0 {
-            status.missed += answer.missed;
+            self.miss(status, answer.missed);
             let note = format!(
                 "{} slots after {floor} were missed (missedRuns: {:?})",
                 answer.missed, policy.missed_runs
@@ -402,7 +402,7 @@ impl Beat<'_> {
         let is_full = answer.fire.len() == MOST_AT_ONCE;
         for slot in answer.fire {
             if !may_fire(policy.overlap, self.is_active(status, policy.overlap).await?) {
-                status.missed += 1;
+                self.miss(status, 1);
                 note_dealt_with(status, slot);
                 let note = format!(
                     "the slot {slot} was skipped: an earlier run has not ended (overlap: {:?})",
@@ -418,6 +418,12 @@ impl Beat<'_> {
         } else {
             Ok(())
         }
+    }
+
+    fn miss(&self, status: &mut PeriodicTaskStatus, count: u64) {
+        status.missed += count;
+        let namespace = self.task.namespace().unwrap_or_default();
+        self.ctx.metrics.missed(&namespace, &self.task.name_any(), count);
     }
 
     /// Reads the mark, and repairs a status that an earlier leader could not write.
@@ -498,7 +504,7 @@ impl Beat<'_> {
             ctx.event(*task, EventType::Warning, "UnknownCluster", note).await;
         }
         if fanout.dispatches.is_empty() {
-            status.missed += 1;
+            self.miss(status, 1);
             note_dealt_with(status, slot);
             let note = format!("the slot {slot} was skipped: no TargetCluster is chosen");
             ctx.event(*task, EventType::Warning, "NoClusters", note).await;
@@ -523,6 +529,12 @@ impl Beat<'_> {
             FireAnswer::Fired => {
                 tracing::info!(task = task.name_any(), %slot, messages = messages.len(), "slot fired");
                 note_fired(status, slot, messages.len());
+                let (namespace, name) = (task.namespace().unwrap_or_default(), task.name_any());
+                let late = redis_now(&ctx.brokers.view(&understood.source))
+                    .unwrap_or(now)
+                    .duration_since(slot);
+                ctx.metrics
+                    .fired(&namespace, &name, Duration::try_from(late).unwrap_or_default());
                 slot
             }
             FireAnswer::Duplicate { ids, last_ms } => {

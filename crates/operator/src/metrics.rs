@@ -38,6 +38,20 @@ struct Turned {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Queue {
+    namespace: String,
+    queue: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Schedule {
+    namespace: String,
+    schedule: String,
+    result: &'static str,
+}
+
 /// Handles to all metrics; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -53,6 +67,9 @@ pub struct Metrics {
     turns: Family<Turned, Counter>,
     wrong_victims: Family<Pool, Counter>,
     busy_stopped: Family<Pool, Counter>,
+    messages: Family<Queue, Gauge>,
+    slots: Family<Schedule, Counter>,
+    lateness: Histogram,
 }
 
 impl Metrics {
@@ -88,6 +105,9 @@ impl Metrics {
                 "Pods that held a task when a step removed them",
                 Family::default(),
             ),
+            messages: registry.add("queue_messages", "Messages of a queue by state", Family::default()),
+            slots: registry.add("schedule_slots", "Slots of schedules by result", Family::default()),
+            lateness: registry.add("schedule_lateness_seconds", "Time from a slot to its fire", seconds()),
         }
     }
 
@@ -129,6 +149,51 @@ impl Metrics {
         self.busy.get_or_create(&labels).set(i64::from(busy));
     }
 
+    /// A queue's depth.
+    pub fn queue(&self, namespace: &str, queue: &str, depth: &umbel_api::taskqueue::Depth) {
+        for (state, number) in states(depth) {
+            let labels = Queue {
+                namespace: namespace.to_owned(),
+                queue: queue.to_owned(),
+                state,
+            };
+            self.messages
+                .get_or_create(&labels)
+                .set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A queue is gone.
+    pub fn forget_queue(&self, namespace: &str, queue: &str) {
+        for (state, _) in states(&umbel_api::taskqueue::Depth::default()) {
+            self.messages.remove(&Queue {
+                namespace: namespace.to_owned(),
+                queue: queue.to_owned(),
+                state,
+            });
+        }
+    }
+
+    /// A slot was fired, so long after its time.
+    pub fn fired(&self, namespace: &str, schedule: &str, late: Duration) {
+        self.slots(namespace, schedule, "fired", 1);
+        self.lateness.observe(late.as_secs_f64());
+    }
+
+    /// Slots came and were not fired.
+    pub fn missed(&self, namespace: &str, schedule: &str, count: u64) {
+        self.slots(namespace, schedule, "missed", count);
+    }
+
+    fn slots(&self, namespace: &str, schedule: &str, result: &'static str, count: u64) {
+        let labels = Schedule {
+            namespace: namespace.to_owned(),
+            schedule: schedule.to_owned(),
+            result,
+        };
+        self.slots.get_or_create(&labels).inc_by(count);
+    }
+
     /// An action on a pool was carried out.
     pub fn turned(&self, namespace: &str, pool: &str, action: &'static str, reason: &'static str) {
         let labels = Turned {
@@ -149,4 +214,21 @@ impl Metrics {
         self.wrong_victims.get_or_create(&labels).inc_by(wrong);
         self.busy_stopped.get_or_create(&labels).inc_by(busy);
     }
+}
+
+fn states(depth: &umbel_api::taskqueue::Depth) -> [(&'static str, u64); 5] {
+    let umbel_api::taskqueue::Depth {
+        waiting,
+        in_flight,
+        delayed,
+        dead,
+        quarantined,
+    } = depth;
+    [
+        ("waiting", *waiting),
+        ("in_flight", *in_flight),
+        ("delayed", *delayed),
+        ("dead", *dead),
+        ("quarantined", *quarantined),
+    ]
 }

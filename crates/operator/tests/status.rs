@@ -43,6 +43,27 @@ async fn is_ready(stage: &Stage, name: &str, expected: (&str, &str)) {
     .await;
 }
 
+/// What the operator counts, as a scraper reads it.
+async fn metrics(operator: &umbel_testkit::Process) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let log = operator.log();
+    let port = log
+        .split("\"addr\":\"127.0.0.1:")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next())
+        .expect("it says where it listens");
+    let mut stream = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}"))
+        .await
+        .expect("it listens");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
+        .await
+        .expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer
+}
+
 fn on(secret: &str, queue_name: &str) -> Value {
     json!({ "spec": { "queueName": queue_name, "broker": { "redis": { "urlSecretRef": { "name": secret, "key": "url" } } } } })
 }
@@ -93,6 +114,10 @@ async fn queues_tell_their_owner_their_broker_and_their_depth() {
         version
     );
 
+    let waiting = "umbel_queue_messages{namespace=\"default\",queue=\"mail\",state=\"waiting\"} 12";
+    let counted = metrics(&operator).await;
+    assert!(counted.contains(waiting), "{counted}");
+
     // Two names for one server, and one queue on it: the older object owns it.
     stage
         .secret("same", &stage.redis.url().replace("127.0.0.1", "localhost"))
@@ -122,6 +147,10 @@ async fn queues_tell_their_owner_their_broker_and_their_depth() {
         .await
         .expect("deleted");
     is_ready(&stage, "also-mail", ("True", "Serving")).await;
+    assert!(
+        !metrics(&operator).await.contains("queue=\"mail\""),
+        "what is gone is counted no more"
+    );
 
     // A key of another type, a Secret that is not there, a broker that is not there.
     let _: () = connection.set("wrong", "text").await.expect("set");

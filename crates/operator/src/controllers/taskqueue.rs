@@ -47,6 +47,10 @@ pub async fn run(ctx: Arc<Context>, scope: usize, stop: CancellationToken) {
     // A queue that comes or goes concerns all that claim the same name on a broker.
     let siblings = watched.wakes(move |changed: &TaskQueue| {
         let name = changed.queue_name();
+        let namespace = changed.namespace().unwrap_or_default();
+        if all.queue(&namespace, &changed.name_any()).is_none() {
+            all.metrics.forget_queue(&namespace, &changed.name_any());
+        }
         let claimants = all.queues().into_iter().filter(|queue| queue.queue_name() == name);
         claimants
             .map(|queue| ObjectRef::from_obj(queue.as_ref()))
@@ -96,6 +100,9 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
     let owner = claim(&ctx, &queue).and_then(|mine| owner_before(&mine, &claims));
     let old = queue.status.clone().unwrap_or_default();
     let namespace = queue.namespace().unwrap_or_default();
+    if let (Seen::Answer { depth: Ok(depth), .. }, None) = (&seen, owner) {
+        ctx.metrics.queue(&namespace, &queue.name_any(), depth);
+    }
     let new = status(
         &old,
         &seen,
