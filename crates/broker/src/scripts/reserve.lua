@@ -11,7 +11,9 @@ if not g then return { 'unknown' } end
 if g.epoch ~= tonumber(ARGV[3]) then return { 'epoch' } end
 if g.state ~= 'open' then return { 'gate', g.state } end
 
-local CHUNK, BYTES = 32, 8 * 1024 * 1024 -- a chunk is read at a time; a reply holds about so many bytes
+-- At most a chunk is read at a time, one message at first and after a large one: nobody knows the size of what he has
+-- not read, and a copy of 32 oversized ones would be gigabytes. A reply holds about so many bytes.
+local CHUNK, LARGE, BYTES = 32, 64 * 1024, 8 * 1024 * 1024
 local groups, at = {}, 9
 while at <= #ARGV do
   local lists = {}
@@ -23,10 +25,10 @@ end
 local raws, from, faults, oversized = {}, {}, {}, {}
 local taken, total, index = {}, 0, 0
 local function take(list, i, quota)
-  local got = 0
+  local got, chunk = 0, 1
   while got < quota and total < BYTES and not oversized[list] do
     local skip = taken[list] or 0
-    local want = math.min(quota - got, CHUNK)
+    local want = math.min(quota - got, chunk)
     local items = redis.pcall('LRANGE', list, -(skip + want), -(skip + 1))
     if items.err then
       faults[#faults + 1] = list
@@ -35,6 +37,7 @@ local function take(list, i, quota)
       return got
     end
     if #items == 0 then return got end
+    chunk = math.min(2 * chunk, CHUNK)
     for k = #items, 1, -1 do
       local raw = items[k]
       if #raw > largest then
@@ -44,6 +47,7 @@ local function take(list, i, quota)
       raws[#raws + 1] = raw
       from[#from + 1] = i
       total = total + #raw
+      if #raw > LARGE then chunk = 1 end
       got = got + 1
       taken[list] = (taken[list] or 0) + 1
     end
