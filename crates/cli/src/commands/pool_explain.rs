@@ -1,10 +1,13 @@
 //! `umbel pool explain`: the pool's own words about its size.
 
+use std::cmp::Ordering;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use serde_json::{Value, json};
-use umbel_api::WorkerPool;
 use umbel_api::names::pool_condition as condition;
 use umbel_api::workerpool::Mode;
+use umbel_api::{WorkerPool, WorkerPoolStatus};
 
 use crate::args::{Format, Global};
 use crate::home::{Home, said};
@@ -43,7 +46,6 @@ fn explain(pool: &WorkerPool) -> Vec<(&'static str, String)> {
             "nothing is known yet: no operator has seen this pool".to_owned(),
         )];
     };
-    let pods = |count: u32| format!("{count} {}", if count == 1 { "pod" } else { "pods" });
     let mut current = format!(
         "{}: {} ready, {} busy, {} idle, {} draining",
         pods(status.replicas),
@@ -76,48 +78,12 @@ fn explain(pool: &WorkerPool) -> Vec<(&'static str, String)> {
     };
     lines.push(("Wanted", wanted));
 
-    let find = |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind);
-    if let Some(why) = find(condition::SCALING_ACTIVE) {
+    let why = find(status, condition::SCALING_ACTIVE);
+    if let Some(why) = why {
         lines.push(("Why", why.message.clone()));
     }
-    // These hold a size back when they are true, the next ones when they are not.
-    let when_true = [
-        condition::SCALE_DOWN_BLOCKED,
-        condition::SCALING_LIMITED,
-        condition::FOREIGN_SCALER,
-    ];
-    let when_false = [condition::READY, condition::BROKER_REACHABLE];
-    let held = when_true
-        .iter()
-        .map(|kind| (kind, "True"))
-        .chain(when_false.iter().map(|kind| (kind, "False")));
-    let mut held: Vec<String> = held
-        .filter_map(|(kind, state)| find(kind).filter(|condition| condition.status == state))
-        .map(|condition| format!("{}: {}", condition.type_, condition.message))
-        .collect();
-    if held.is_empty()
-        && let Some(reason) = &status.blocked_reason
-    {
-        held.push(reason.clone());
-    }
-    let is_blocked = find(condition::SCALE_DOWN_BLOCKED).is_some_and(|condition| condition.status == "True");
-    lines.push((
-        "Held by",
-        if held.is_empty() {
-            "nothing".to_owned()
-        } else {
-            held.join("; ")
-        },
-    ));
-
-    let (now, then) = (status.replicas, status.desired_replicas);
-    let next = match now.cmp(&then) {
-        std::cmp::Ordering::Less => format!("{} more will start", pods(then - now)),
-        std::cmp::Ordering::Equal => "the size stays until demand changes".to_owned(),
-        std::cmp::Ordering::Greater if is_blocked => "nothing, until what holds it back is gone".to_owned(),
-        std::cmp::Ordering::Greater => format!("{} will go, each when it is idle", pods(now - then)),
-    };
-    lines.push(("Next", next));
+    lines.push(("Held by", held(pool, status)));
+    lines.push(("Next", next(status, why.map_or("", |why| &why.reason))));
     if let Some(last) = &status.last_scale {
         lines.push((
             "Last",
@@ -125,6 +91,60 @@ fn explain(pool: &WorkerPool) -> Vec<(&'static str, String)> {
         ));
     }
     lines
+}
+
+fn find<'a>(status: &'a WorkerPoolStatus, kind: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+fn pods(count: u32) -> String {
+    format!("{count} {}", if count == 1 { "pod" } else { "pods" })
+}
+
+/// What keeps the pool from the size that demand asks for.
+fn held(pool: &WorkerPool, status: &WorkerPoolStatus) -> String {
+    let is = |kind: &str, state: &str| find(status, kind).filter(|condition| condition.status == state);
+    let mut held = Vec::new();
+    if let Some(blocked) = is(condition::SCALE_DOWN_BLOCKED, "True") {
+        held.push(blocked.message.clone());
+    }
+    if is(condition::SCALING_LIMITED, "True").is_some() {
+        let scaling = &pool.spec.scaling;
+        held.push(format!(
+            "its bounds, {} to {} pods",
+            scaling.min_replicas, scaling.max_replicas
+        ));
+    }
+    let others = [
+        is(condition::FOREIGN_SCALER, "True"),
+        is(condition::READY, "False"),
+        is(condition::BROKER_REACHABLE, "False"),
+    ];
+    held.extend(others.into_iter().flatten().map(|condition| condition.message.clone()));
+    if held.is_empty() {
+        "nothing".to_owned()
+    } else {
+        held.join("; ")
+    }
+}
+
+/// What happens next, by the numbers and by the word of the latest decision.
+fn next(status: &WorkerPoolStatus, reason: &str) -> String {
+    let is_blocked = find(status, condition::SCALE_DOWN_BLOCKED).is_some_and(|condition| condition.status == "True");
+    let (now, then) = (status.replicas, status.desired_replicas);
+    match now.cmp(&then) {
+        Ordering::Less => format!("{} more will start", pods(then - now)),
+        Ordering::Greater if is_blocked => "nothing, until what holds it back is gone".to_owned(),
+        Ordering::Greater => format!("{} will go, each when it is idle", pods(now - then)),
+        Ordering::Equal => match reason {
+            "Stabilizing" => "another size, if demand stays as it is until the time above",
+            "CoolingDown" => "the last pods go at the time above, if nothing comes",
+            "BusyPods" => "fewer pods, as their tasks end",
+            "NoSample" | "BrokerUnreadable" | "SampleTooOld" => "the size stays until the broker answers",
+            _ => "the size stays until demand changes",
+        }
+        .to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -160,7 +180,7 @@ mod tests {
             ("Demand", "80 waiting, 20 in flight, 3 due soon"),
             ("Wanted", "8 pods; demand alone asks for 13, allowed are 1 to 8"),
             ("Why", "2 -> 8: demand asks for 13, maxReplicas is 8"),
-            ("Held by", "ScalingLimited: maxReplicas is 8"),
+            ("Held by", "its bounds, 1 to 8 pods"),
             ("Next", "6 pods more will start"),
         ];
         assert_eq!(explained, expected.map(|(word, text)| (word, text.to_owned())));
@@ -172,11 +192,24 @@ mod tests {
             "replicas": 5, "readyReplicas": 4, "desiredReplicas": 1, "recommendedReplicas": 0,
             "conditions": [condition("ScaleDownBlocked", "True", "pod w-1 is admitted and not Ready")],
         })));
-        assert!(explained.contains(&(
-            "Held by",
-            "ScaleDownBlocked: pod w-1 is admitted and not Ready".to_owned()
-        )));
+        assert!(explained.contains(&("Held by", "pod w-1 is admitted and not Ready".to_owned())));
         assert!(explained.contains(&("Next", "nothing, until what holds it back is gone".to_owned())));
+    }
+
+    #[test]
+    fn a_size_that_waits_for_a_time_says_so() {
+        let mut why = condition(
+            "ScalingActive",
+            "True",
+            "stays at 3: demand asks for 1, which counts from T on if it lasts",
+        );
+        why["reason"] = json!("Stabilizing");
+        let status = json!({"replicas": 3, "desiredReplicas": 3, "recommendedReplicas": 1, "conditions": [why]});
+        let next = (
+            "Next",
+            "another size, if demand stays as it is until the time above".to_owned(),
+        );
+        assert!(explain(&pool(&status)).contains(&next));
     }
 
     #[test]
