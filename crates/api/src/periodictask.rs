@@ -34,7 +34,7 @@ use crate::{
     printcolumn(name = "Last", type_ = "date", json_path = ".status.lastScheduleTime"),
     // A column of type date can't show the future.
     printcolumn(name = "Next", type_ = "string", json_path = ".status.nextScheduleTime", priority = 1),
-    printcolumn(name = "Stalled", type_ = "string", json_path = ".status.conditions[?(@.type==\"Stalled\")].reason", priority = 1),
+    printcolumn(name = "Stalled", type_ = "string", json_path = ".status.conditions[?(@.type==\"Stalled\")].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

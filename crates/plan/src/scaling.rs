@@ -379,10 +379,10 @@ pub fn decide(limits: &Limits, reading: &Reading, scale: Scale, history: &Histor
         history.stabilize(recommended, current, &limits.patience, now)
     };
     let mut reason = match until {
-        Some(until) => Reason::Stabilizing { until },
-        None if wanted > current => Reason::Demand,
-        None if wanted < current => Reason::LessDemand,
-        None => Reason::Steady,
+        Some(until) if wanted == current => Reason::Stabilizing { until },
+        _ if wanted > current => Reason::Demand,
+        _ if wanted < current => Reason::LessDemand,
+        _ => Reason::Steady,
     };
     if wanted == 0 && current > 0 {
         let until = history.idle_since.unwrap_or(now) + signed(limits.patience.to_zero);
@@ -456,22 +456,37 @@ impl fmt::Display for Demand {
     }
 }
 
-/// The sentence for a condition, an Event and `umbel pool explain`.
+impl Decision {
+    /// Why, without the sizes: for where these are said already.
+    pub fn why(&self) -> impl fmt::Display + '_ {
+        Why(self)
+    }
+}
+
+/// The sentence for a condition and `umbel pool explain`.
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
+        let Self { replicas, from, .. } = self;
+        if replicas == from {
+            write!(f, "stays at {replicas}: {}", self.why())
+        } else {
+            write!(f, "{from} to {replicas}: {}", self.why())
+        }
+    }
+}
+
+struct Why<'a>(&'a Decision);
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Decision {
             replicas,
             recommended,
-            from,
+            from: _,
             demand,
             bound,
             reason,
-        } = self;
-        if replicas == from {
-            write!(f, "stays at {replicas}: ")?
-        } else {
-            write!(f, "{from} to {replicas}: ")?
-        }
+        } = self.0;
         match reason {
             Reason::Manual => f.write_str("spec.replicas says so")?,
             Reason::NoSample => f.write_str("the queues were not sampled yet")?,
@@ -480,8 +495,20 @@ impl fmt::Display for Decision {
                 "the broker can't be asked ({why}), and an outage is not an empty queue"
             )?,
             Reason::SampleTooOld { seconds } => write!(f, "the latest sample is {seconds} s old")?,
+            Reason::Demand if bound.is_none() && replicas < recommended => {
+                write!(
+                    f,
+                    "demand asks for {recommended}, and for at least {replicas} for long enough"
+                )?;
+            }
             Reason::Demand => write!(f, "demand asks for {recommended}")?,
-            Reason::LessDemand => write!(f, "demand asks for no more than {recommended}")?,
+            Reason::LessDemand if bound.is_none() && replicas > recommended => {
+                write!(
+                    f,
+                    "demand asks for {recommended}, and for no more than {replicas} for long enough"
+                )?;
+            }
+            Reason::LessDemand => write!(f, "demand asks for {recommended}, and for no more for long enough")?,
             Reason::BelowMinimum => f.write_str("it was below minReplicas")?,
             Reason::AboveMaximum => f.write_str("it was above maxReplicas")?,
             Reason::Stabilizing { until } => write!(

@@ -209,6 +209,11 @@ fn shrinking_goes_to_the_largest_recommendation_of_the_window() {
         run.demand(if second == 30 { 40 } else { 8 });
     }
     assert_eq!(run.size, 5, "the spike at 30 s still counts");
+    let decision = decide(&limits(), &sample(61, 8, 0, 0), scale(8, 0), &run.history, at(61));
+    assert_eq!(
+        decision.to_string(),
+        "8 to 5: demand asks for 1, and for no more than 5 for long enough (8 waiting, 0 in flight, 0 due soon)"
+    );
     assert_eq!(run.until(1, 8), Some(30));
 }
 

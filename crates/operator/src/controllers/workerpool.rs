@@ -417,7 +417,7 @@ impl Memory {
         let history = self.history.get_or_insert_with(|| History::begin(scale.replicas, now));
         let decision = scaling::decide(&limits, &reading(pool, context, refers, now), scale, history, now);
         history.note(&decision, &limits.patience, now);
-        self.sentence = decision.to_string();
+        self.sentence = decision.why().to_string();
         decision
     }
 
