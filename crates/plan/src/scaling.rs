@@ -501,7 +501,7 @@ impl fmt::Display for Why<'_> {
                     "demand asks for {recommended}, and for at least {replicas} for long enough"
                 )?;
             }
-            Reason::Demand => write!(f, "demand asks for {recommended}")?,
+            Reason::Demand | Reason::Steady => write!(f, "demand asks for {recommended}")?,
             Reason::LessDemand if bound.is_none() && replicas > recommended => {
                 write!(
                     f,
@@ -520,7 +520,6 @@ impl fmt::Display for Why<'_> {
             }
             Reason::BusyPods { busy } => write!(f, "demand asks for {recommended}, but {busy} pods hold a task")?,
             Reason::BelowActivation => f.write_str("demand is not above activationThreshold")?,
-            Reason::Steady => write!(f, "demand asks for {recommended}")?,
         }
         if let Some(demand) = demand {
             write!(f, " ({demand})")?;

@@ -64,10 +64,10 @@ impl Run {
         }
     }
 
-    fn tick(&mut self, reading: Reading) -> Decision {
+    fn tick(&mut self, reading: &Reading) -> Decision {
         let decision = decide(
             &self.limits,
-            &reading,
+            reading,
             scale(self.size, self.busy),
             &self.history,
             at(self.second),
@@ -80,7 +80,7 @@ impl Run {
 
     fn demand(&mut self, waiting: u64) -> Decision {
         let reading = sample(self.second, waiting, 0, 0);
-        self.tick(reading)
+        self.tick(&reading)
     }
 
     /// Seconds until the size is this, or `None` within ten minutes.
@@ -118,7 +118,7 @@ fn a_busy_fleet_with_an_empty_queue_is_not_idle() {
     let mut run = Run::new(limits(), 4);
     run.busy = 4;
     for second in 0..600 {
-        let decision = run.tick(sample(second, 0, 32, 0));
+        let decision = run.tick(&sample(second, 0, 32, 0));
         assert_eq!((decision.replicas, decision.reason), (4, Reason::Steady));
     }
 }
@@ -128,7 +128,7 @@ fn outage_is_not_an_empty_queue() {
     for size in [0, 1, 7] {
         let mut run = Run::new(limits(), size);
         for _ in 0..600 {
-            let decision = run.tick(Reading::Unreadable {
+            let decision = run.tick(&Reading::Unreadable {
                 why: "connection refused".into(),
             });
             assert_eq!((decision.replicas, decision.recommended), (size, size));
@@ -148,7 +148,7 @@ fn an_outage_starts_the_cooldown_anew() {
     for _ in 0..59 {
         assert_eq!(run.demand(0).replicas, 1);
     }
-    run.tick(Reading::Unreadable {
+    run.tick(&Reading::Unreadable {
         why: "timed out".into(),
     });
     assert_eq!(run.until(0, 0), Some(60));
