@@ -78,6 +78,7 @@ pub struct Broker {
 }
 
 /// One pod, with the worker that runs in it.
+#[allow(clippy::struct_excessive_bools, reason = "facts that are independent of each other")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     /// Its name.
