@@ -356,7 +356,7 @@ impl Pass<'_> {
             let beat = self.workers.present(uid).and_then(|record| record.heartbeat.as_ref());
             self.fleet
                 .pod(uid)
-                .map(|pod| pod.name_any())
+                .map(ResourceExt::name_any)
                 .or_else(|| beat.map(|beat| beat.pod.clone()))
                 .unwrap_or_else(|| uid.clone())
         };

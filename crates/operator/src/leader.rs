@@ -382,11 +382,14 @@ impl Campaign {
     fn lease(&self, old: Option<&Lease>, term: u64, take: bool) -> Lease {
         let now = MicroTime(Timestamp::now());
         let spec = old.and_then(|lease| lease.spec.clone()).unwrap_or_default();
-        let mut metadata = old.map(|lease| lease.metadata.clone()).unwrap_or_else(|| ObjectMeta {
-            name: Some(self.election.name.clone()),
-            namespace: Some(self.election.namespace.clone()),
-            ..ObjectMeta::default()
-        });
+        let mut metadata = match old {
+            Some(lease) => lease.metadata.clone(),
+            None => ObjectMeta {
+                name: Some(self.election.name.clone()),
+                namespace: Some(self.election.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+        };
         metadata.managed_fields = None;
         metadata
             .annotations

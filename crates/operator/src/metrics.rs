@@ -38,6 +38,7 @@ struct Turned {
     reason: &'static str,
 }
 
+#[allow(clippy::struct_field_names, reason = "the fields are the labels' names")]
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Queue {
     namespace: String,
@@ -45,6 +46,7 @@ struct Queue {
     state: &'static str,
 }
 
+#[allow(clippy::struct_field_names, reason = "the fields are the labels' names")]
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Schedule {
     namespace: String,

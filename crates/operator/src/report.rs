@@ -223,9 +223,10 @@ impl News {
         if essence(old) != essence(new) {
             return Ok(());
         }
-        match self.written.map(|at| now.duration_since(at)) {
-            Some(age) if age < COARSE => Err(Some(COARSE - age)),
-            _ => Ok(()),
+        let left = self.written.map(|at| COARSE.saturating_sub(now.duration_since(at)));
+        match left.filter(|left| !left.is_zero()) {
+            Some(left) => Err(Some(left)),
+            None => Ok(()),
         }
     }
 

@@ -41,7 +41,7 @@ impl Noise {
             api.create(&PostParams::default(), &pod).await.expect("the pod is made");
             let (api, stop) = (api.clone(), stop.clone());
             tasks.push(tokio::spawn(async move {
-                let ballast = "x".repeat(4000);
+                let ballast = "x".repeat(16_000);
                 for round in 0.. {
                     if stop.load(Ordering::Relaxed) {
                         return;
@@ -166,6 +166,16 @@ async fn drain_by_name_removes_no_pod_that_could_work() {
     assert!(downs >= 20, "{downs} scale-downs");
     let drained = removals.iter().filter(|removal| removal.admitted).count();
     assert!(drained >= downs, "{drained} pods were drained in {downs} scale-downs");
+    let replacements: Vec<_> = removals.iter().filter(|removal| !removal.admitted).collect();
+    let running = replacements.iter().filter(|removal| removal.running).count();
+    println!(
+        "{downs} scale-downs, {drained} pods drained, {running} of {} replacements ran when they were taken",
+        replacements.len()
+    );
+    assert!(
+        running * 2 >= replacements.len(),
+        "most replacements never ran: the harder half of the cases was not met"
+    );
     for pool in pools {
         let counters = stage.status(pool).await.counters.unwrap_or_default();
         assert_eq!((counters.busy_stopped, counters.wrong_victims), (0, 0), "{pool}");
@@ -218,8 +228,10 @@ async fn marking_and_then_lowering_removes_the_wrong_pod() {
     let noise = Noise::start(&stage.client).await;
     let manager = stage.plane.pid("kube-controller-manager");
     let (mut wrong, mut n) = (0, 0);
-    let trials = 8;
-    for _ in 0..trials {
+    let mut trials = 0;
+    // A race: it shows in most trials on a quiet machine, and in some on a busy one.
+    while trials < 8 || (wrong == 0 && trials < 30) {
+        trials += 1;
         let pods = stage.pods_of("bare").await;
         let records = stage.broker.workers().await.expect("the broker answers");
         let idle = |pod: &&Pod| {

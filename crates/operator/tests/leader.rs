@@ -11,7 +11,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use umbel_broker::Gate;
-use umbel_testkit::{Process, Signal, eventually};
+use umbel_testkit::{Process, Signal, eventually, send_signal};
 
 async fn manual(stage: &Stage, pool: &str, replicas: u32) {
     let spec = json!({ "queues": [{ "name": pool }], "concurrency": 1, "replicas": replicas, "scaling": { "mode": "Manual" } });
@@ -148,50 +148,82 @@ async fn a_leader_stopped_before_its_lowering_lowers_nothing() {
     );
 }
 
-/// Redis forgets everything after the first pod of a step was deleted, and once more while it is away.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_emptied_in_the_middle_of_a_step_removes_no_worker() {
+/// What comes between a step and Redis.
+#[derive(Clone, Copy, PartialEq)]
+enum Trouble {
+    /// It forgets everything.
+    Emptied,
+    /// It is away for so long, and comes back without anything.
+    Away(Duration),
+    /// It does not answer for so long, and forgets nothing.
+    Frozen(Duration),
+}
+
+/// A step down from four pods to two, with trouble right after the first deletion: no pod that could work is removed, and
+/// afterwards everybody works again.
+async fn survives(trouble: Trouble) {
     let mut stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
     stage.queue("jobs").await;
     manual(&stage, "jobs", 4).await;
     stage.ready("jobs", 4).await;
-    for away in [false, true] {
-        let removed = kubelet.removals().len();
-        manual(&stage, "jobs", 2).await;
-        eventually(LONG, "a pod is deleted", async || kubelet.removals().len() > removed).await;
-        if away {
-            stage.redis.kill();
-            // Long enough for the sampler to notice and for every heartbeat to be missed.
-            tokio::time::sleep(Duration::from_secs(6)).await;
-            stage.redis.start_again().await;
-        } else {
+    manual(&stage, "jobs", 2).await;
+    eventually(LONG, "a pod is deleted", async || !kubelet.removals().is_empty()).await;
+    match trouble {
+        Trouble::Emptied => {
             let mut connection = stage.redis.connection().await;
             let _: () = redis::cmd("FLUSHALL")
                 .query_async(&mut connection)
                 .await
                 .expect("it is emptied");
         }
-        eventually(LONG * 2, "two pods work", async || {
-            stage.size("jobs").await == Some(2)
-                && open_workers(&stage).await == 2
-                && stage.status("jobs").await.ready_replicas == 2
-        })
-        .await;
-        let removals = kubelet.removals();
-        assert!(
-            removals
-                .iter()
-                .all(|removal| removal.held == 0 && !(removal.open && removal.admitted)),
-            "{removals:#?}\n{}",
-            operator.log()
-        );
-        manual(&stage, "jobs", 4).await;
-        stage.ready("jobs", 4).await;
-        stage.send_sleeps("jobs", 12, 0.2).await;
-        stage.drained("jobs", LONG).await;
+        Trouble::Away(time) => {
+            stage.redis.kill();
+            tokio::time::sleep(time).await;
+            stage.redis.start_again().await;
+        }
+        Trouble::Frozen(time) => {
+            send_signal(stage.redis.pid(), Signal::Stop);
+            tokio::time::sleep(time).await;
+            send_signal(stage.redis.pid(), Signal::Cont);
+        }
     }
+    eventually(LONG * 2, "two pods work", async || {
+        let sizes = (
+            stage.size("jobs").await,
+            open_workers(&stage).await,
+            stage.status("jobs").await.ready_replicas,
+        );
+        sizes == (Some(2), 2, 2)
+    })
+    .await;
+    let removals = kubelet.removals();
+    let wrong = removals
+        .iter()
+        .any(|removal| removal.held > 0 || (removal.open && removal.admitted));
+    assert!(!wrong, "{removals:#?}\n{}", operator.log());
+    manual(&stage, "jobs", 4).await;
+    stage.ready("jobs", 4).await;
+    stage.send_sleeps("jobs", 12, 0.2).await;
+    stage.drained("jobs", LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_emptied_in_the_middle_of_a_step_removes_no_worker() {
+    survives(Trouble::Emptied).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_comes_back_empty_in_the_middle_of_a_step_removes_no_worker() {
+    // Long enough for the sampler to notice.
+    survives(Trouble::Away(Duration::from_secs(6))).await;
+}
+
+/// Longer than a step's key and than any heartbeat lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_silent_for_100_s_in_the_middle_of_a_step_removes_no_worker() {
+    survives(Trouble::Frozen(Duration::from_secs(100))).await;
 }
 
 /// Nothing changes: nobody but the Lease is written. Nor by a new leader, beyond its term on the Deployment.

@@ -1,6 +1,6 @@
 //! WorkerPool → its children, its size, and who may work.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -118,13 +118,15 @@ pub async fn run(context: Arc<Context>, scope: usize, stop: CancellationToken) {
         async move {
             let uid = pool.uid().unwrap_or_default();
             let memory = {
+                let known: BTreeSet<String> = context.pools().iter().filter_map(|pool| pool.uid()).collect();
                 let mut all = memories.lock().unwrap_or_else(PoisonError::into_inner);
+                all.retain(|uid, _| known.contains(uid));
                 all.entry(uid)
                     .or_insert_with(|| Arc::new(tokio::sync::Mutex::new(Memory::new())))
                     .clone()
             };
             let mut memory = memory.lock().await;
-            reconcile(&pool, &context, &mut memory).await
+            Box::pin(reconcile(&pool, &context, &mut memory)).await
         }
     };
     super::drive("workerpool", store, wakes.boxed(), context.clone(), reconcile, stop).await;
