@@ -1,5 +1,7 @@
 //! Recovery when something is in its way: keys of another type, a restart that nobody noticed, a clock that went back.
 
+#![allow(clippy::panic)] // Tests stop at what they did not expect.
+
 use std::time::Duration;
 
 use umbel_broker::{

@@ -1,6 +1,11 @@
 //! One pass of a scale-down, case by case.
 
-#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, clippy::type_complexity, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::type_complexity,
+    reason = "helpers of tests"
+)]
 
 use std::collections::BTreeSet;
 

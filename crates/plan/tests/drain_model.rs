@@ -325,7 +325,7 @@ impl State {
             after.live = after.set_live;
         });
         push("controller sees the size".into(), &|after| {
-            after.cached_size = after.set_size
+            after.cached_size = after.set_size;
         });
         push("controller sees a pod".into(), &|after| {
             let Some(seen) = after.on_the_way.pop_front() else {

@@ -1,6 +1,11 @@
 //! A pool's faults, and its children when it has none.
 
-#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, clippy::type_complexity, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::type_complexity,
+    reason = "helpers of tests"
+)]
 
 use std::collections::BTreeMap;
 

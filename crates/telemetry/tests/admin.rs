@@ -1,5 +1,7 @@
 //! The admin port over a real socket.
 
+#![allow(clippy::unwrap_used)] // Tests stop at what they did not expect.
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -61,8 +61,8 @@ impl World {
                 "list {key:?} after {op:?}"
             );
         }
-        for queue in 0..QUEUES.len() {
-            let suspects: Vec<Raw> = self.read("LRANGE", &format!("umbel:suspect:{}", QUEUES[queue])).await;
+        for (queue, name) in QUEUES.iter().enumerate() {
+            let suspects: Vec<Raw> = self.read("LRANGE", &format!("umbel:suspect:{name}")).await;
             let suspects: Vec<(Raw, Raw)> = suspects.iter().rev().map(|record| unfold(record)).collect();
             suspects.iter().for_each(|(_, raw)| put(raw, "suspect"));
             let expected: Vec<_> = self.model.suspects[queue]
