@@ -52,7 +52,7 @@ images: programs ## Build the container images and print the paths of their arch
 ##@ Checking
 
 # Kubernetes and Rust never compile at the same time: setup comes first, steps run one by one.
-STEPS := setup deny crds-check chart-check lint unit demo-check e2e
+STEPS := setup fmt-check deny crds-check chart-check lint unit demo-check e2e
 
 .PHONY: test
 test: ## Run every test, installing what is missing first; this is what CI runs
