@@ -63,10 +63,14 @@
 //! with `", "` and `": "`. [`json::Json`] keeps such a text verbatim, so values that Rust has no type for pass through
 //! a worker unchanged. Texts are scanned under limits of depth, keys and size ([`message::Limits`]).
 
+pub mod canvas;
+pub mod control;
+pub mod event;
 pub mod json;
 pub mod message;
 pub mod result;
 
+mod envelope;
 mod repr;
 mod scan;
 mod time;

@@ -14,6 +14,8 @@ pub struct Meta<'a> {
     pub done_at: Timestamp,
     /// Ids of the tasks that this one sent.
     pub children: &'a [String],
+    /// What it sent beside those, as result tuples ([`crate::canvas::ResultTuple`]): groups, and tasks with parents.
+    pub trail: &'a [Json],
     /// The task's group.
     pub group_id: Option<&'a str>,
     /// The task that sent this one.
@@ -42,6 +44,30 @@ impl Failure {
             exc_module: exc_module.into(),
             message: vec![Json::string(message)],
         }
+    }
+
+    /// Python's repr of the exception: `ValueError('boom')`. For people only.
+    pub fn repr(&self) -> String {
+        let arguments: Vec<String> = self.message.iter().map(Json::repr).collect();
+        format!("{}({})", self.exc_type, arguments.join(", "))
+    }
+
+    /// The error object: `{"exc_type", "exc_message", "exc_module"}`.
+    pub fn to_json(&self) -> Json {
+        Json::trusted(self.write())
+    }
+
+    /// Reads an error object. A message that is no list counts as its one argument; `None` without a class name.
+    pub fn parse(object: &Json) -> Option<Failure> {
+        let message = object.get("exc_message");
+        Some(Failure {
+            exc_type: object.get("exc_type")?.text()?,
+            exc_module: object
+                .get("exc_module")
+                .and_then(|module| module.text())
+                .unwrap_or_default(),
+            message: message.map_or_else(Vec::new, |message| message.elements().unwrap_or_else(|| vec![message])),
+        })
     }
 
     fn write(&self) -> String {
@@ -114,6 +140,7 @@ fn document(
     let Meta {
         done_at: _,
         children,
+        trail,
         group_id,
         parent_id,
     } = *meta;
@@ -130,7 +157,8 @@ fn document(
         &mut out,
         children
             .iter()
-            .map(|child| format!("[[{}, null], null]", Json::string(child))),
+            .map(|child| format!("[[{}, null], null]", Json::string(child)))
+            .chain(trail.iter().map(Json::to_string)),
     );
     out.push_str(", \"date_done\": ");
     write::optional(&mut out, done_at.map(time::iso).as_deref());
@@ -187,21 +215,7 @@ impl ResultDoc {
         if !matches!(self.status.as_str(), "FAILURE" | "REVOKED" | "RETRY") {
             return None;
         }
-        let exc_type = self.result.get("exc_type")?.text()?;
-        let exc_module = self
-            .result
-            .get("exc_module")
-            .and_then(|module| module.text())
-            .unwrap_or_default();
-        let message = self
-            .result
-            .get("exc_message")
-            .map(|message| message.elements().unwrap_or_else(|| vec![message]));
-        Some(Failure {
-            exc_type,
-            exc_module,
-            message: message.unwrap_or_default(),
-        })
+        Failure::parse(&self.result)
     }
 }
 

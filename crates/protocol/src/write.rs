@@ -5,6 +5,8 @@ use std::io;
 
 use serde_json::ser::Formatter;
 
+use crate::json::Json;
+
 /// Appends `text` as a string literal.
 pub(crate) fn string(out: &mut String, text: &str) {
     out.push('"');
@@ -101,4 +103,32 @@ impl Formatter for Python {
         string(&mut quoted, fragment);
         writer.write_all(&quoted.as_bytes()[1..quoted.len() - 1])
     }
+}
+
+/// An array of these values.
+pub(crate) fn array<T: std::borrow::Borrow<Json>>(values: impl IntoIterator<Item = T>) -> Json {
+    let mut out = String::from("[");
+    for (index, value) in values.into_iter().enumerate() {
+        if index > 0 {
+            out.push_str(", ");
+        }
+        out.push_str(value.borrow().as_str());
+    }
+    out.push(']');
+    Json::trusted(out)
+}
+
+/// An object of these entries.
+pub(crate) fn object<'a>(entries: impl IntoIterator<Item = (&'a str, &'a Json)>) -> Json {
+    let mut out = String::from("{");
+    for (index, (name, value)) in entries.into_iter().enumerate() {
+        if index > 0 {
+            out.push_str(", ");
+        }
+        string(&mut out, name);
+        out.push_str(": ");
+        out.push_str(value.as_str());
+    }
+    out.push('}');
+    Json::trusted(out)
 }

@@ -369,6 +369,7 @@ fn results_are_written_byte_for_byte_as_celery_writes_them() {
                 children: &children,
                 group_id: value["group_id"].as_str(),
                 parent_id: value["parent_id"].as_str(),
+                ..Meta::default()
             };
             let (id, traceback) = (parsed.task_id.as_str(), parsed.traceback.as_deref());
             let bytes = match parsed.status.as_str() {

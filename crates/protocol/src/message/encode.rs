@@ -13,6 +13,13 @@ use crate::{time, write};
 /// What Celery writes when a task has no callbacks, chain or chord.
 const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
+/// Headers that seldom differ from these; given among [`NewTask::headers`], a value goes to its usual place.
+const LATE_HEADERS: [(&str, &str); 3] = [
+    ("replaced_task_nesting", "0"),
+    ("stamped_headers", "null"),
+    ("stamps", "{}"),
+];
+
 /// A task to send: fill in what matters, leave the rest to `..NewTask::default()`.
 ///
 /// ```
@@ -76,7 +83,8 @@ pub struct NewTask {
     pub reply_to: String,
     /// Key of kombu's delivery record, unique for each copy that is pushed; empty: the id serves.
     pub delivery_tag: String,
-    /// Further headers, appended in this order.
+    /// Further headers, appended in this order; `replaced_task_nesting`, `stamped_headers` and `stamps` where Celery
+    /// writes them.
     pub headers: Vec<(String, Json)>,
 }
 
@@ -163,8 +171,12 @@ impl NewTask {
                 None => "null",
             },
         );
-        out.push_str(", \"replaced_task_nesting\": 0, \"stamped_headers\": null, \"stamps\": {}");
-        for (name, value) in &self.headers {
+        for (name, default) in LATE_HEADERS {
+            let given = self.headers.iter().rev().find(|(given, _)| given == name);
+            bare(out, name, given.map_or(default, |(_, value)| value.as_str()));
+        }
+        let is_late = |name: &str| LATE_HEADERS.iter().any(|(late, _)| *late == name);
+        for (name, value) in self.headers.iter().filter(|(name, _)| !is_late(name)) {
             out.push_str(", ");
             write::string(out, name);
             // Writing to a String cannot fail.

@@ -13,6 +13,7 @@ use crate::json::Json;
 
 pub use decode::decode;
 pub use encode::NewTask;
+pub(crate) use reason::quoted;
 pub use reason::{Malformed, Reason};
 pub use retry::{Retry, retry, with_headers};
 

@@ -95,7 +95,7 @@ impl Reason {
 }
 
 /// Foreign text for a reason: escaped and short.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut shown: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     if text.chars().nth(64).is_some() {
         shown.push_str("...");

@@ -1,0 +1,312 @@
+//! Chords: the parts that members return, and what follows the last one.
+
+use super::outcome::{call_errbacks, fail_all, malformed, part_of, running};
+use super::plan::{Call, Plan};
+use super::signature::{Kind, Options, Signature};
+use super::tuple::ResultTuple;
+use super::{Aftermath, FollowUp, Sender, StoredFailure};
+use crate::json::Json;
+use crate::message::{Malformed, Reason, TaskMessage};
+use crate::result::{Failure, Meta, failure};
+use crate::write;
+
+/// Times to live of a chord's keys, in seconds.
+pub mod timings {
+    /// `.j .t .s .d`, and the group's own key: from the last part.
+    pub const PARTS: u64 = 86_400;
+    /// `.c`, while one worker reads the parts: `max(5, 2 × result_chord_join_timeout)`.
+    pub const CLAIM: u64 = 6;
+    /// `.c`, while it sends the body.
+    pub const PUBLISH: u64 = 21;
+    /// `.c`, when it says `done`.
+    pub const DONE: u64 = 300;
+}
+
+/// The names of a chord's keys, without any prefix of the result backend.
+///
+/// Counting a part means, in one script (Celery 5.7; older versions find what they need):
+///
+/// 1. `GET .c`: `done` means a late duplicate, nothing changes;
+/// 2. unless `SISMEMBER .d` has [`ChordPart::member`]: `ZADD .j` [`ChordPart::score`] [`ChordPart::json`], `SADD .d`;
+/// 3. `EXPIRE .j .t .s .d` and the group's key by [`timings::PARTS`];
+/// 4. when `ZCARD .j` = `GET .s` + `GET .t` and `.s` exists: `SET .c <token> NX EX` [`timings::CLAIM`]; who gets it reads
+///    `ZRANGE .j 0 -1` and the group's key, and calls [`complete_chord`].
+///
+/// Afterwards, if `.c` still holds the token: for [`ChordEnd::Body`] `DEL .j .t .s .d` and `SET .c done EX`
+/// [`timings::DONE`]; for [`ChordEnd::Failed`] `DEL .s`. With `result_chord_ordered` off `.j` is a list: `RPUSH`,
+/// `LLEN`, `LRANGE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChordKeys {
+    /// The saved structure of a header with groups in it.
+    pub group: String,
+    /// `.j`: the parts.
+    pub parts: String,
+    /// `.t`: members added at run time.
+    pub extra: String,
+    /// `.s`: how many parts there will be.
+    pub size: String,
+    /// `.d`: which parts were counted.
+    pub counted: String,
+    /// `.c`: who dispatches the body; `done` when somebody has.
+    pub claim: String,
+}
+
+impl ChordKeys {
+    /// The keys of the chord with this group id.
+    pub fn of(group: &str) -> ChordKeys {
+        let key = |suffix: &str| format!("celery-taskset-meta-{group}{suffix}");
+        ChordKeys {
+            group: key(""),
+            parts: key(".j"),
+            extra: key(".t"),
+            size: key(".s"),
+            counted: key(".d"),
+            claim: key(".c"),
+        }
+    }
+}
+
+/// How a member ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartState {
+    /// With a result.
+    Success,
+    /// With an error.
+    Failure,
+    /// Not at all.
+    Revoked,
+}
+
+impl PartState {
+    /// Celery's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PartState::Success => "SUCCESS",
+            PartState::Failure => "FAILURE",
+            PartState::Revoked => "REVOKED",
+        }
+    }
+}
+
+/// What a member returns to its chord.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChordPart {
+    /// The chord.
+    pub group: String,
+    /// The member.
+    pub id: String,
+    /// Its position.
+    pub index: Option<i64>,
+    /// How it ended.
+    pub state: PartState,
+    /// The member of `.j`: `[1, id, state, value or error object]`.
+    pub json: Json,
+    /// The signature of the chord's body.
+    pub body: Json,
+}
+
+impl ChordPart {
+    /// The part that `message` owes; `None` if it is no member of a chord. `value` is its result or error object.
+    pub fn of(message: &TaskMessage, state: PartState, value: &Json) -> Option<ChordPart> {
+        let body = message.embed.as_ref()?.get("chord")?;
+        if body.is_null() {
+            return None;
+        }
+        let group = message.group.as_deref().filter(|group| !group.is_empty())?;
+        Some(ChordPart::new(
+            group,
+            &message.id,
+            message.group_index,
+            state,
+            value,
+            body,
+        ))
+    }
+
+    pub(super) fn new(
+        group: &str,
+        id: &str,
+        index: Option<i64>,
+        state: PartState,
+        value: &Json,
+        body: Json,
+    ) -> ChordPart {
+        let (tag, state_text) = (Json::of(&1), Json::string(state.as_str()));
+        ChordPart {
+            group: group.to_owned(),
+            id: id.to_owned(),
+            index,
+            state,
+            json: write::array([&tag, &Json::string(id), &state_text, value]),
+            body,
+        }
+    }
+
+    /// The score in `.j`: the position, or `+inf`.
+    pub fn score(&self) -> String {
+        self.index.map_or_else(|| "+inf".into(), |index| index.to_string())
+    }
+
+    /// The member of `.d`.
+    pub fn member(&self) -> String {
+        format!("{}:{}", self.id, self.score())
+    }
+}
+
+/// What follows a chord's last part.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChordEnd {
+    /// All members succeeded: the body is sent.
+    Body(Aftermath),
+    /// One did not: the body fails with `ChordError` and its errbacks are sent.
+    Failed(Aftermath),
+}
+
+/// Carries on a chord whose last part this was.
+///
+/// `parts` are the members of `.j` in their order, `structure` the document under the group's key, if there is one;
+/// `message` is the task that runs here, whose part, or whose chain's, completed the chord.
+///
+/// # Errors
+/// [`Malformed`]: a part or the body cannot be read.
+pub fn complete_chord(
+    message: &TaskMessage,
+    part: &ChordPart,
+    parts: &[Json],
+    structure: Option<&Json>,
+    sender: &mut Sender<'_>,
+) -> Result<ChordEnd, Malformed> {
+    let plan = Plan::new(running(message), sender);
+    complete(part, parts, structure, plan).map_err(|reason| malformed(message, reason))
+}
+
+fn complete(
+    part: &ChordPart,
+    parts: &[Json],
+    structure: Option<&Json>,
+    mut plan: Plan<'_, '_>,
+) -> Result<ChordEnd, Reason> {
+    let parts: Vec<Returned> = parts.iter().map(Returned::parse).collect::<Result<_, _>>()?;
+    let body = Signature::parse(&part.body)?;
+    if let Some(failed) = parts.iter().find(|part| part.state != "SUCCESS") {
+        fail_body(&body, failed, &mut plan)?;
+        return Ok(ChordEnd::Failed(plan.done()));
+    }
+    let saved = structure.map(|document| document.get("result").unwrap_or_else(|| document.clone()));
+    let results = match saved
+        .as_ref()
+        .and_then(ResultTuple::parse)
+        .and_then(|saved| saved.members)
+    {
+        Some(members) => write::array(members.iter().map(|member| nested(member, &parts))),
+        None => write::array(parts.iter().map(|part| &part.value)),
+    };
+    // Root and parent are those of the task that runs here, unless the body names a root of its own.
+    plan.spawn(&body, Call::with(&[results]), &Options::default())?;
+    Ok(ChordEnd::Body(plan.done()))
+}
+
+/// The results in the shape that the header had. A member without a part (it cannot be, but for a foreign worker's
+/// mistake) reads as null.
+fn nested(tuple: &ResultTuple, parts: &[Returned]) -> Json {
+    match &tuple.members {
+        Some(members) => write::array(members.iter().map(|member| nested(member, parts))),
+        None => {
+            let found = parts.iter().find(|part| part.id == tuple.id);
+            found.map_or_else(Json::null, |part| part.value.clone())
+        }
+    }
+}
+
+/// A part, read.
+struct Returned {
+    id: String,
+    state: String,
+    value: Json,
+}
+
+impl Returned {
+    fn parse(json: &Json) -> Result<Returned, Reason> {
+        const PART: Reason = Reason::Field {
+            field: "chord part",
+            expected: "[1, id, state, value]",
+        };
+        let parts = json.elements().ok_or(PART)?;
+        let [_, id, state, value] = <[Json; 4]>::try_from(parts).map_err(|_| PART)?;
+        Ok(Returned {
+            id: id.text().ok_or(PART)?,
+            state: state.text().ok_or(PART)?,
+            value,
+        })
+    }
+}
+
+/// FAILURE for the body and for what would have come after it; its errbacks take its id.
+fn fail_body(body: &Signature, failed: &Returned, plan: &mut Plan<'_, '_>) -> Result<(), Reason> {
+    let cause = Failure::parse(&failed.value).unwrap_or_else(|| Failure {
+        exc_type: "Exception".into(),
+        exc_module: "builtins".into(),
+        message: vec![failed.value.clone()],
+    });
+    let error = Failure::new(
+        "celery.exceptions",
+        "ChordError",
+        &format!("Dependency {} raised {}", failed.id, cause.repr()),
+    );
+    let now = plan.sender.now;
+    match body.kind {
+        Kind::Group => {
+            // The members fail with the error itself, and each calls its errbacks and the group's.
+            let shared = body.options.list("link_error");
+            for task in super::freeze::flat(body.tasks()?)? {
+                let mut errbacks = task.options.list("link_error");
+                errbacks.extend(
+                    shared
+                        .iter()
+                        .filter(|errback| !task.options.list("link_error").contains(errback))
+                        .cloned(),
+                );
+                if let Some(id) = task.id() {
+                    call_errbacks(&errbacks, &id, &id, plan)?;
+                }
+                fail_all(&[task.to_json()], &cause, None, now, &mut plan.steps)?;
+            }
+            if let Some(id) = body.id() {
+                let document = failure(
+                    &id,
+                    &cause,
+                    None,
+                    &Meta {
+                        done_at: now,
+                        ..Meta::default()
+                    },
+                );
+                plan.steps.push(FollowUp::Store(StoredFailure { id, document }));
+            }
+        }
+        Kind::Chain => {
+            if let Some(id) = body.id() {
+                call_errbacks(&body.options.list("link_error"), &id, &id, plan)?;
+            }
+            fail_all(&[body.to_json()], &error, None, now, &mut plan.steps)?;
+        }
+        Kind::Task | Kind::Chord => {
+            if let Some(id) = body.id() {
+                call_errbacks(&body.options.list("link_error"), &id, &id, plan)?;
+                let children: Vec<Json> = plan.children.iter().map(ResultTuple::to_json).collect();
+                let meta = Meta {
+                    done_at: now,
+                    trail: &children,
+                    ..Meta::default()
+                };
+                let document = failure(&id, &error, None, &meta);
+                plan.steps.push(FollowUp::Store(StoredFailure { id, document }));
+            }
+            if body.kind == Kind::Chord {
+                fail_all(&[body.body()?.to_json()], &error, None, now, &mut plan.steps)?;
+            }
+            plan.steps.extend(part_of(body, &error));
+        }
+    }
+    fail_all(&body.options.list("chain"), &error, None, now, &mut plan.steps)
+}

@@ -1,0 +1,130 @@
+//! Events: what workers and producers tell about themselves and their tasks, over pub/sub.
+//!
+//! ```text
+//! PUBLISH /<db>.celeryev/worker.heartbeat  envelope of  {"hostname": "w1@lab", "utcoffset": 0.0, "pid": 27085,
+//!         "clock": 2, "freq": 2.0, …, "timestamp": 1795176024.6437852, "type": "worker-heartbeat"}
+//! PUBLISH /<db>.celeryev/task.multi        envelope of  [{…, "type": "task-received"}, {…, "type": "task-started"}]
+//! ```
+//!
+//! [`Source::single`] makes the first kind, for `worker-*` and for a producer's `task-sent`; [`Source::batch`] the second,
+//! which is how a worker sends `task-*`: up to [`MAX_BATCH`] at a time. [`parse`] reads both.
+//!
+//! A receiver shifts timestamps by the difference of the offsets, although they are absolute. Zero is written here, which
+//! is right for receivers in UTC.
+
+mod kind;
+mod read;
+
+use jiff::Timestamp;
+
+pub use crate::envelope::Fanout;
+pub use kind::{Event, Heartbeat, TaskInfo};
+pub use read::{Received, parse};
+
+use crate::envelope::{Head, seal};
+use crate::json::Json;
+use crate::write;
+
+/// The exchange, unless `event_exchange` names another.
+pub const EXCHANGE: &str = "celeryev";
+
+/// The routing key of batches of task events.
+pub const MULTI: &str = "task.multi";
+
+/// The most events that Celery puts into one message.
+pub const MAX_BATCH: usize = 24;
+
+/// Who tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// Node name: `name@host`.
+    pub hostname: String,
+    /// Process id.
+    pub pid: u32,
+    /// The exchange.
+    pub exchange: String,
+}
+
+/// When, by the clock and by Lamport's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stamp {
+    /// Lamport clock: one more with each event; after a control message `max(own, its) + 1`.
+    pub clock: u64,
+    /// Unix time in seconds.
+    pub timestamp: f64,
+}
+
+impl Stamp {
+    /// At this time.
+    pub fn at(clock: u64, now: Timestamp) -> Stamp {
+        Stamp {
+            clock,
+            timestamp: now.as_microsecond() as f64 / 1e6,
+        }
+    }
+}
+
+/// Something to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// The exchange.
+    pub exchange: String,
+    /// The routing key; [`Fanout::channel`] makes a channel of the two.
+    pub routing_key: String,
+    /// The bytes.
+    pub payload: Vec<u8>,
+}
+
+impl Source {
+    /// A worker or producer on the usual exchange.
+    pub fn new(hostname: &str, pid: u32) -> Source {
+        Source {
+            hostname: hostname.to_owned(),
+            pid,
+            exchange: EXCHANGE.to_owned(),
+        }
+    }
+
+    /// The event as an object, to be kept for a batch.
+    pub fn object(&self, event: &Event, stamp: Stamp) -> Json {
+        let fields = event.fields();
+        let common = [
+            ("hostname", Json::string(&self.hostname)),
+            ("utcoffset", Json::of(&0.0)),
+            ("pid", Json::of(&self.pid)),
+            ("clock", Json::of(&stamp.clock)),
+        ];
+        let tail = [
+            ("timestamp", Json::of(&stamp.timestamp)),
+            ("type", Json::string(event.kind())),
+        ];
+        let entries = common.iter().chain(&fields).chain(&tail);
+        write::object(entries.map(|(name, value)| (*name, value)))
+    }
+
+    /// The message of one event.
+    pub fn single(&self, event: &Event, stamp: Stamp, delivery_tag: &str) -> Publication {
+        let routing_key = event.kind().replace('-', ".");
+        self.publication(&self.object(event, stamp), routing_key, delivery_tag)
+    }
+
+    /// The message of several task events, in their order.
+    pub fn batch(&self, events: &[Json], delivery_tag: &str) -> Publication {
+        self.publication(&write::array(events), MULTI.to_owned(), delivery_tag)
+    }
+
+    fn publication(&self, body: &Json, routing_key: String, delivery_tag: &str) -> Publication {
+        let head = Head {
+            headers: write::object([("hostname", &Json::string(&self.hostname))]),
+            delivery_mode: 1,
+            exchange: &self.exchange,
+            routing_key: &routing_key,
+            delivery_tag,
+        };
+        Publication {
+            payload: seal(body, &head),
+            exchange: self.exchange.clone(),
+            routing_key,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Canvas where no capture leads: options, failures deep in a workflow, nonsense.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod replay;
+
+use replay::{Replay, call, read, sends, signature, with_sender};
+use serde_json::Value;
+use umbel_protocol::canvas::{
+    Aftermath, ChordEnd, ChordPart, FollowUp, PartState, after_failure, after_revoked, after_success, complete_chord,
+    send, start,
+};
+use umbel_protocol::json::Json;
+use umbel_protocol::result::Failure;
+
+#[test]
+fn options_become_fields_of_the_message() {
+    let parent = read(&Replay::of("canvas-01-chain-run").sent[0]);
+    let with = signature(
+        r#"{"task": "t", "args": [], "kwargs": {"a": 1}, "options": {"queue": "q", "priority": 12, "countdown": 1.5,
+            "expires": 60, "time_limit": 30, "soft_time_limit": 25.5, "shadow": "s", "ignore_result": true,
+            "headers": {"x-trace": "abc"}, "stamped_headers": ["tenant"], "tenant": "acme", "task_id": "own",
+            "link": {"task": "cb"}, "link_error": [{"task": "eb"}], "serializer": "pickle"},
+            "subtask_type": null, "immutable": false, "chord_size": null}"#,
+    );
+    let aftermath = with_sender(|sender| send(&parent, &with, sender)).unwrap();
+    let ours = sends(&aftermath).remove(0);
+    let headers = &ours["headers"];
+    assert_eq!(headers["id"], "own");
+    assert_eq!(headers["eta"], "1970-01-01T00:00:01.500000+00:00");
+    assert_eq!(headers["expires"], "1970-01-01T00:01:00+00:00");
+    assert_eq!(headers["timelimit"], serde_json::json!([30, 25.5]));
+    assert_eq!(headers["shadow"], "s");
+    assert_eq!(headers["x-trace"], "abc");
+    assert_eq!(headers["stamped_headers"], serde_json::json!(["tenant"]));
+    assert_eq!(headers["stamps"], serde_json::json!({"tenant": "acme"}));
+    assert_eq!(headers["parent_id"], parent.id);
+    assert_eq!(ours["properties"]["priority"], 9);
+    assert_eq!(ours["properties"]["expiration"], "60000");
+    assert_eq!(ours["properties"]["delivery_info"]["routing_key"], "q");
+    assert_eq!(ours["body"][2]["callbacks"], serde_json::json!([{"task": "cb"}]));
+    assert_eq!(ours["body"][2]["errbacks"], serde_json::json!([{"task": "eb"}]));
+    // Unknown keys survive.
+    assert!(
+        with.to_json()
+            .as_str()
+            .ends_with(r#""immutable": false, "chord_size": null}"#)
+    );
+    // Without a queue of its own it goes where the running task came from.
+    let aftermath = with_sender(|sender| send(&parent, &call("t", "[]"), sender)).unwrap();
+    assert_eq!(
+        sends(&aftermath)[0]["properties"]["delivery_info"]["routing_key"],
+        "celery"
+    );
+    for bad in [r#"{"countdown": "soon"}"#, r#"{"eta": "soon"}"#, r#"{"expires": []}"#] {
+        let mut bad_options = call("t", "[]");
+        for (name, value) in Json::parse(bad).unwrap().entries() {
+            bad_options.options.set(&name, value);
+        }
+        with_sender(|sender| send(&parent, &bad_options, sender)).unwrap_err();
+    }
+}
+
+#[test]
+fn a_named_exchange_is_left_to_the_caller() {
+    let mut named = call("t", "[]");
+    named.options.set("exchange", Json::string("news"));
+    named.options.set("routing_key", Json::string("sport.uk"));
+    let aftermath = with_sender(|sender| start(&named, "celery", sender)).unwrap();
+    let FollowUp::Send(out) = &aftermath.steps[0] else {
+        panic!("a message")
+    };
+    assert_eq!(out.exchange.as_deref(), Some("news"));
+    assert_eq!(out.task.queue, "sport.uk");
+}
+
+#[test]
+fn a_failed_chain_fails_the_members_of_its_groups_and_their_chord() {
+    let first = &Replay::of("canvas-33-chord-with-group-member").sent[0];
+    let cause = Failure::new("builtins", "ValueError", "x");
+    let aftermath = with_sender(|sender| after_failure(&read(first), &cause, None, sender)).unwrap();
+    let parts: Vec<String> = aftermath
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            FollowUp::Part(part) => Some(part.member()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        parts,
+        [
+            "86c82a63-35f4-42bd-8213-2d5ac2e306a4:0",
+            "e85f4cf8-527f-4b2d-8f63-93b49d2cf65d:1"
+        ]
+    );
+    let is_stored = |step: &&FollowUp| matches!(step, FollowUp::Store(_));
+    assert_eq!(aftermath.steps.iter().filter(is_stored).count(), 3);
+}
+
+#[test]
+fn a_failed_inner_chord_tells_the_outer_one() {
+    let replay = Replay::of("canvas-23-chord-nested");
+    let member = read(&replay.sent[0]);
+    let cause = Failure::new("builtins", "ValueError", "x");
+    let part = ChordPart::of(&member, PartState::Failure, &cause.to_json()).unwrap();
+    let end = with_sender(|sender| complete_chord(&member, &part, &[part.json.clone()], None, sender)).unwrap();
+    let ChordEnd::Failed(aftermath) = end else {
+        panic!("it failed")
+    };
+    let outer = aftermath.steps.iter().find_map(|step| match step {
+        FollowUp::Part(part) => Some((part.group.clone(), part.member())),
+        _ => None,
+    });
+    let body = "bd0e74ee-a4a7-4d32-9b26-d11300b2ddc6:0".to_owned();
+    assert_eq!(outer, Some(("68e7761f-0e46-41bf-bb25-3328d364e01b".to_owned(), body)));
+}
+
+#[test]
+fn the_members_of_a_group_body_fail_with_the_error_itself() {
+    let replay = Replay::of("canvas-35-chord-group-body");
+    let member = read(&replay.sent[0]);
+    let cause = Failure::new("builtins", "ValueError", "x");
+    let part = ChordPart::of(&member, PartState::Failure, &cause.to_json()).unwrap();
+    let end = with_sender(|sender| complete_chord(&member, &part, &[part.json.clone()], None, sender)).unwrap();
+    let ChordEnd::Failed(aftermath) = end else {
+        panic!("it failed")
+    };
+    let stored: Vec<(String, String)> = aftermath
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            FollowUp::Store(stored) => {
+                let document: Value = serde_json::from_slice(&stored.document).unwrap();
+                Some((
+                    stored.id.clone(),
+                    document["result"]["exc_type"].as_str().unwrap().to_owned(),
+                ))
+            }
+            _ => None,
+        })
+        .collect();
+    let ids = [
+        "d1783b50-d391-4c6a-a835-993bb1395542",
+        "ff9d39b1-8f58-448d-8cd7-deba60e5598d",
+        "9834b359-b9b7-4fbd-b22f-e8fe0faba8ff",
+    ];
+    assert_eq!(stored, ids.map(|id| (id.to_owned(), "ValueError".to_owned())));
+}
+
+#[test]
+fn a_revoked_member_returns_its_part() {
+    let member = read(&Replay::of("canvas-20-chord-run").sent[1]);
+    let aftermath = after_revoked(&member, "revoked");
+    let [FollowUp::Part(part)] = aftermath.steps.as_slice() else {
+        panic!("one part")
+    };
+    assert_eq!(
+        part.json.as_str(),
+        r#"[1, "51f9f260-b238-440e-bb2c-9de9c5654596", "REVOKED", {"exc_type": "TaskRevokedError", "exc_message": ["revoked"], "exc_module": "celery.exceptions"}]"#
+    );
+    assert_eq!(
+        after_revoked(&read(&Replay::of("canvas-01-chain-run").sent[0]), "expired"),
+        Aftermath::default()
+    );
+}
+
+#[test]
+fn foreign_nonsense_is_refused_and_expansion_is_bounded() {
+    let mut message = read(&Replay::of("canvas-01-chain-run").sent[0]);
+    for embed in [
+        r#"{"callbacks": "x"}"#,
+        r#"{"callbacks": [1]}"#,
+        r#"{"chain": [{}]}"#,
+        r#"{"chain": [{"task": "t", "args": {}}]}"#,
+        r#"{"chain": [{"task": "celery.group", "kwargs": {"tasks": 5}}]}"#,
+        r#"{"chain": [{"task": "celery.chord", "kwargs": {"header": []}}]}"#,
+        r#"{"chain": [{"task": "celery.chain", "kwargs": {"tasks": []}}]}"#,
+    ] {
+        message.embed = Some(Json::parse(embed).unwrap());
+        let refused = with_sender(|sender| after_success(&message, &Json::null(), sender)).unwrap_err();
+        assert_eq!(refused.id.as_deref(), Some(&*message.id), "{embed}");
+    }
+    let member = r#"{"task": "t"}"#;
+    let group = format!(
+        r#"{{"callbacks": [{{"task": "celery.group", "kwargs": {{"tasks": [{}]}}}}]}}"#,
+        vec![member; 1000].join(", ")
+    );
+    message.embed = Some(Json::parse(&group).unwrap());
+    let large = Json::string(&"x".repeat(100_000));
+    let refused = with_sender(|sender| after_success(&message, &large, sender)).unwrap_err();
+    assert_eq!(refused.reason.label(), "size");
+}
