@@ -24,6 +24,10 @@ use crate::watch::Scope;
 
 /// No answer of the API server may hold up a step for longer: the term ends after that time, too.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request whose answer stays away for so long is lost, and its reconcile is tried again.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Above the 290 s after which an API server ends a watch that it was asked for.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(310);
 /// How long running reconciles may take to end after a signal.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -45,7 +49,9 @@ pub async fn run(config: Config) -> Result<()> {
         .await
         .with_context(|| format!("listen on {admin_addr}"))?;
 
-    let client = client().await?;
+    let client = connect(READ_TIMEOUT).await?;
+    // A watch is silent for as long as nothing changes; the server ends it before this.
+    let watching = connect(WATCH_TIMEOUT).await?;
     let Some(install) = patient(&stop, || install_id(&client, &election.namespace, &election.name)).await else {
         return Ok(());
     };
@@ -58,7 +64,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let scopes = wanted
         .into_iter()
-        .map(|namespace| Scope::start(&client, namespace, &stop))
+        .map(|namespace| Scope::start(&watching, namespace, &stop))
         .collect();
     let reporter = Reporter {
         controller: "umbel-operator".into(),
@@ -126,12 +132,13 @@ fn lead(context: &Arc<Context>, interval: Duration, stop: &CancellationToken) ->
     work
 }
 
-async fn client() -> Result<Client> {
+async fn connect(read_timeout: Duration) -> Result<Client> {
     // Both a test's and a person's choice of TLS provider: there is one in the tree.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = kube::Config::infer().await.context("find the cluster")?;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(REQUEST_TIMEOUT);
+    config.read_timeout = Some(read_timeout);
     Client::try_from(config).context("make a client")
 }
 

@@ -90,6 +90,17 @@ pub enum Error {
     Slow,
 }
 
+impl Error {
+    /// Whether a size was sent of which nobody knows if it was, or will be, applied.
+    pub fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Slow => true,
+            Self::Deployment(_, source) => code(source).is_none(),
+            Self::NotLeading | Self::Stale(_) | Self::Gate(_) | Self::Step(_) | Self::Pod(..) => false,
+        }
+    }
+}
+
 /// One pass over one pool: everything as it was read, and where to write.
 pub struct Pass<'a> {
     /// Shared handles.
@@ -102,6 +113,8 @@ pub struct Pass<'a> {
     pub workers: &'a Workers,
     /// The world made of both.
     pub world: &'a World,
+    /// Sizes of ours without an answer, so far: one may still be applied. Each makes another stamp, which refuses it.
+    pub doubts: u32,
     /// A broker that accepted our term; without one only raises are possible.
     pub broker: Option<&'a Broker>,
 }
@@ -113,8 +126,12 @@ impl Pass<'_> {
         if matches!(action, Action::Wait) {
             return Ok(Done::Nothing);
         }
-        if self.fleet.deployment.labels().get(LABEL_TERM) != Some(&term.to_string()) {
-            return self.stamp(term).await;
+        let stamp = match self.doubts {
+            0 => term.to_string(),
+            doubts => format!("{term}.{doubts}"),
+        };
+        if self.fleet.deployment.labels().get(LABEL_TERM) != Some(&stamp) {
+            return self.stamp(&stamp).await;
         }
         match action {
             Action::Wait => Ok(Done::Nothing),
@@ -133,7 +150,7 @@ impl Pass<'_> {
     }
 
     /// Writes our term on the Deployment, so that a predecessor's late write meets another resourceVersion.
-    async fn stamp(&self, term: u64) -> Result<Done, Error> {
+    async fn stamp(&self, stamp: &str) -> Result<Done, Error> {
         let name = self.pool.name_any();
         let body = json!({
             "apiVersion": "apps/v1",
@@ -141,7 +158,7 @@ impl Pass<'_> {
             "metadata": {
                 "name": name,
                 "resourceVersion": self.fleet.deployment.resource_version(),
-                "labels": { LABEL_TERM: term.to_string() },
+                "labels": { LABEL_TERM: stamp },
             },
         });
         let params = PatchParams::apply(MANAGER_TERM).force();
@@ -280,21 +297,15 @@ impl Pass<'_> {
     }
 
     async fn lower(&self, takes: &[String]) -> Result<Done, Error> {
-        let names: Vec<Vec<String>> = takes.iter().map(|uid| self.workers.names(uid)).collect();
-        let mut states = self.confirm(&names.concat()).await?.into_iter();
-        let unadmitted = names.iter().filter(|names| {
-            // A pod without any worker yet has no entry, and so no open one.
-            let open = states
-                .by_ref()
-                .take(names.len())
-                .filter(|(gate, _)| *gate == Some(Gate::Open))
-                .count();
-            open == 0
-        });
-        let by = u32::try_from(unadmitted.count()).unwrap_or(0);
-        if by == 0 {
+        // All that nobody admitted, not only those to be taken: the controller chooses among them. One that opened its
+        // own gate meanwhile would be among equals to it, so then nothing is lowered, and the next pass marks it.
+        let unadmitted = self.world.live().filter(|pod| !pod.is_admitted());
+        let names: Vec<String> = unadmitted.flat_map(|pod| self.workers.names(&pod.uid)).collect();
+        let states = self.confirm(&names).await?;
+        if states.iter().any(|(gate, _)| *gate == Some(Gate::Open)) {
             return Ok(Done::Refused);
         }
+        let by = u32::try_from(takes.len()).unwrap_or(u32::MAX);
         self.scale(self.fleet.size().saturating_sub(by), Some(self.admitted()))
             .await
     }

@@ -450,7 +450,7 @@ pub fn next(world: &World, memory: &Memory, victims: Victims, now: Timestamp) ->
         return turn;
     }
     let chosen = choose(world, victims);
-    if let Some(turn) = reopen(world, &chosen) {
+    if let Some(turn) = reopen(world, memory, &chosen) {
         return turn;
     }
     if world.desired > size {
@@ -522,9 +522,19 @@ fn choose(world: &World, victims: Victims) -> Vec<&Pod> {
 }
 
 /// Admitted pods whose gate is not open although nobody wants it closed.
-fn reopen(world: &World, chosen: &[&Pod]) -> Option<Turn> {
+///
+/// While a lowering is on its way only its survivors: another pod that carries a mark by now got it from a leader that
+/// was stopped, after the lowering was decided, and is perhaps about to be taken.
+fn reopen(world: &World, memory: &Memory, chosen: &[&Pod]) -> Option<Turn> {
+    let stays = |pod: &Pod| {
+        memory
+            .lowering
+            .as_ref()
+            .is_none_or(|lowering| lowering.survivors.contains(&pod.uid))
+    };
     let pods: Vec<String> = world
         .live()
+        .filter(|pod| stays(pod))
         .filter(|pod| pod.marked && pod.running && pod.has_live_worker() && pod.gate() != Some(Gate::Open))
         .filter(|pod| pod.gate() == Some(Gate::New) || !chosen.iter().any(|victim| victim.uid == pod.uid))
         .map(|pod| pod.uid.clone())

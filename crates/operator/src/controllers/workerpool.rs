@@ -53,6 +53,10 @@ struct Memory {
     told: Option<String>,
     /// The latest decision in words.
     sentence: String,
+    /// Sizes that were sent and not answered.
+    doubts: u32,
+    /// The live pods of the latest pass.
+    live: BTreeSet<String>,
 }
 
 /// Why a pool could not be reconciled.
@@ -272,9 +276,13 @@ async fn act(
         fleet: &fleet,
         workers: workers.as_ref().unwrap_or(&nobody),
         world: &world,
+        doubts: memory.doubts,
         broker: broker.as_ref(),
     };
-    let done = pass.carry_out(&turn.action).await.map_err(Error::Act)?;
+    let done = pass.carry_out(&turn.action).await.map_err(|error| {
+        memory.doubts += u32::from(error.leaves_doubt());
+        Error::Act(error)
+    })?;
     memory.note(pool, context, &world, &turn, &done).await;
     Ok((done, turn))
 }
@@ -389,10 +397,18 @@ impl Memory {
             busy_since: HashMap::new(),
             told: None,
             sentence: String::new(),
+            doubts: 0,
+            live: BTreeSet::new(),
         }
     }
 
     fn next(&mut self, world: &drain::World, now: Timestamp) -> Turn {
+        let live: BTreeSet<String> = world.live().map(|pod| pod.uid.clone()).collect();
+        if live != self.live {
+            // A pod came or went: what the controllers count may be of before, so their time to settle begins anew.
+            self.drain.unsettled_since = None;
+            self.live = live;
+        }
         self.drain.observe(world, now);
         drain::next(world, &self.drain, Victims::Drained, now)
     }
@@ -512,6 +528,7 @@ impl Memory {
             fleet,
             workers,
             world,
+            doubts: self.doubts,
             broker: None,
         };
         let live: Vec<&drain::Pod> = world.live().filter(|pod| pod.marked).collect();
