@@ -6,6 +6,7 @@ import sys
 import time
 
 from app import app
+from celery import chain, chord, group
 
 
 def send(request):
@@ -47,7 +48,20 @@ def wait_all(request):
     return states
 
 
-OPERATIONS = {"ready": lambda request: True, "send": send, "get": get, "state": state, "wait_all": wait_all}
+def canvas(request):
+    """A workflow written as Celery's users write it; `e` and `s` are signatures of umbel.echo and umbel.sleep."""
+    names = {
+        "chain": chain,
+        "chord": chord,
+        "group": group,
+        "e": lambda *args: app.signature("umbel.echo", args=args),
+        "s": lambda seconds: app.signature("umbel.sleep", args=(seconds,)),
+        "task": lambda name, **kwargs: app.signature(name, kwargs=kwargs),
+    }
+    return eval(request["workflow"], names).apply_async().get(timeout=request["timeout"])
+
+
+OPERATIONS = {"ready": lambda request: True, "canvas": canvas, "send": send, "get": get, "state": state, "wait_all": wait_all}
 
 
 def main():

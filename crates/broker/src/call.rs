@@ -37,12 +37,14 @@ scripts! {
     CLOSE_SELF = "close_self";
     DEPTH = "depth";
     FIRE = "fire";
+    FOLLOW = "follow";
     GATE = "gate";
     GOODBYE = "goodbye";
     HELLO = "hello";
     JANITOR = "janitor";
     LEAD = "lead";
     LOOK = "look";
+    PART = "part";
     PROMOTE = "promote";
     RECLAIM = "reclaim";
     RENEW = "renew";

@@ -19,6 +19,7 @@
 //! anywhere earlier leaves the message where it was, at worst twice.
 
 mod call;
+mod chord;
 mod connect;
 mod depth;
 mod error;
@@ -35,6 +36,7 @@ mod settle;
 mod sweep;
 mod wake;
 
+pub use chord::Counted;
 pub use connect::{Broker, Config};
 pub use depth::{DepthSample, QueueDepth, QueueFault};
 pub use error::Error;
@@ -45,6 +47,6 @@ pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
 pub use reserve::{Batch, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
 pub use results::{ResultStore, StoredResult};
-pub use settle::{AckGroup, End, Settlement};
+pub use settle::{AckGroup, End, FollowUp, Settlement};
 pub use sweep::{JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
 pub use wake::{Look, Waker};

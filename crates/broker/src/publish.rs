@@ -35,3 +35,27 @@ impl Broker {
             })
     }
 }
+
+impl Broker {
+    /// Queues that are bound to a direct exchange by a routing key, as kombu's producers find them.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn bound_queues(&self, exchange: &str, routing_key: &str) -> Result<Vec<String>, Error> {
+        let members: Vec<String> = redis::cmd("SMEMBERS")
+            .arg(format!("{}_kombu.binding.{exchange}", self.keys.prefix()))
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call {
+                call: "SMEMBERS binding",
+                source,
+            })?;
+        let bound = members.iter().filter_map(|member| {
+            let mut parts = member.split(crate::keys::SEPARATOR);
+            let key = parts.next()?;
+            let queue = parts.nth(1)?;
+            (key == routing_key).then(|| queue.to_owned())
+        });
+        Ok(bound.collect())
+    }
+}

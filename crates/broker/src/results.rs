@@ -42,6 +42,19 @@ impl ResultStore {
         })
     }
 
+    /// The broker's own database as the place of results.
+    pub fn of(broker: &Broker) -> ResultStore {
+        ResultStore { broker: broker.clone() }
+    }
+
+    pub(crate) fn prefix(&self) -> &str {
+        self.broker.keys.prefix()
+    }
+
+    pub(crate) fn connection(&self) -> redis::aio::ConnectionManager {
+        self.broker.connection.clone()
+    }
+
     /// Key of a task's document.
     pub fn key(&self, id: &str) -> String {
         result_key(&self.broker.keys, id)

@@ -58,8 +58,98 @@ pub struct Settlement {
     pub run: Option<String>,
     /// How the run record counts it: `succeeded`, `failed`, `expired` or `revoked`.
     pub outcome: &'static str,
-    /// Messages that follow (callbacks, next step): list key and bytes.
-    pub follow_ups: Vec<(String, Vec<u8>)>,
+    /// What follows: callbacks, the next step of a chain, a chord's body.
+    pub follow_ups: Vec<FollowUp>,
+}
+
+/// One thing that follows an end, done in the same script, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FollowUp {
+    /// A message into a list.
+    Push {
+        /// Key of the list.
+        list: String,
+        /// The message.
+        raw: Vec<u8>,
+    },
+    /// A result document that does not replace a SUCCESS.
+    Store {
+        /// Key.
+        key: String,
+        /// Seconds to live; 0 = for ever.
+        ttl: u64,
+        /// Celery's document.
+        document: Vec<u8>,
+    },
+    /// A key of a chord.
+    Set {
+        /// Key.
+        key: String,
+        /// Seconds to live.
+        ttl: u64,
+        /// Value.
+        value: String,
+    },
+    /// A key of a chord goes.
+    Delete {
+        /// Key.
+        key: String,
+    },
+    /// A chord waits for more members.
+    Extend {
+        /// Key.
+        key: String,
+        /// Seconds to live.
+        ttl: u64,
+        /// How many.
+        by: u64,
+    },
+    /// Only where the key still holds the token.
+    Guarded {
+        /// Key.
+        key: String,
+        /// Token.
+        token: String,
+        /// What then follows.
+        then: Vec<FollowUp>,
+    },
+}
+
+impl FollowUp {
+    /// The operation as the scripts read it.
+    pub(crate) fn arguments(&self) -> Vec<Vec<u8>> {
+        let number = |number: u64| number.to_string().into_bytes();
+        match self {
+            FollowUp::Push { list, raw } => vec![b"push".to_vec(), list.clone().into_bytes(), raw.clone()],
+            FollowUp::Store { key, ttl, document } => {
+                vec![
+                    b"store".to_vec(),
+                    key.clone().into_bytes(),
+                    number(*ttl),
+                    document.clone(),
+                ]
+            }
+            FollowUp::Set { key, ttl, value } => {
+                vec![
+                    b"set".to_vec(),
+                    key.clone().into_bytes(),
+                    number(*ttl),
+                    value.clone().into_bytes(),
+                ]
+            }
+            FollowUp::Delete { key } => vec![b"del".to_vec(), key.clone().into_bytes()],
+            FollowUp::Extend { key, ttl, by } => {
+                vec![b"incr".to_vec(), key.clone().into_bytes(), number(*ttl), number(*by)]
+            }
+            FollowUp::Guarded { key, token, then } => {
+                let inner: Vec<Vec<u8>> = then.iter().flat_map(FollowUp::arguments).collect();
+                let mut all = vec![b"guard".to_vec(), key.clone().into_bytes(), token.clone().into_bytes()];
+                all.push(inner.len().to_string().into_bytes());
+                all.extend(inner);
+                all
+            }
+        }
+    }
 }
 
 /// Deliveries of one queue that ended well.
@@ -169,10 +259,10 @@ impl Broker {
             }
             args.push(x);
             args.push(raw);
-            args.push(follow_ups.len());
-            for (list, message) in follow_ups {
-                args.push(list);
-                args.push(message.as_slice());
+            let followed: Vec<Vec<u8>> = follow_ups.iter().flat_map(FollowUp::arguments).collect();
+            args.push(followed.len());
+            for argument in &followed {
+                args.push(argument.as_slice());
             }
         }
         texts(&SETTLE, args.call(&mut self.connection.clone()).await?)

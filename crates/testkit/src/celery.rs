@@ -171,6 +171,16 @@ impl Celery {
         self.ask(timeout + Duration::from_secs(30), &request).await
     }
 
+    /// Sends a workflow, e.g. `chord([e(1), s(0.1)], e())` where `e` is `umbel.echo` and `s` is `umbel.sleep`, and waits for
+    /// the result of its last task.
+    ///
+    /// # Errors
+    /// What `get` raised.
+    pub async fn canvas(&mut self, workflow: &str, timeout: Duration) -> Result<Value, Raised> {
+        let request = json!({"op": "canvas", "workflow": workflow, "timeout": patient(timeout).as_secs_f64()});
+        self.ask(timeout + Duration::from_secs(30), &request).await
+    }
+
     /// `AsyncResult(id).state` and `.info` (as text).
     ///
     /// # Panics

@@ -15,8 +15,6 @@ pub(crate) enum Admission {
     Expired,
     /// This worker knows no task of that name.
     Unknown,
-    /// It asks for something that this version does not do; running it would do half of the work.
-    Unsupported(&'static str),
 }
 
 /// ETAs closer than this are run at once: parking costs about as much.
@@ -30,29 +28,15 @@ pub(crate) fn admit(message: &TaskMessage, is_known: bool, now: f64) -> Admissio
     if !is_known {
         return Admission::Unknown;
     }
-    if let Some(part) = canvas_part(message) {
-        return Admission::Unsupported(part);
-    }
     match message.eta.map(seconds_of) {
         Some(due) if due > now + ETA_SLACK => Admission::Later(due),
         _ => Admission::Run,
     }
 }
 
-/// The part of a workflow that hangs on this message, if any.
-fn canvas_part(message: &TaskMessage) -> Option<&'static str> {
-    let embed = message.embed.as_ref()?;
-    ["callbacks", "errbacks", "chain", "chord"].into_iter().find(|part| {
-        embed
-            .get(part)
-            .is_some_and(|value| !value.is_null() && value.as_str() != "[]")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use umbel_protocol::json::Json;
     use umbel_protocol::message::{Limits, NewTask, decode};
 
     fn message(change: impl FnOnce(&mut NewTask)) -> TaskMessage {
@@ -66,6 +50,7 @@ mod tests {
         decode(&task.encode(), &Limits::default(), &jiff::tz::TimeZone::UTC).unwrap()
     }
 
+    #[allow(clippy::unnecessary_wraps)] // As the fields take it.
     fn at(seconds: i64) -> Option<jiff::Timestamp> {
         Some(jiff::Timestamp::from_second(seconds).unwrap())
     }
@@ -104,21 +89,5 @@ mod tests {
         for (name, message, is_known, expected) in cases {
             assert_eq!(admit(&message, is_known, 100.0), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn a_workflow_is_refused_rather_than_cut() {
-        let chained = message(|task| {
-            task.embed = Some(
-                Json::parse(r#"{"callbacks": null, "errbacks": null, "chain": [{"task": "x"}], "chord": null}"#)
-                    .unwrap(),
-            );
-        });
-        assert_eq!(admit(&chained, true, 0.0), Admission::Unsupported("chain"));
-        let empty = message(|task| {
-            task.embed =
-                Some(Json::parse(r#"{"callbacks": [], "errbacks": null, "chain": null, "chord": null}"#).unwrap());
-        });
-        assert_eq!(admit(&empty, true, 0.0), Admission::Run);
     }
 }

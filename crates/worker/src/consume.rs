@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{
-    Admission as SelfAdmission, Batch, Broker, End, QueueLists, Reserved, Reserver, Settlement, StoredResult, Taken,
-    Waker,
+    Admission as SelfAdmission, Batch, Broker, End, FollowUp, QueueLists, Reserved, Reserver, Settlement, StoredResult,
+    Taken, Waker,
 };
+use umbel_protocol::canvas::{Aftermath, ResultTuple, after_revoked};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{self, Limits, Malformed, TaskMessage};
 use umbel_protocol::result;
@@ -22,6 +23,7 @@ use umbel_telemetry::chain;
 
 use crate::admit::{Admission, admit};
 use crate::app::Shared;
+use crate::canvas;
 use crate::execute::{Ending, RunLimits, execute};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run};
@@ -408,6 +410,7 @@ impl Consumer {
                             raw,
                             message,
                             is_suspect,
+                            sends: Aftermath::default(),
                         },
                         now,
                     )
@@ -418,8 +421,14 @@ impl Consumer {
         }
     }
 
-    async fn decide(&mut self, delivery: Delivery, now: f64) {
-        let job = self.shared.tasks.get(&delivery.message.task).cloned();
+    async fn decide(&mut self, mut delivery: Delivery, now: f64) {
+        let mut job = self.shared.tasks.get(&delivery.message.task).cloned();
+        if job.is_none()
+            && let Some((builtin, sends)) = canvas::builtin(&self.shared, &delivery.message)
+        {
+            delivery.sends = sends;
+            job = Some(builtin);
+        }
         match (admit(&delivery.message, job.is_some(), now), job) {
             (Admission::Run, Some(job)) => self.spawn(delivery, job).await,
             (Admission::Later(due), _) => {
@@ -430,20 +439,10 @@ impl Consumer {
             }
             (Admission::Expired, _) => {
                 let document = |ctx: &ResultContext| result::revoked(ctx.id, "expired", &ctx.meta);
-                let result = self.shared.document(&delivery.message, false, document);
-                self.shared.end(delivery, End::Ack, result, "expired", "expired").await;
-            }
-            (Admission::Unsupported(part), _) => {
-                let failure = Failure::permanent(
-                    "NotImplementedError",
-                    format!("messages with {part} are not supported yet"),
-                );
+                let result = self.shared.document(&delivery.message, false, &[], document);
+                let aftermath = after_revoked(&delivery.message, "expired");
                 self.shared
-                    .bury(
-                        delivery,
-                        &failure,
-                        format!("carries {part}, which this version does not run"),
-                    )
+                    .end_workflow(delivery, End::Ack, result, aftermath, ("expired", "expired"))
                     .await;
             }
             (Admission::Unknown | Admission::Run, _) => self.unknown(delivery).await,
@@ -542,6 +541,8 @@ pub(crate) struct Delivery {
     pub(crate) raw: Vec<u8>,
     pub(crate) message: TaskMessage,
     pub(crate) is_suspect: bool,
+    /// What a built-in task sends when it succeeds.
+    pub(crate) sends: Aftermath,
 }
 
 /// What a result document is made of.
@@ -585,12 +586,7 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
     shared.metrics.runtime(&delivery.queue, began.elapsed());
     match ending {
-        Ending::Outcome(Outcome::Done(value)) => {
-            let result = shared.document(&delivery.message, true, |ctx| {
-                result::success(ctx.id, &value, &ctx.meta)
-            });
-            shared.end(delivery, End::Ack, result, "succeeded", "succeeded").await;
-        }
+        Ending::Outcome(Outcome::Done(value)) => succeed(shared, delivery, &value).await,
         Ending::Outcome(Outcome::Retry { after, why }) => retry(shared, delivery, after, why, order).await,
         Ending::Outcome(Outcome::Failed(why)) if why.is_retryable => retry(shared, delivery, None, why, order).await,
         Ending::Outcome(Outcome::Failed(why)) => shared.bury(delivery, &why, format!("failed: {why}")).await,
@@ -612,6 +608,29 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
             shared.end(delivery, End::Release, None, "", "handed_back").await;
         }
     }
+}
+
+/// Result, what follows, acknowledgement.
+async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json) {
+    let mut aftermath = std::mem::take(&mut delivery.sends);
+    match canvas::after_success(shared, &delivery.message, value) {
+        Ok(after) => {
+            aftermath.steps.extend(after.steps);
+            aftermath.children.extend(after.children);
+        }
+        Err(malformed) => {
+            let why = Failure::permanent("ValueError", format!("what follows cannot be read: {malformed}"));
+            let reason = format!("ran, but what follows cannot be read: {malformed}");
+            return shared.bury(delivery, &why, reason).await;
+        }
+    }
+    let trail: Vec<Json> = aftermath.children.iter().map(ResultTuple::to_json).collect();
+    let result = shared.document(&delivery.message, true, &trail, |ctx| {
+        result::success(ctx.id, value, &ctx.meta)
+    });
+    shared
+        .end_workflow(delivery, End::Ack, result, aftermath, ("succeeded", "succeeded"))
+        .await;
 }
 
 fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
@@ -688,7 +707,7 @@ async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>
         Ok(raw) => {
             shared.due.within(wait);
             let failure = failure_of(&why);
-            let result = shared.document(&delivery.message, false, |ctx| {
+            let result = shared.document(&delivery.message, false, &[], |ctx| {
                 result::retry(ctx.id, &failure, Some(&why.to_string()), &ctx.meta)
             });
             shared
@@ -739,6 +758,7 @@ impl Shared {
         &self,
         message: &TaskMessage,
         is_success: bool,
+        trail: &[Json],
         make: impl FnOnce(&ResultContext) -> Vec<u8>,
     ) -> Option<StoredResult> {
         if message.ignore_result == Some(true) {
@@ -748,6 +768,7 @@ impl Shared {
             done_at: self.clock.timestamp(),
             group_id: message.group.as_deref(),
             parent_id: message.parent_id.as_deref(),
+            trail,
             ..result::Meta::default()
         };
         let document = make(&ResultContext { id: &message.id, meta });
@@ -767,7 +788,7 @@ impl Shared {
         }
     }
 
-    /// Ends a delivery.
+    /// Ends a delivery that nothing follows.
     pub(crate) async fn end(
         &self,
         delivery: Delivery,
@@ -775,6 +796,35 @@ impl Shared {
         result: Option<StoredResult>,
         outcome: &'static str,
         state: &'static str,
+    ) {
+        self.end_with(delivery, end, result, Vec::new(), (outcome, state)).await;
+    }
+
+    /// Ends a delivery with all that follows in its workflow. `words` are the run's outcome and the metric's state.
+    async fn end_workflow(
+        self: &Arc<Self>,
+        delivery: Delivery,
+        end: End,
+        result: Option<StoredResult>,
+        aftermath: Aftermath,
+        words: (&'static str, &'static str),
+    ) {
+        match canvas::resolve(self, &delivery.message, aftermath).await {
+            Ok(follow_ups) => self.end_with(delivery, end, result, follow_ups, words).await,
+            Err(err) => {
+                tracing::error!(task.id = %delivery.message.id, error = %chain(&err), "what follows could not be prepared: the message will be delivered again");
+                self.leases.remove(std::iter::once(&delivery.lease.lid));
+            }
+        }
+    }
+
+    async fn end_with(
+        &self,
+        delivery: Delivery,
+        end: End,
+        result: Option<StoredResult>,
+        follow_ups: Vec<FollowUp>,
+        (outcome, state): (&'static str, &'static str),
     ) {
         let Delivery {
             lease, queue, message, ..
@@ -791,23 +841,25 @@ impl Shared {
             result,
             run,
             outcome,
-            follow_ups: Vec::new(),
+            follow_ups,
         };
         self.send(Ended { queue, settlement }).await;
     }
 
-    /// Ends a delivery as a failure: result for the caller, message to the dead letters.
-    pub(crate) async fn bury(&self, delivery: Delivery, failure: &Failure, reason: String) {
+    /// Ends a delivery as a failure: result for the caller, message to the dead letters, the rest of its workflow failed.
+    pub(crate) async fn bury(self: &Arc<Self>, delivery: Delivery, failure: &Failure, reason: String) {
         tracing::warn!(
             task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue, reason = %reason,
             "task failed: dead letter"
         );
         let document = failure_of(failure);
         let text = failure.to_string();
-        let result = self.document(&delivery.message, false, |ctx| {
+        let aftermath = canvas::after_failure(self, &delivery.message, &document, &text);
+        let trail: Vec<Json> = aftermath.children.iter().map(ResultTuple::to_json).collect();
+        let result = self.document(&delivery.message, false, &trail, |ctx| {
             result::failure(ctx.id, &document, Some(&text), &ctx.meta)
         });
-        self.end(delivery, End::Bury { reason }, result, "failed", "failed")
+        self.end_workflow(delivery, End::Bury { reason }, result, aftermath, ("failed", "failed"))
             .await;
     }
 }

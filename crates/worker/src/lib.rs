@@ -26,6 +26,7 @@
 mod admit;
 mod app;
 mod args;
+mod canvas;
 mod clock;
 mod consume;
 mod execute;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
-use umbel_broker::{AckGroup, Broker, End, Error, ResultStore, Settlement};
+use umbel_broker::{AckGroup, Broker, End, Error, FollowUp, ResultStore, Settlement};
 use umbel_telemetry::chain;
 
 use crate::lease::Leases;
@@ -110,6 +110,7 @@ impl Settler {
         if ended.is_empty() {
             return;
         }
+        let mut later = Vec::new();
         let mut settlements: Vec<Settlement> = ended.into_iter().map(|ended| ended.settlement).collect();
         if let Some(store) = &self.results {
             let documents: Vec<_> = settlements
@@ -120,7 +121,20 @@ impl Settler {
                 // Not acknowledged without its result: the lease runs out and the message comes again.
                 return self.let_go(&settlements);
             }
+            let (before, after) = elsewhere(&mut settlements);
+            if !before.is_empty() && self.repeat("follow", || store.follow(&before)).await.is_none() {
+                return self.let_go(&settlements);
+            }
+            later = after;
         }
+        self.settle_all(settlements, refused).await;
+        if let Some(store) = self.results.as_ref().filter(|_| !later.is_empty()) {
+            // What tidies up after a chord: repeated for a lease at most, and its keys expire by themselves.
+            let _ = self.repeat("follow", || store.follow(&later)).await;
+        }
+    }
+
+    async fn settle_all(self: &Arc<Self>, settlements: Vec<Settlement>, refused: &Arc<Semaphore>) {
         let whole = self.broker.settle(self.dead_kept, &settlements).await;
         if let Ok(lost) = whole {
             if settlements
@@ -210,5 +224,38 @@ impl Settler {
 
     fn let_go(&self, settlements: &[Settlement]) {
         self.leases.remove(settlements.iter().map(|settlement| &settlement.lid));
+    }
+}
+
+/// Takes out of settlements what belongs into a result database of its own: what comes before the messages are pushed,
+/// and what tidies up afterwards. The pushes themselves stay, without their guard: that database cannot ask another one.
+fn elsewhere(settlements: &mut [Settlement]) -> (Vec<FollowUp>, Vec<FollowUp>) {
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for settlement in settlements {
+        let mut pushes = Vec::new();
+        for follow_up in std::mem::take(&mut settlement.follow_ups) {
+            let is_guarded = matches!(follow_up, FollowUp::Guarded { .. });
+            let rest = without_pushes(follow_up, &mut pushes);
+            if is_guarded { &mut after } else { &mut before }.extend(rest);
+        }
+        settlement.follow_ups = pushes;
+    }
+    (before, after)
+}
+
+/// The follow-up without the pushes in it, at any depth; these go to `pushes`.
+fn without_pushes(follow_up: FollowUp, pushes: &mut Vec<FollowUp>) -> Option<FollowUp> {
+    match follow_up {
+        FollowUp::Push { .. } => {
+            pushes.push(follow_up);
+            None
+        }
+        FollowUp::Guarded { key, token, then } => {
+            let then = then.into_iter().filter_map(|one| without_pushes(one, pushes)).collect();
+            Some(FollowUp::Guarded { key, token, then })
+        }
+        FollowUp::Store { .. } | FollowUp::Set { .. } | FollowUp::Delete { .. } | FollowUp::Extend { .. } => {
+            Some(follow_up)
+        }
     }
 }

@@ -86,3 +86,35 @@ local function lay_aside(kind, list, raw, reason, id, task, attempts, maxlen)
 end
 
 local function term_of(install) return tonumber(redis.call('GET', U .. 'term:' .. install) or '0') end
+
+-- What follows an end beside its own message, as a flat list of operations between `at` and `last` of ARGV:
+--   push list raw | store key ttl doc | set key ttl value | del key | incr key ttl by
+--   guard key token n: the next n arguments are followed only where the key holds the token
+-- Sets and stores come before pushes where order matters: the caller sees to it.
+local function follow(at, last)
+  while at <= last do
+    local op, key = ARGV[at], ARGV[at + 1]
+    if op == 'push' then
+      redis.call('LPUSH', key, ARGV[at + 2])
+      at = at + 3
+    elseif op == 'store' then
+      store_result(key, ARGV[at + 2], ARGV[at + 3], false)
+      at = at + 4
+    elseif op == 'set' then
+      redis.call('SET', key, ARGV[at + 3], 'EX', ARGV[at + 2])
+      at = at + 4
+    elseif op == 'del' then
+      redis.call('DEL', key)
+      at = at + 2
+    elseif op == 'incr' then
+      redis.call('INCRBY', key, ARGV[at + 3])
+      redis.call('EXPIRE', key, ARGV[at + 2])
+      at = at + 4
+    else -- guard key token arguments
+      local held = redis.call('GET', key) == ARGV[at + 2]
+      local arguments = tonumber(ARGV[at + 3])
+      at = at + 4
+      if not held then at = at + arguments end
+    end
+  end
+end

@@ -28,6 +28,8 @@ local function take_back(at, lid, list, raw)
     back = back + 1
   end
   redis.call('HINCRBY', U .. 'att', att, 1)
+  -- Counts of messages that were purged meanwhile go a week after the last death of any.
+  redis.call('EXPIRE', U .. 'att', 604800)
   end_lease(lid, list)
 end
 for at = 2, #ARGV, 7 do

@@ -6,18 +6,17 @@
 --   result key or '', its TTL (s, 0 = for ever), document, '1' if SUCCESS
 --   x           later, park: due (s); bury, quarantine: reason
 --   raw         later: the message; otherwise ''
---   number of follow-ups, then (list, message) each
+--   number of arguments of what follows, then these (see follow)
 -- Returns: the lease ids that were lost.
 local kept, at, lost = ARGV[2], 3, {}
 while at <= #ARGV do
   local action, lid, id, task, att = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local run, outcome, key, ttl, doc = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9]
-  local success, x, fresh, pushes = ARGV[at + 10] == '1', ARGV[at + 11], ARGV[at + 12], tonumber(ARGV[at + 13])
+  local success, x, fresh, followed = ARGV[at + 10] == '1', ARGV[at + 11], ARGV[at + 12], tonumber(ARGV[at + 13])
   local list, raw = leased(lid)
   if not list then
     lost[#lost + 1] = lid
   else
-    for i = 0, pushes - 1 do redis.call('LPUSH', ARGV[at + 14 + 2 * i], ARGV[at + 15 + 2 * i]) end
     if key ~= '' then store_result(key, ttl, doc, success) end
     local attempts = att ~= '' and redis.call('HGET', U .. 'att', att) or '0'
     if action ~= 'park' and action ~= 'release' and att ~= '' then redis.call('HDEL', U .. 'att', att) end
@@ -33,8 +32,10 @@ while at <= #ARGV do
       redis.call('RPUSH', list, raw)
     end
     if action == 'ack' or action == 'bury' or action == 'quarantine' then settle_run(run, id, outcome) end
+    -- After everything that the server may refuse, so that a repetition does not send it again.
+    follow(at + 14, at + 13 + followed)
     end_lease(lid, list)
   end
-  at = at + 14 + 2 * pushes
+  at = at + 14 + followed
 end
 return lost

@@ -1,5 +1,6 @@
 //! The worker as a process, on real Redis, with real Celery on the other side.
 
+mod canvas;
 mod celery_beside;
 mod celery_interop;
 mod cut;

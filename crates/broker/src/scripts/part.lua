@@ -1,0 +1,22 @@
+-- part: counts a chord's part, as Celery 5.7 does and older versions understand. The last one claims the dispatch.
+-- ARGV: prefix, the chord's keys (group, .j parts, .t extra, .s size, .d counted, .c claim), score, part, member of .d,
+--       token, TTL of the parts (s), TTL of the claim (s).
+-- Returns: 'open' | 'done', a late duplicate | 'claimed', the saved structure or '', then the parts in their order.
+-- A part that was counted before is not counted again, but may still claim: its worker died between part and body.
+local group, parts, extra, size, counted, claim = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+if redis.call('GET', claim) == 'done' then return { 'done' } end
+if redis.call('SISMEMBER', counted, ARGV[10]) == 0 then
+  redis.call('ZADD', parts, ARGV[8], ARGV[9])
+  redis.call('SADD', counted, ARGV[10])
+end
+for _, key in ipairs({ parts, extra, size, counted, group }) do redis.call('EXPIRE', key, ARGV[12]) end
+local wanted = redis.call('GET', size)
+if not wanted then return { 'open' } end
+local all = tonumber(wanted) + tonumber(redis.call('GET', extra) or '0')
+if redis.call('ZCARD', parts) ~= all then return { 'open' } end
+local held = redis.call('GET', claim)
+if held and held ~= ARGV[11] then return { 'open' } end
+redis.call('SET', claim, ARGV[11], 'EX', ARGV[13])
+local out = { 'claimed', redis.call('GET', group) or '' }
+for _, part in ipairs(redis.call('ZRANGE', parts, 0, -1)) do out[#out + 1] = part end
+return out

@@ -1,0 +1,292 @@
+//! What follows a task's end: callbacks, the next step of a chain, the parts and the body of a chord.
+//!
+//! # Guarantees
+//! All of it happens in the script that acknowledges, so a workflow neither stops nor doubles when this worker dies in
+//! between. A chord's part is counted before, which may be repeated: whoever counts last holds a claim that guards the
+//! body. A worker that dies with the claim leaves its message to the lease, and the next run claims anew.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use umbel_broker::{Counted, Error, FollowUp, ResultStore};
+use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, timings};
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{Malformed, TaskMessage};
+use umbel_telemetry::chain;
+
+use crate::app::Shared;
+use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
+
+/// Pause between two attempts to count a part.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Calls `make` with somebody who sends now, under fresh ids.
+fn with_sender<T>(shared: &Shared, make: impl FnOnce(&mut Sender<'_>) -> T) -> T {
+    let mut ids = || uuid::Uuid::new_v4().to_string();
+    make(&mut Sender {
+        now: shared.clock.timestamp(),
+        origin: &shared.config.name,
+        reply_to: "",
+        ids: &mut ids,
+    })
+}
+
+/// What follows a success: the aftermath, or why its workflow cannot be read.
+pub(crate) fn after_success(shared: &Shared, message: &TaskMessage, result: &Json) -> Result<Aftermath, Malformed> {
+    if message.embed.is_none() {
+        return Ok(Aftermath::default());
+    }
+    with_sender(shared, |sender| canvas::after_success(message, result, sender))
+}
+
+/// What follows a failure. A workflow that cannot be read loses its rest, said in the log, but never its end.
+pub(crate) fn after_failure(
+    shared: &Shared,
+    message: &TaskMessage,
+    failure: &umbel_protocol::result::Failure,
+    traceback: &str,
+) -> Aftermath {
+    if message.embed.is_none() {
+        return Aftermath::default();
+    }
+    with_sender(shared, |sender| {
+        canvas::after_failure(message, failure, Some(traceback), sender)
+    })
+    .unwrap_or_else(|malformed| {
+        tracing::error!(task.id = %message.id, reason = %malformed, "the rest of the workflow cannot be read");
+        Aftermath::default()
+    })
+}
+
+/// Turns an aftermath into operations on Redis. Counts chord parts on the way, again and again for up to a lease.
+///
+/// # Errors
+/// Redis did not answer for a whole lease: do not settle, the message will be delivered again.
+pub(crate) async fn resolve(
+    shared: &Arc<Shared>,
+    message: &TaskMessage,
+    aftermath: Aftermath,
+) -> Result<Vec<FollowUp>, Error> {
+    if aftermath.steps.is_empty() {
+        return Ok(Vec::new());
+    }
+    let results = shared
+        .results
+        .clone()
+        .unwrap_or_else(|| ResultStore::of(&shared.broker));
+    steps(shared, &results, message, aftermath).await
+}
+
+/// Boxed, for a chord's end may complete the chord around it.
+fn steps<'a>(
+    shared: &'a Arc<Shared>,
+    results: &'a ResultStore,
+    message: &'a TaskMessage,
+    aftermath: Aftermath,
+) -> BoxFuture<'a, Result<Vec<FollowUp>, Error>> {
+    async move {
+        let mut follow_ups = Vec::with_capacity(aftermath.steps.len());
+        for step in aftermath.steps {
+            match step {
+                canvas::FollowUp::Send(outgoing) => follow_ups.extend(send(shared, &outgoing).await?),
+                canvas::FollowUp::Store(failure) => follow_ups.push(FollowUp::Store {
+                    key: results.key(&failure.id),
+                    ttl: shared.config.policy.result_ttl,
+                    document: failure.document,
+                }),
+                canvas::FollowUp::Part(part) => follow_ups.extend(count(shared, results, message, &part).await?),
+                canvas::FollowUp::ChordSize { group, size } => {
+                    let keys = results.chord_keys(&group);
+                    follow_ups.push(FollowUp::Delete { key: keys.claim });
+                    follow_ups.push(FollowUp::Set {
+                        key: keys.size,
+                        ttl: timings::PARTS,
+                        value: size.to_string(),
+                    });
+                }
+                canvas::FollowUp::SaveGroup { group, document } => follow_ups.push(FollowUp::Set {
+                    key: results.chord_keys(&group).group,
+                    ttl: timings::PARTS,
+                    value: document.to_string(),
+                }),
+                canvas::FollowUp::Extend { group, by } => {
+                    follow_ups.push(FollowUp::Extend {
+                        key: results.chord_keys(&group).extra,
+                        ttl: timings::PARTS,
+                        by,
+                    });
+                }
+            }
+        }
+        Ok(follow_ups)
+    }
+    .boxed()
+}
+
+/// A message into its list; through a named exchange, a copy into each queue that is bound.
+async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Error> {
+    let task = &outgoing.task;
+    let queues = match &outgoing.exchange {
+        None => vec![task.queue.clone()],
+        Some(exchange) => {
+            let bound = shared.broker.bound_queues(exchange, &task.queue).await?;
+            if bound.is_empty() {
+                tracing::error!(task.id = %task.id, task.name = %task.task, exchange, routing_key = %task.queue, "no queue is bound: sent to the queue of that name");
+                vec![task.queue.clone()]
+            } else {
+                bound
+            }
+        }
+    };
+    Ok(queues
+        .iter()
+        .map(|queue| {
+            let mut copy = task.clone();
+            copy.delivery_tag = uuid::Uuid::new_v4().to_string(); // One of its own: kombu keeps messages by it.
+            FollowUp::Push {
+                list: shared.broker.keys().list(queue, task.priority),
+                raw: copy.encode(),
+            }
+        })
+        .collect())
+}
+
+/// Counts a part; the last one is followed by the chord's body, or by its failure.
+async fn count(
+    shared: &Arc<Shared>,
+    results: &ResultStore,
+    message: &TaskMessage,
+    part: &ChordPart,
+) -> Result<Vec<FollowUp>, Error> {
+    let token = uuid::Uuid::new_v4().to_string();
+    let began = Instant::now();
+    let counted = loop {
+        match results.count_part(part, &token).await {
+            Ok(counted) => break counted,
+            Err(err) if began.elapsed() > shared.config.lease => return Err(err),
+            Err(err) => {
+                tracing::debug!(error = %chain(&err), "counting a chord's part again");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    };
+    let Counted::Claimed { structure, parts } = counted else {
+        return Ok(Vec::new());
+    };
+    let end = with_sender(shared, |sender| {
+        canvas::complete_chord(message, part, &parts, structure.as_ref(), sender)
+    });
+    let keys = results.chord_keys(&part.group);
+    let then = match end {
+        Ok(ChordEnd::Body(body)) => {
+            let mut then = steps(shared, results, message, body).await?;
+            let gone = [keys.parts, keys.extra, keys.size, keys.counted];
+            then.extend(gone.into_iter().map(|key| FollowUp::Delete { key }));
+            then.push(FollowUp::Set {
+                key: keys.claim.clone(),
+                ttl: timings::DONE,
+                value: "done".into(),
+            });
+            then
+        }
+        Ok(ChordEnd::Failed(failed)) => {
+            let mut then = steps(shared, results, message, failed).await?;
+            then.push(FollowUp::Delete { key: keys.size });
+            then
+        }
+        Err(malformed) => {
+            tracing::error!(task.id = %message.id, group = %part.group, reason = %malformed, "the chord's body cannot be sent");
+            Vec::new()
+        }
+    };
+    Ok(vec![FollowUp::Guarded {
+        key: keys.claim,
+        token,
+        then,
+    }])
+}
+
+/// A task that every Celery worker has, as a job, with what it sends.
+pub(crate) fn builtin(shared: &Shared, message: &TaskMessage) -> Option<(Arc<dyn Job>, Aftermath)> {
+    let planned = with_sender(shared, |sender| canvas::builtin(message, sender));
+    let fixed = |outcome| Arc::new(Fixed { outcome }) as Arc<dyn Job>;
+    Some(match planned {
+        Ok(None) => return None,
+        Ok(Some(Builtin::Returns(value))) => (fixed(Outcome::Done(value)), Aftermath::default()),
+        Ok(Some(Builtin::Sends { aftermath, result })) => (fixed(Outcome::Done(result)), aftermath),
+        Ok(Some(Builtin::Calls { task, args })) => match shared.tasks.get(&task) {
+            Some(job) => (
+                Arc::new(Calls {
+                    job: Arc::clone(job),
+                    args,
+                }),
+                Aftermath::default(),
+            ),
+            None => {
+                let failure = Failure {
+                    exc_module: "celery.exceptions".into(),
+                    ..Failure::permanent("NotRegistered", format!("'{task}'"))
+                };
+                (fixed(Outcome::Failed(failure)), Aftermath::default())
+            }
+        },
+        Err(malformed) => (
+            fixed(Outcome::Failed(Failure::type_error(malformed.to_string()))),
+            Aftermath::default(),
+        ),
+    })
+}
+
+/// A task whose outcome is known.
+struct Fixed {
+    outcome: Outcome,
+}
+
+impl Job for Fixed {
+    fn name(&self) -> &'static str {
+        "celery"
+    }
+
+    fn run<'a>(&'a self, _ctx: &'a JobContext, _args: Arguments) -> BoxFuture<'a, Outcome> {
+        std::future::ready(self.outcome.clone()).boxed()
+    }
+}
+
+/// One task for each of many argument lists, one after the other: `celery.map` and `celery.starmap`.
+struct Calls {
+    job: Arc<dyn Job>,
+    args: Vec<Json>,
+}
+
+impl Job for Calls {
+    fn name(&self) -> &'static str {
+        "celery.starmap"
+    }
+
+    fn run<'a>(&'a self, ctx: &'a JobContext, _args: Arguments) -> BoxFuture<'a, Outcome> {
+        async move {
+            let mut results = Vec::with_capacity(self.args.len());
+            for args in &self.args {
+                let call = Arguments {
+                    args: args.clone(),
+                    kwargs: Json::empty_object(),
+                };
+                match self.job.run(ctx, call).await {
+                    Outcome::Done(value) => results.push(value),
+                    ended @ (Outcome::Retry { .. } | Outcome::Failed(_)) => return ended,
+                }
+            }
+            let texts: Vec<&str> = results.iter().map(Json::as_str).collect();
+            match Json::parse(&format!("[{}]", texts.join(", "))) {
+                Ok(list) => Outcome::Done(list),
+                Err(err) => Outcome::Failed(Failure::permanent(
+                    "ValueError",
+                    format!("too deep to be returned: {err}"),
+                )),
+            }
+        }
+        .boxed()
+    }
+}

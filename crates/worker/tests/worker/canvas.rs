@@ -1,0 +1,153 @@
+//! Workflows of a real Celery client, run by our workers, also beside Celery's.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use umbel_testkit::redis::AsyncCommands;
+use umbel_testkit::{Celery, CeleryOptions, CeleryWorker, Process, Redis, eventually};
+
+use crate::support::{LATER, SOON, umbel_worker};
+
+fn echo(args: Value) -> Value {
+    json!({"args": args, "kwargs": {}})
+}
+
+/// Workflows with what their last task returns.
+fn workflows() -> Vec<(&'static str, Value)> {
+    vec![
+        (
+            "chain(e(1), e(2), e(3))",
+            echo(json!([echo(json!([echo(json!([1])), 2])), 3])),
+        ),
+        (
+            "chain(s(0.05), s(0.1).set(immutable=True), e(9))",
+            echo(json!([0.1, 9])),
+        ),
+        (
+            "group(e(i) for i in range(3))",
+            json!([echo(json!([0])), echo(json!([1])), echo(json!([2]))]),
+        ),
+        (
+            "chord([e(1), s(0.1), e(2)], e('body'))",
+            echo(json!([[echo(json!([1])), 0.1, echo(json!([2]))], "body"])),
+        ),
+        (
+            "chain(e(1), group(e(2), e(3)), e('end'))",
+            echo(json!([
+                [echo(json!([echo(json!([1])), 2])), echo(json!([echo(json!([1])), 3]))],
+                "end"
+            ])),
+        ),
+        (
+            "chord([chord([e(1), e(2)], e('in')), e(3)], e('out'))",
+            echo(json!([
+                [
+                    echo(json!([[echo(json!([1])), echo(json!([2]))], "in"])),
+                    echo(json!([3]))
+                ],
+                "out"
+            ])),
+        ),
+        (
+            "chord([chain(e(1), e(2)), chain(e(3), e(4))], e())",
+            echo(json!([[
+                echo(json!([echo(json!([1])), 2])),
+                echo(json!([echo(json!([3])), 4]))
+            ]])),
+        ),
+        ("chord([], e('empty'))", echo(json!([[], "empty"]))),
+        ("task('celery.map', task=s(0), it=[0, 0.05])", json!([0, 0.05])),
+        (
+            "task('celery.starmap', task=e(), it=[[1, 2], [3]])",
+            json!([echo(json!([1, 2])), echo(json!([3]))]),
+        ),
+        ("chord([s(0)] * 200, e())", echo(json!([vec![0; 200]]))),
+    ]
+}
+
+async fn all_run(celery: &mut Celery) {
+    for (workflow, expected) in workflows() {
+        assert_eq!(celery.canvas(workflow, SOON).await, Ok(expected), "{workflow}");
+    }
+}
+
+#[tokio::test]
+async fn workflows_run_to_their_end_and_leave_nothing() {
+    let redis = Redis::start().await;
+    let _worker = umbel_worker(&redis.url(), &[]);
+    let mut celery = Celery::client(&redis.url()).await;
+    all_run(&mut celery).await;
+    let mut connection = redis.connection().await;
+    for suffix in ["j", "s", "t", "d"] {
+        let left: Vec<String> = connection
+            .keys(format!("celery-taskset-meta-*.{suffix}"))
+            .await
+            .expect("the server answers");
+        assert_eq!(left, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn workflows_run_with_results_in_another_database() {
+    let redis = Redis::start().await;
+    let results = redis.url().replace("/0", "/1");
+    let _worker = umbel_worker(&redis.url(), &["--result-url", &results]);
+    let mut celery = Celery::client_with(&redis.url(), &results, &json!({})).await;
+    all_run(&mut celery).await;
+}
+
+#[tokio::test]
+async fn celerys_workers_and_ours_share_chords() {
+    let redis = Redis::start().await;
+    let _ours = umbel_worker(&redis.url(), &["--concurrency", "2"]);
+    let options = CeleryOptions {
+        queues: "celery",
+        ..CeleryOptions::default()
+    };
+    let _theirs = CeleryWorker::start(&redis.url(), &options).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    for _ in 0..3 {
+        let expected = echo(json!([vec![json!(0.02); 30]]));
+        assert_eq!(celery.canvas("chord([s(0.02)] * 30, e())", LATER).await, Ok(expected));
+    }
+}
+
+#[tokio::test]
+async fn a_failed_step_fails_what_would_have_followed() {
+    let redis = Redis::start().await;
+    let _worker = umbel_worker(&redis.url(), &[]);
+    let mut celery = Celery::client(&redis.url()).await;
+    for workflow in ["chain(s('x'), e(1))", "chain(e(1), s('x'), e(2), e(3))"] {
+        let raised = celery.canvas(workflow, SOON).await.expect_err(workflow);
+        assert_eq!(raised.exc_type, "TypeError", "{workflow}");
+    }
+    assert!(celery.canvas("chord([e(1), s('x')], e())", SOON).await.is_err());
+}
+
+#[tokio::test]
+async fn a_chord_ends_although_its_workers_are_killed() {
+    let redis = Redis::start().await;
+    let start = || umbel_worker(&redis.url(), &["--concurrency", "4"]);
+    let mut workers: Vec<Process> = vec![start(), start()];
+    let mut celery = Celery::client(&redis.url()).await;
+    let killing = async {
+        let mut connection = redis.connection().await;
+        for round in 0..6 {
+            // A part more each time: the kills fall into the middle of the chord.
+            eventually(LATER, "parts come in", async || {
+                let keys: Vec<String> = connection.keys("celery-taskset-meta-*.d").await.unwrap_or_default();
+                let Some(key) = keys.first() else { return false };
+                let parts: usize = connection.scard(key).await.unwrap_or(0);
+                parts > round * 4
+            })
+            .await;
+            let victim = round % 2;
+            workers[victim].kill();
+            workers[victim] = start();
+        }
+    };
+    let expected = echo(json!([vec![json!(0.05); 60]]));
+    let workflow = celery.canvas("chord([s(0.05)] * 60, e())", Duration::from_mins(1));
+    let (answer, ()) = tokio::join!(workflow, killing);
+    assert_eq!(answer, Ok(expected));
+}
