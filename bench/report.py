@@ -22,6 +22,7 @@ batches and nothing else: it decodes nothing, schedules nothing and survives not
   gossip, mingle and heartbeats, and with a prefetch multiplier of 64, which is faster here than the default.
 * Celery acknowledges before it runs a task (its default), Umbel after: a killed worker loses work there and not here.
 * Enqueue: Umbel's library with 64 messages a call; Celery's `send_task` sends one.
+* A machine that does other work besides (see its load) slows Celery down more than Umbel: compare runs at rest.
 * Memory is RSS, with children. Redis calls are counted as they arrive; a script is one call.
 
 """
