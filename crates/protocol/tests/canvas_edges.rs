@@ -7,8 +7,8 @@ mod replay;
 use replay::{Replay, call, read, sends, signature, with_sender};
 use serde_json::Value;
 use umbel_protocol::canvas::{
-    Aftermath, ChordEnd, ChordPart, FollowUp, PartState, after_failure, after_revoked, after_success, complete_chord,
-    send, start,
+    Aftermath, ChordEnd, ChordPart, FollowUp, PartState, Signature, after_failure, after_revoked, after_success,
+    complete_chord, send, start,
 };
 use umbel_protocol::json::Json;
 use umbel_protocol::result::Failure;
@@ -104,7 +104,8 @@ fn a_failed_inner_chord_tells_the_outer_one() {
     let member = read(&replay.sent[0]);
     let cause = Failure::new("builtins", "ValueError", "x");
     let part = ChordPart::of(&member, PartState::Failure, &cause.to_json()).unwrap();
-    let end = with_sender(|sender| complete_chord(&member, &part, &[part.json.clone()], None, sender)).unwrap();
+    let end =
+        with_sender(|sender| complete_chord(&member, &part, std::slice::from_ref(&part.json), None, sender)).unwrap();
     let ChordEnd::Failed(aftermath) = end else {
         panic!("it failed")
     };
@@ -122,7 +123,8 @@ fn the_members_of_a_group_body_fail_with_the_error_itself() {
     let member = read(&replay.sent[0]);
     let cause = Failure::new("builtins", "ValueError", "x");
     let part = ChordPart::of(&member, PartState::Failure, &cause.to_json()).unwrap();
-    let end = with_sender(|sender| complete_chord(&member, &part, &[part.json.clone()], None, sender)).unwrap();
+    let end =
+        with_sender(|sender| complete_chord(&member, &part, std::slice::from_ref(&part.json), None, sender)).unwrap();
     let ChordEnd::Failed(aftermath) = end else {
         panic!("it failed")
     };
@@ -190,4 +192,60 @@ fn foreign_nonsense_is_refused_and_expansion_is_bounded() {
     let large = Json::string(&"x".repeat(100_000));
     let refused = with_sender(|sender| after_success(&message, &large, sender)).unwrap_err();
     assert_eq!(refused.reason.label(), "size");
+}
+
+#[test]
+fn a_large_body_in_many_members_is_refused_before_it_is_copied() {
+    let mut message = read(&Replay::of("canvas-01-chain-run").sent[0]);
+    let text = "x".repeat(400_000);
+    let body = format!(r#"{{"task": "t", "args": ["{text}"]}}"#);
+    let many = vec![r#"{"task": "t"}"#; 500].join(", ");
+    for header in [
+        format!("[{many}]"),
+        // All in one member.
+        format!(
+            r#"[{{"task": "celery.chain", "kwargs": {{"tasks": [{{"task": "t"}},
+            {{"task": "celery.group", "kwargs": {{"tasks": [{many}]}}}}]}}}}]"#
+        ),
+    ] {
+        let embed = format!(
+            r#"{{"chain": [{{"task": "celery.chord", "kwargs": {{"header": {header}, "body": {body}, "kwargs": {{}}}}}}]}}"#
+        );
+        message.embed = Some(Json::parse(&embed).unwrap());
+        let refused = with_sender(|sender| after_success(&message, &Json::null(), sender)).unwrap_err();
+        assert_eq!(refused.reason.label(), "size");
+    }
+}
+
+#[test]
+fn callbacks_and_errbacks_are_linked_where_they_count() {
+    let group = Signature::group(&[call("a", "[]"), call("b", "[]")]);
+    let chord = Signature::chord(&group, &call("c", "[]"));
+    let linked = chord
+        .link(&call("after", "[]"))
+        .unwrap()
+        .link_error(&call("oops", "[]"))
+        .unwrap();
+    let aftermath = with_sender(|sender| start(&linked, "q", sender)).unwrap();
+    for sent in sends(&aftermath) {
+        assert_eq!(sent["body"][2]["callbacks"], Value::Null);
+        assert_eq!(sent["body"][2]["chord"]["options"]["link"][0]["task"], "after");
+        assert_eq!(sent["body"][2]["chord"]["options"]["link_error"][0]["task"], "oops");
+    }
+    let chain = Signature::chain(&[call("a", "[]"), call("b", "[]")]);
+    let linked = chain
+        .link(&call("after", "[]"))
+        .unwrap()
+        .link_error(&call("oops", "[]"))
+        .unwrap();
+    let sent = sends(&with_sender(|sender| start(&linked, "q", sender)).unwrap()).remove(0);
+    assert_eq!(sent["body"][2]["callbacks"], Value::Null);
+    assert_eq!(sent["body"][2]["errbacks"][0]["task"], "oops");
+    assert_eq!(sent["body"][2]["chain"][0]["options"]["link"][0]["task"], "after");
+    let map = Signature::map(&call("a", "[]"), &[Json::of(&1)]);
+    let sent = sends(&with_sender(|sender| start(&map, "q", sender)).unwrap()).remove(0);
+    assert_eq!(
+        (&sent["headers"]["task"], &sent["body"][1]["it"]),
+        (&"celery.map".into(), &serde_json::json!([1]))
+    );
 }

@@ -8,6 +8,16 @@ use crate::json::Json;
 use crate::message::{Malformed, Reason, TaskMessage};
 use crate::write;
 
+/// The names of the tasks that [`builtin`] plans.
+pub const BUILTINS: [&str; 6] = [
+    "celery.map",
+    "celery.starmap",
+    "celery.chunks",
+    "celery.accumulate",
+    "celery.chord_unlock",
+    "celery.backend_cleanup",
+];
+
 /// What a built-in task does.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Builtin {
@@ -77,16 +87,10 @@ fn chunks(message: &TaskMessage, sender: &mut Sender<'_>) -> Result<Builtin, Rea
     const SIZE: Reason = wrong("kwargs.n", "a whole number above zero");
     let size = argument(message, "n", 2).and_then(|size| size.as_str().parse::<usize>().ok());
     let size = size.filter(|size| *size > 0).ok_or(SIZE)?;
-    let task = target(message)?.to_json();
+    let task = target(message)?;
     let parts: Vec<Signature> = items(message)?
         .chunks(size)
-        .map(|part| {
-            let kwargs = write::object([("task", &task), ("it", &write::array(part))]);
-            Signature {
-                immutable: true,
-                ..Signature::task("celery.starmap", Json::empty_array(), kwargs)
-            }
-        })
+        .map(|part| Signature::starmap(&task, part))
         .collect();
     let mut plan = Plan::new(running(message), sender);
     plan.spawn(&Signature::group(&parts), Call::default(), &Options::default())?;
@@ -94,7 +98,7 @@ fn chunks(message: &TaskMessage, sender: &mut Sender<'_>) -> Result<Builtin, Rea
     let result = aftermath
         .children
         .first()
-        .map_or_else(Json::null, |group| group.to_json());
+        .map_or_else(Json::null, super::ResultTuple::to_json);
     Ok(Builtin::Sends { aftermath, result })
 }
 

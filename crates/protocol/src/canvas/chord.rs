@@ -209,13 +209,11 @@ fn complete(
 /// The results in the shape that the header had. A member without a part (it cannot be, but for a foreign worker's
 /// mistake) reads as null.
 fn nested(tuple: &ResultTuple, parts: &[Returned]) -> Json {
-    match &tuple.members {
-        Some(members) => write::array(members.iter().map(|member| nested(member, parts))),
-        None => {
-            let found = parts.iter().find(|part| part.id == tuple.id);
-            found.map_or_else(Json::null, |part| part.value.clone())
-        }
+    if let Some(members) = &tuple.members {
+        return write::array(members.iter().map(|member| nested(member, parts)));
     }
+    let found = parts.iter().find(|part| part.id == tuple.id);
+    found.map_or_else(Json::null, |part| part.value.clone())
 }
 
 /// A part, read.

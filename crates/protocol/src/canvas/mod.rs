@@ -49,7 +49,7 @@ use jiff::Timestamp;
 
 use crate::message::NewTask;
 
-pub use builtin::{Builtin, builtin};
+pub use builtin::{BUILTINS, Builtin, builtin};
 pub use chord::{ChordEnd, ChordKeys, ChordPart, PartState, complete_chord, timings};
 pub use outcome::{after_failure, after_revoked, after_success, send, start};
 pub use replace::{add_to_chord, replace};

@@ -50,6 +50,18 @@ impl<'a, 'b> Plan<'a, 'b> {
         }
     }
 
+    /// May so many bytes be added?
+    fn allow(&self, more: usize) -> Result<(), Reason> {
+        let bytes = self.bytes.saturating_add(more);
+        if bytes <= MAX_EXPANSION {
+            return Ok(());
+        }
+        Err(Reason::Size {
+            bytes,
+            limit: MAX_EXPANSION,
+        })
+    }
+
     /// Sends `signature` and names it among the children.
     pub(super) fn spawn(&mut self, signature: &Signature, call: Call<'_>, over: &Options) -> Result<(), Reason> {
         let child = self.apply(signature, call, over)?;
@@ -78,12 +90,7 @@ impl<'a, 'b> Plan<'a, 'b> {
         }
         let embed = out.task.embed.as_ref().map_or(0, |embed| embed.as_str().len());
         self.bytes += out.task.args.as_str().len() + out.task.kwargs.as_str().len() + embed;
-        if self.bytes > MAX_EXPANSION {
-            return Err(Reason::Size {
-                bytes: self.bytes,
-                limit: MAX_EXPANSION,
-            });
-        }
+        self.allow(0)?;
         let result = ResultTuple::task(&out.task.id);
         self.steps.push(FollowUp::Send(Box::new(out)));
         Ok(result)
@@ -215,7 +222,7 @@ impl<'a, 'b> Plan<'a, 'b> {
             }
         }
         header.options.set("task_id", Json::string(&id));
-        self.start_chord(chord, &header, &body, root.as_deref(), call, options)
+        self.start_chord(chord, &header, &body, root.as_deref(), call, &options)
     }
 
     fn start_chord(
@@ -225,7 +232,7 @@ impl<'a, 'b> Plan<'a, 'b> {
         body: &Signature,
         root: Option<&str>,
         call: Call<'_>,
-        options: Options,
+        options: &Options,
     ) -> Result<ResultTuple, Reason> {
         let mut tasks = flat(header.tasks()?)?;
         if tasks.is_empty() {
@@ -233,7 +240,16 @@ impl<'a, 'b> Plan<'a, 'b> {
         }
         let id = header.id().unwrap_or_default();
         let shared = body.to_json();
-        let (mut results, mut size) = (Vec::with_capacity(tasks.len()), 0);
+        let mut size = 0;
+        for task in &tasks {
+            size += task.size()?;
+        }
+        // As many copies of the body will be made; rather count them than make them.
+        let copies = usize::try_from(size)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(shared.as_str().len());
+        self.allow(copies)?;
+        let mut results = Vec::with_capacity(tasks.len());
         for (index, task) in tasks.iter_mut().enumerate() {
             let place = Place {
                 id: None,
@@ -243,7 +259,6 @@ impl<'a, 'b> Plan<'a, 'b> {
                 root,
             };
             results.push(freeze(task, place, self.sender)?);
-            size += task.size()?;
         }
         let result = ResultTuple::group(&id, results);
         if result.members.iter().flatten().any(|member| member.members.is_some()) {
@@ -254,13 +269,13 @@ impl<'a, 'b> Plan<'a, 'b> {
         }
         let (args, _) = arguments(chord, call)?;
         let args = args.elements().unwrap_or_default();
-        let given = chord.kwargs.get("kwargs").filter(|kwargs| kwargs.is_object());
+        let given = chord.kwargs.get("kwargs").filter(Json::is_object);
         let kwargs = merged(&given.unwrap_or_else(Json::empty_object), call.kwargs);
         let call = Call {
             args: &args,
             kwargs: Some(&kwargs),
         };
-        let options = header.options.merged(&options);
+        let options = header.options.merged(options);
         let start = self.steps.len();
         self.apply_members(&tasks, &id, call, without_id(options))?;
         // Before the last member: nobody can complete the chord until it is sent.

@@ -82,6 +82,47 @@ impl Signature {
         }
     }
 
+    /// `celery.map` of the task over these arguments, one for each run.
+    pub fn map(task: &Signature, over: &[Json]) -> Signature {
+        Signature::mapped("celery.map", task, over)
+    }
+
+    /// `celery.starmap` of the task over these argument lists.
+    pub fn starmap(task: &Signature, over: &[Json]) -> Signature {
+        Signature::mapped("celery.starmap", task, over)
+    }
+
+    pub(crate) fn mapped(name: &str, task: &Signature, over: &[Json]) -> Signature {
+        let kwargs = write::object([("task", &task.to_json()), ("it", &write::array(over))]);
+        Signature {
+            immutable: true,
+            ..Signature::task(name, Json::empty_array(), kwargs)
+        }
+    }
+
+    /// The same call, followed by `next` when it succeeds. Of a chord it follows the body.
+    ///
+    /// # Errors
+    /// [`Reason`]: a chord without a body.
+    pub fn link(mut self, next: &Signature) -> Result<Signature, Reason> {
+        if self.kind == Kind::Chord {
+            let body = self.body()?.link(next)?;
+            self.set_kwarg("body", &body.to_json());
+        } else {
+            self.append("link", &next.to_json());
+        }
+        Ok(self)
+    }
+
+    /// The same call, followed by `errback` when it fails: of a group each member, of a chord the body.
+    ///
+    /// # Errors
+    /// [`Reason`]: parts that are no signatures.
+    pub fn link_error(mut self, errback: &Signature) -> Result<Signature, Reason> {
+        super::plan::link_error(&mut self, &errback.to_json())?;
+        Ok(self)
+    }
+
     /// Reads one. Absent `args`, `kwargs` and `options` are empty; a composite without `subtask_type` is known by its
     /// task name.
     ///

@@ -48,12 +48,11 @@ impl ResultTuple {
             return Some(ResultTuple::task(&id));
         }
         let [head, members] = <[Json; 2]>::try_from(json.elements()?).ok()?;
-        let (id, parent) = match head.text() {
-            Some(id) => (id, None),
-            None => {
-                let [id, parent] = <[Json; 2]>::try_from(head.elements()?).ok()?;
-                (id.text()?, Some(parent).filter(|parent| !parent.is_null()))
-            }
+        let (id, parent) = if let Some(id) = head.text() {
+            (id, None)
+        } else {
+            let [id, parent] = <[Json; 2]>::try_from(head.elements()?).ok()?;
+            (id.text()?, Some(parent).filter(|parent| !parent.is_null()))
         };
         let parent = match parent {
             Some(parent) => Some(Box::new(ResultTuple::parse(&parent)?)),

@@ -103,6 +103,7 @@ pub struct Consumed {
 }
 
 /// Celery's order and words; what is the same for every queue on Redis is fixed.
+#[expect(clippy::struct_excessive_bools, reason = "the shape is Celery's")]
 #[derive(Serialize)]
 struct Written<'a> {
     name: &'a str,
@@ -125,6 +126,7 @@ struct Written<'a> {
     max_priority: (),
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "the shape is Celery's")]
 #[derive(Serialize)]
 struct Exchange<'a> {
     name: &'a str,

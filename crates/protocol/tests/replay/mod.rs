@@ -119,8 +119,9 @@ impl Replay {
             match (command[0].as_str(), group(".s"), group(".t")) {
                 // An older version wrote `SETEX key ttl size`.
                 ("SETEX", Some(group), _) => drop(sizes.insert(group.to_owned(), command[3].parse().unwrap())),
-                ("SET", Some(group), _) => *sizes.entry(group.to_owned()).or_insert(0) += size.unwrap(),
-                ("INCRBY", _, Some(group)) => *sizes.entry(group.to_owned()).or_insert(0) += size.unwrap(),
+                ("SET", Some(group), _) | ("INCRBY", _, Some(group)) => {
+                    *sizes.entry(group.to_owned()).or_insert(0) += size.unwrap();
+                }
                 _ => {}
             }
         }
@@ -150,7 +151,7 @@ impl Replay {
         for document in self.published() {
             let id = document["task_id"].as_str().unwrap().to_owned();
             let runs = self.sent.iter().filter(|raw| read(raw).id == id);
-            let Some(raw) = runs.last().cloned() else { continue };
+            let Some(raw) = runs.cloned().next_back() else { continue };
             let message = read(&raw);
             let result = Json::of(&document["result"]);
             let (aftermath, children_stored) = match document["status"].as_str().unwrap() {
