@@ -57,6 +57,12 @@
 //! A client raises the `result` of a FAILURE again; it must be `{"exc_type": …, "exc_message": […], "exc_module": …}`.
 //! See [`result`].
 //!
+//! # Around a task
+//!
+//! - [`canvas`]: what a task's end entails: callbacks, chains, groups, chords, errbacks, and how a task sends tasks.
+//! - [`event`]: what a worker tells about itself and its tasks, for Flower and `celery events`.
+//! - [`control`]: requests to workers and their answers, for `celery inspect` and `celery control`.
+//!
 //! # JSON
 //!
 //! Python's dialect: `NaN`, `Infinity`, `-Infinity`, integers of any size, escapes of lone surrogates; written in ASCII

@@ -4,6 +4,7 @@
 
 mod replay;
 
+use proptest::prelude::*;
 use replay::{Replay, call, read, sends, signature, with_sender};
 use serde_json::Value;
 use umbel_protocol::canvas::{
@@ -248,4 +249,99 @@ fn callbacks_and_errbacks_are_linked_where_they_count() {
         (&sent["headers"]["task"], &sent["body"][1]["it"]),
         (&"celery.map".into(), &serde_json::json!([1]))
     );
+}
+
+/// A signature of any shape, some of them wrong.
+fn any_signature() -> impl Strategy<Value = String> {
+    let args = prop_oneof![Just("[]"), Just("[1]"), Just("null"), Just("{}"), Just("[NaN]")];
+    let options = prop_oneof![
+        Just("{}"),
+        Just(r#"{"task_id": "own", "group_id": null, "chain": [{"task": "later"}]}"#),
+        Just(r#"{"link": {"task": "cb"}, "link_error": [{"task": "eb"}], "chord": {"task": "c"}, "group_id": "g"}"#),
+        Just(r#"{"countdown": 1e300, "expires": -1e300, "priority": "high", "time_limit": -1}"#),
+        Just(r#"{"stamped_headers": ["a", 5], "a": 1, "headers": {"x": [1]}, "task_id": 7}"#),
+    ];
+    let leaf = (args, options).prop_map(|(args, options)| {
+        format!(r#"{{"task": "t", "args": {args}, "kwargs": {{"a": 1}}, "options": {options}, "immutable": true}}"#)
+    });
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        let tasks = proptest::collection::vec(inner.clone(), 0..4).prop_map(|tasks| tasks.join(", "));
+        prop_oneof![
+            tasks
+                .clone()
+                .prop_map(|tasks| format!(r#"{{"task": "celery.chain", "kwargs": {{"tasks": [{tasks}]}}}}"#)),
+            tasks
+                .clone()
+                .prop_map(|tasks| format!(r#"{{"task": "celery.group", "kwargs": {{"tasks": [{tasks}]}}}}"#)),
+            (tasks, inner).prop_map(|(tasks, body)| {
+                format!(
+                    r#"{{"task": "celery.chord", "kwargs": {{"header": [{tasks}], "body": {body}, "kwargs": {{}}}}}}"#
+                )
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_sent_can_be_read_and_has_an_id_of_its_own(
+        callbacks in proptest::collection::vec(any_signature(), 0..3),
+        chain in proptest::collection::vec(any_signature(), 0..3),
+    ) {
+        let mut message = read(&Replay::of("canvas-01-chain-run").sent[0]);
+        let embed = format!(
+            r#"{{"callbacks": [{0}], "chain": [{1}], "errbacks": [{0}], "chord": null}}"#,
+            callbacks.join(", "),
+            chain.join(", ")
+        );
+        message.embed = Some(Json::parse(&embed).unwrap());
+        let cause = Failure::new("builtins", "ValueError", "x");
+        let ends = [
+            with_sender(|sender| after_success(&message, &Json::of(&1), sender)),
+            with_sender(|sender| after_failure(&message, &cause, None, sender)),
+        ];
+        for aftermath in ends.into_iter().flatten() {
+            let mut tags = std::collections::BTreeSet::new();
+            let mut sizes = std::collections::BTreeSet::new();
+            for step in &aftermath.steps {
+                match step {
+                    FollowUp::Send(out) => {
+                        let raw = out.task.encode();
+                        let sent = read(std::str::from_utf8(&raw).unwrap());
+                        prop_assert_eq!(sent.parent_id.as_deref(), Some(&*message.id));
+                        prop_assert!(tags.insert(out.task.delivery_tag.clone()));
+                    }
+                    // Each chord is started once, and waits for something.
+                    FollowUp::ChordSize { group, size } => {
+                        prop_assert!(*size > 0 && sizes.insert(group.clone()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_broadcast_is_too_strange_to_be_refused(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+        drop(umbel_protocol::event::parse(&payload));
+        drop(umbel_protocol::control::Request::parse(&payload));
+        drop(umbel_protocol::control::Reply::parse(&payload));
+    }
+
+    #[test]
+    fn any_pattern_is_answered(pattern in ".{0,40}", node in ".{0,20}", is_glob: bool) {
+        let request = umbel_protocol::control::Request {
+            method: "ping".into(),
+            arguments: Json::empty_object(),
+            destination: None,
+            pattern: Some(pattern),
+            matcher: Some(if is_glob { "glob" } else { "pcre" }.into()),
+            ticket: None,
+            reply_to: None,
+            clock: 0,
+            expires: None,
+        };
+        let answered = request.addressed_to(&node);
+        prop_assert!(answered.is_ok() || !is_glob);
+    }
 }

@@ -142,11 +142,42 @@ fn a_received_task_is_shown_as_celery_shows_it() {
 
 #[test]
 fn channels_follow_the_transport_options() {
-    let plain = Fanout {
-        prefix: String::new(),
-        with_keys: false,
-    };
-    assert_eq!(plain.channel("celeryev", "worker.online"), "celeryev");
+    // Name, prefix and keys of the transport options, and what the broker puts in front of every name.
+    let cases = [
+        ("consume-15-custom-key-names", "/app.", true, ""),
+        ("consume-16-global-keyprefix-worker", "/0.", true, "pfx:"),
+        ("consume-17-fanout-no-prefix-no-patterns", "", false, ""),
+    ];
+    for (name, prefix, with_keys, front) in cases {
+        let fanout = Fanout {
+            prefix: prefix.into(),
+            with_keys,
+        };
+        let mut seen = 0;
+        for event in vector(name)["redis"].as_array().unwrap() {
+            let Some(command) = event["cmd"].as_array() else {
+                continue;
+            };
+            let channel = command[1].as_str().unwrap_or_default();
+            if command[0] != "PUBLISH" || channel.contains("task-meta") {
+                continue;
+            }
+            let payload = command[2].as_str().unwrap();
+            let envelope: Value = serde_json::from_str(payload).unwrap();
+            let info = &envelope["properties"]["delivery_info"];
+            let (exchange, key) = (
+                info["exchange"].as_str().unwrap(),
+                info["routing_key"].as_str().unwrap(),
+            );
+            assert_eq!(format!("{front}{}", fanout.channel(exchange, key)), channel, "{name}");
+            if exchange == "celeryev" {
+                let ours = if key == "task.multi" { "task.multi" } else { "" };
+                assert_eq!(again(ours, payload).payload, payload.as_bytes(), "{name}");
+            }
+            seen += 1;
+        }
+        assert!(seen >= 2, "{name}");
+    }
     let usual = Fanout::database(3);
     assert_eq!(usual.channel("celery.pidbox", ""), "/3.celery.pidbox");
     assert_eq!(usual.pattern("celeryev", "worker.#"), "/3.celeryev/worker.*");

@@ -347,10 +347,15 @@ fn a_retry_of_protocol_1_comes_out_as_protocol_2() {
     );
 }
 
+/// Rejected by the task itself, and unknown to the worker.
+fn refused() -> Vec<String> {
+    vec!["consume-06-reject-drop".into(), "consume-10-unknown-task".into()]
+}
+
 #[test]
 fn results_are_written_byte_for_byte_as_celery_writes_them() {
     let mut seen = std::collections::BTreeSet::new();
-    for name in names("result-0").into_iter().chain(names("result-1")) {
+    for name in names("result-0").into_iter().chain(names("result-1")).chain(refused()) {
         for document in payloads(&vector(&name), "PUBLISH") {
             let parsed = result::parse(document.as_bytes()).unwrap();
             let value: Value = serde_json::from_str(&document).unwrap();

@@ -22,6 +22,30 @@
 //! When an effect is a [`FollowUp::Part`], the chord part is counted in Redis under [`ChordKeys`]; whoever completes the
 //! chord calls [`complete_chord`] with all parts and carries out what that answers.
 //!
+//! ```
+//! # use umbel_protocol::json::Json;
+//! # use umbel_protocol::message::{Limits, NewTask, decode};
+//! use umbel_protocol::canvas::{FollowUp, Sender, after_success};
+//!
+//! # let embed = r#"{"callbacks": null, "errbacks": null, "chain": [{"task": "proj.mul", "args": [2], "kwargs": {},
+//! #     "options": {"task_id": "next"}, "subtask_type": null, "immutable": false}], "chord": null}"#;
+//! # let task = NewTask { id: "this".into(), task: "proj.add".into(), embed: Json::parse(embed).ok(), ..NewTask::default() };
+//! # let message = decode(&task.encode(), &Limits::default(), &jiff::tz::TimeZone::UTC)?;
+//! let mut last = 0;
+//! let mut ids = || {
+//!     last += 1; // A v4 UUID in earnest.
+//!     format!("id-{last}")
+//! };
+//! let mut sender = Sender { now: jiff::Timestamp::now(), origin: "gen1@host", reply_to: "", ids: &mut ids };
+//! // `message` is the first step of add(…) | mul(2), and has returned 5.
+//! let aftermath = after_success(&message, &Json::of(&5), &mut sender)?;
+//! let FollowUp::Send(next) = &aftermath.steps[0] else { unreachable!() };
+//! assert_eq!((next.task.task.as_str(), next.task.args.as_str()), ("proj.mul", "[5, 2]"));
+//! assert_eq!(next.task.parent_id.as_deref(), Some("this"));
+//! assert_eq!(aftermath.children[0].to_json().as_str(), r#"[["next", null], null]"#);
+//! # Ok::<(), umbel_protocol::message::Malformed>(())
+//! ```
+//!
 //! A task that sends tasks itself uses [`send`]; one that ends with another task in its place, [`replace`]; one that
 //! enlarges its chord, [`add_to_chord`]. The tasks that Celery has built in are planned by [`builtin`].
 //!
