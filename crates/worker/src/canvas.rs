@@ -33,9 +33,15 @@ fn with_sender<T>(shared: &Shared, make: impl FnOnce(&mut Sender<'_>) -> T) -> T
     })
 }
 
+/// Does nothing hang on the message? Celery writes the same text for most of them.
+fn is_alone(message: &TaskMessage) -> bool {
+    const NOTHING: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
+    message.embed.as_ref().is_none_or(|embed| embed.as_str() == NOTHING)
+}
+
 /// What follows a success: the aftermath, or why its workflow cannot be read.
 pub(crate) fn after_success(shared: &Shared, message: &TaskMessage, result: &Json) -> Result<Aftermath, Malformed> {
-    if message.embed.is_none() {
+    if is_alone(message) {
         return Ok(Aftermath::default());
     }
     with_sender(shared, |sender| canvas::after_success(message, result, sender))
@@ -48,7 +54,7 @@ pub(crate) fn after_failure(
     failure: &umbel_protocol::result::Failure,
     traceback: &str,
 ) -> Aftermath {
-    if message.embed.is_none() {
+    if is_alone(message) {
         return Aftermath::default();
     }
     with_sender(shared, |sender| {
@@ -216,22 +222,23 @@ pub(crate) fn builtin(shared: &Shared, message: &TaskMessage) -> Option<(Arc<dyn
         Ok(None) => return None,
         Ok(Some(Builtin::Returns(value))) => (fixed(Outcome::Done(value)), Aftermath::default()),
         Ok(Some(Builtin::Sends { aftermath, result })) => (fixed(Outcome::Done(result)), aftermath),
-        Ok(Some(Builtin::Calls { task, args })) => match shared.tasks.get(&task) {
-            Some(job) => (
-                Arc::new(Calls {
-                    job: Arc::clone(job),
-                    args,
-                }),
-                Aftermath::default(),
-            ),
-            None => {
+        Ok(Some(Builtin::Calls { task, args })) => {
+            if let Some(job) = shared.tasks.get(&task) {
+                (
+                    Arc::new(Calls {
+                        job: Arc::clone(job),
+                        args,
+                    }),
+                    Aftermath::default(),
+                )
+            } else {
                 let failure = Failure {
                     exc_module: "celery.exceptions".into(),
                     ..Failure::permanent("NotRegistered", format!("'{task}'"))
                 };
                 (fixed(Outcome::Failed(failure)), Aftermath::default())
             }
-        },
+        }
         Err(malformed) => (
             fixed(Outcome::Failed(Failure::type_error(malformed.to_string()))),
             Aftermath::default(),

@@ -4,7 +4,7 @@
 //! Never more messages are held than there are slots. A message is decided on the moment it was taken: it runs, or it
 //! is parked, handed back, buried or put in the quarantine with a reason. A message that cannot be read ends nobody.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -635,13 +635,7 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json) {
 
 fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
     let message = &delivery.message;
-    let headers: BTreeMap<String, Json> = message
-        .headers
-        .entries()
-        .into_iter()
-        .filter(|(name, _)| !is_celerys(name))
-        .collect();
-    let order = headers.get("umbel_order").and_then(|order| order.to().ok());
+    let order = message.header("umbel_order").and_then(|order| order.to().ok());
     #[allow(clippy::cast_possible_wrap)] // Microseconds since 1970 fit for 290,000 years.
     let first_seen = (delivery.lease.micros / 1000) as i64;
     JobContext {
@@ -650,39 +644,12 @@ fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
         queue: delivery.queue.to_string(),
         retries: message.retries,
         order: order.unwrap_or(first_seen),
-        headers: Arc::new(headers),
+        headers: message.headers.clone(),
         cancel: CancellationToken::new(),
         soft_limit: CancellationToken::new(),
         lease: delivery.lease.clone(),
         reports: shared.reports.clone(),
     }
-}
-
-/// Headers that Celery itself writes; the others are ours and the user's.
-fn is_celerys(name: &str) -> bool {
-    [
-        "lang",
-        "task",
-        "id",
-        "shadow",
-        "eta",
-        "expires",
-        "group",
-        "group_index",
-        "retries",
-        "timelimit",
-        "root_id",
-        "parent_id",
-        "argsrepr",
-        "kwargsrepr",
-        "origin",
-        "ignore_result",
-        "replaced_task_nesting",
-        "stamped_headers",
-        "stamps",
-        "compression",
-    ]
-    .contains(&name)
 }
 
 /// Runs again later, or ends as a failure when the attempts are used up.

@@ -2,8 +2,6 @@
 //!
 //! User tasks are plain async functions ([`crate::Builder::task`]); built-in jobs implement [`Job`] themselves.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -138,8 +136,8 @@ pub struct JobContext {
     pub retries: u32,
     /// Run order in milliseconds: slot time, or first enqueue by Redis time. Two runs of one schedule compare by it.
     pub order: i64,
-    /// Headers that Umbel's schedules and the user added, by name.
-    pub headers: Arc<BTreeMap<String, Json>>,
+    /// All headers of the message, verbatim: an object. [`JobContext::header`] reads one.
+    pub headers: Json,
     /// Cancelled when the run must end: hard limit, drain deadline, lease lost.
     pub cancel: CancellationToken,
     /// Set when the soft time limit has passed: finish what you are at.
@@ -179,9 +177,9 @@ impl JobContext {
         self.lease.token()
     }
 
-    /// A header by name, if the message has it and it parses.
+    /// A header by name (Celery's own, a schedule's, the user's), if the message has it and it parses.
     pub fn header<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        self.headers.get(name).and_then(|json| json.to().ok())
+        self.headers.get(name)?.to().ok()
     }
 
     /// Hands the state of a target cluster to the operator, through Redis. Reports beyond the buffer are dropped: the

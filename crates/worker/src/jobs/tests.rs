@@ -93,7 +93,7 @@ fn delivery(order: i64, micros: u64, headers: &[(&str, &str)]) -> (JobContext, L
         queue: "q".into(),
         retries: 0,
         order,
-        headers: Arc::new(headers),
+        headers: Json::of(&headers),
         cancel: CancellationToken::new(),
         soft_limit: CancellationToken::new(),
         lease,

@@ -8,6 +8,7 @@ use umbel_testkit::{Celery, CeleryOptions, CeleryWorker, Process, Redis, eventua
 
 use crate::support::{LATER, SOON, umbel_worker};
 
+#[allow(clippy::needless_pass_by_value)] // Called with literals.
 fn echo(args: Value) -> Value {
     json!({"args": args, "kwargs": {}})
 }
