@@ -1,5 +1,6 @@
 //! Everybody but the operator: controllers with old pictures, workers, and what may go wrong.
 
+use crate::mind::Off;
 use crate::search::{Found, Step};
 use crate::state::{Doing, Event, Memory, Process, Since, State, Status, Term, count, each};
 
@@ -179,7 +180,7 @@ pub(crate) fn workers(state: &State, prompt: bool, found: &mut Found) {
 }
 
 /// What may happen, or not.
-pub(crate) fn incidents(state: &State, most: u8, found: &mut Found) {
+pub(crate) fn incidents(state: &State, most: u8, off: Off, found: &mut Found) {
     if state.budget.demands > 0 {
         for desired in (0..=most).filter(|desired| *desired != state.desired) {
             let mut after = State { desired, ..*state };
@@ -243,6 +244,8 @@ pub(crate) fn incidents(state: &State, most: u8, found: &mut Found) {
         let mut after = *state;
         after.budget.delays -= 1;
         (after.ghost, after.leader, after.late) = (state.leader, Process::default(), true);
+        // After a size without an answer, another stamp comes first.
+        after.stamped &= state.leader.doing == Doing::Delete || off == Off::StampInDoubt;
         found.happens(Step::GivesUpRequest, after);
     }
 }

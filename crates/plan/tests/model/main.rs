@@ -130,11 +130,29 @@ fn demand_that_comes_and_goes_costs_no_task() {
 fn a_leader_that_dies_or_is_stopped_costs_no_task() {
     is_clean("2 to 1, demand, crash", scene(2, 1, &[Demand, Crash]));
     is_clean("3 to 1, crash", scene(3, 1, &[Crash]));
+    // The mark of a stopped leader may arrive after its successor's lowering.
+    let Scene { start, .. } = scene(2, 2, &[Demand, Crash]);
+    let start = start.with_replacement();
     is_clean(
-        "2 to 1, crash, 2 self-admissions",
-        scene(2, 1, &[Crash, AdmitItself, AdmitItself]),
+        "2, one unadmitted, demand, crash",
+        Scene {
+            start,
+            ..scene(2, 2, &[])
+        },
     );
-    is_clean("2 to 1, late request", scene(2, 1, &[Delay]));
+}
+
+#[test]
+fn replacements_that_admit_themselves_cost_no_task() {
+    is_clean(
+        "2 to 1, demand, crash, self-admission",
+        scene(2, 1, &[Demand, Crash, AdmitItself]),
+    );
+}
+
+#[test]
+fn a_size_that_arrives_late_costs_no_task() {
+    is_clean("2 to 1, demand, late request", scene(2, 1, &[Demand, Delay]));
 }
 
 #[test]
@@ -190,6 +208,7 @@ fn without_a_guard_the_search_finds_a_busy_pod_removed() {
 fn without_its_fences_the_search_finds_a_busy_pod_deleted() {
     is_found(Off::Versions, scene(2, 1, &[Demand, Crash]), DELETED);
     is_found(Off::MarkFirst, scene(2, 1, &[Demand, Crash]), DELETED);
+    is_found(Off::StampInDoubt, scene(2, 1, &[Demand, Delay]), REMOVED);
     is_found(Off::Confirm, scene(2, 1, &[Crash, AdmitItself]), DELETED);
 }
 
@@ -199,8 +218,8 @@ fn an_operator_that_never_verifies_is_found_stuck() {
 }
 
 #[test]
-#[ignore = "open: a mark of a stopped leader arrives after the lowering, and the pod is reopened"]
-fn a_late_mark_costs_no_task() {
+#[ignore = "large: half a million states"]
+fn a_late_mark_after_demand_changed_twice_costs_no_task() {
     is_clean(
         "2 to 1, 2 changes of demand, crash",
         scene(2, 1, &[Demand, Demand, Crash]),
@@ -217,27 +236,12 @@ fn a_controller_that_is_late_by_minutes_costs_no_task() {
 }
 
 #[test]
-#[ignore = "open: a size that was given up after its time is applied later"]
-fn a_size_that_arrives_late_costs_no_task() {
-    is_clean("2 to 1, demand, late request", scene(2, 1, &[Demand, Delay]));
-}
-
-#[test]
 #[ignore = "open: the number of Ready pods in an old status can be right by chance"]
 fn an_old_status_after_a_loss_costs_no_task() {
     is_clean("2 to 1, crash, loss", scene(2, 1, &[Crash, Loss]));
     is_clean(
         "2 to 1, 2 changes of demand, loss",
         scene(2, 1, &[Demand, Demand, Loss]),
-    );
-}
-
-#[test]
-#[ignore = "open: of several replacements one admits itself, and the size is lowered by the others"]
-fn a_replacement_that_admits_itself_costs_no_task() {
-    is_clean(
-        "2 to 1, demand, crash, self-admission",
-        scene(2, 1, &[Demand, Crash, AdmitItself]),
     );
 }
 

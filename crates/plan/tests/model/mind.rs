@@ -35,6 +35,8 @@ pub(crate) enum Off {
     MarkFirst,
     /// Redis is not asked again before a pod is deleted.
     Confirm,
+    /// After a size without an answer, no other stamp is written.
+    StampInDoubt,
     /// A lowering is never verified.
     Verification,
 }
@@ -249,8 +251,9 @@ fn decide(view: &View, off: Off) -> Decision {
         ),
         Action::Delete { pods: uids } => (Doing::ConfirmDelete, pods(uids.iter()), 0),
         Action::Lower { takes } => (
+            // Redis is asked for all that the controller may choose from.
             Doing::ConfirmLower,
-            pods(takes.iter()),
+            view.alive & !(view.marked | view.open),
             size - small(u32::try_from(takes.len()).expect("few")),
         ),
         Action::SettleForLive { to } => (Doing::ConfirmSettle, 0, small(*to)),

@@ -141,9 +141,10 @@ fn carry_out(state: &State, is_ghost: bool, off: Off, found: &mut Found) {
         }
         Doing::ConfirmLower if accepted => {
             after.step = true;
-            process.to += count(process.pods & state.open);
-            process.pods = 0;
-            goes_on = Doing::Lower;
+            if process.pods & state.open == 0 {
+                process.pods = 0;
+                goes_on = Doing::Lower;
+            }
         }
         Doing::ConfirmSettle if accepted => {
             after.step = true;

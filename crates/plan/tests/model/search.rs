@@ -239,7 +239,7 @@ impl Scene {
         cluster::watches(state, found);
         cluster::set_controller(state, found);
         cluster::workers(state, self.prompt, found);
-        cluster::incidents(state, self.most, found);
+        cluster::incidents(state, self.most, self.off, found);
     }
 }
 

@@ -226,6 +226,21 @@ impl State {
         }
     }
 
+    /// The same, but the youngest pod is a replacement that has started and that nobody admitted.
+    pub(crate) fn with_replacement(mut self) -> State {
+        let others = self.alive >> 1;
+        for pods in [
+            &mut self.ready,
+            &mut self.marked,
+            &mut self.open,
+            &mut self.cached_ready,
+        ] {
+            *pods = others;
+        }
+        self.numbers.set_ready -= 1;
+        self
+    }
+
     /// What everybody works for: the wanted size, and every pod at work.
     pub(crate) fn is_goal(&self) -> bool {
         self.numbers.size == self.desired
@@ -251,11 +266,13 @@ impl State {
         let pod = u8::try_from(8 - self.remembered().leading_zeros()).expect("at most eight");
         assert!(pod < 8, "the bound on pods is large enough");
         self.alive |= 1 << pod;
+        self.begin_anew();
         self.tell(Event::Added(pod));
     }
 
     /// A pod ends.
     pub(crate) fn remove(&mut self, pod: u8) {
+        self.begin_anew();
         let left = !(1 << pod);
         let lists = [
             &mut self.alive,
@@ -276,6 +293,13 @@ impl State {
             *survivors &= left;
         }
         self.tell(Event::Gone(pod));
+    }
+
+    /// A pod came or went: the operator gives the controllers another minute to settle.
+    fn begin_anew(&mut self) {
+        if self.memory.unsettled == Since::Long {
+            self.memory.unsettled = Since::Now;
+        }
     }
 
     /// The Deployment got another resourceVersion.
