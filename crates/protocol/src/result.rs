@@ -5,6 +5,7 @@
 use jiff::Timestamp;
 
 use crate::json::Json;
+use crate::message::TaskMessage;
 use crate::{time, write};
 
 /// What every document says beside its state and value.
@@ -20,6 +21,30 @@ pub struct Meta<'a> {
     pub group_id: Option<&'a str>,
     /// The task that sent this one.
     pub parent_id: Option<&'a str>,
+    /// Further keys: those of [`extended`], where `result_extended` is on.
+    pub extra: &'a [(String, Json)],
+}
+
+/// What a document says in addition under `result_extended`: name, arguments, worker, tries, queue, stamps.
+pub fn extended(message: &TaskMessage, worker: &str) -> Vec<(String, Json)> {
+    let mut extra: Vec<(String, Json)> = vec![
+        ("name".into(), Json::string(&message.task)),
+        ("args".into(), message.args.clone()),
+        ("kwargs".into(), message.kwargs.clone()),
+        ("worker".into(), Json::string(worker)),
+        ("retries".into(), Json::of(&message.retries)),
+        ("queue".into(), Json::string(&message.queue)),
+    ];
+    let names = message.header("stamped_headers").filter(Json::is_array);
+    if let Some(names) = names {
+        extra.push(("stamped_headers".into(), names));
+        extra.extend(
+            message
+                .header("stamps")
+                .map_or_else(Vec::new, |stamps| stamps.entries()),
+        );
+    }
+    extra
 }
 
 /// An error as Celery's client raises it again.
@@ -121,6 +146,13 @@ pub fn revoked(id: &str, why: &str, meta: &Meta<'_>) -> Vec<u8> {
     document("REVOKED", &error.write(), None, Some(meta.done_at), id, meta)
 }
 
+/// The task is in a state of its own, such as `PROGRESS`, about which it says `about`.
+///
+/// The states above are not for this: clients stop waiting at some of them, and read error objects out of others.
+pub fn custom(id: &str, state: &str, about: &Json, meta: &Meta<'_>) -> Vec<u8> {
+    document(state, about.as_str(), None, None, id, meta)
+}
+
 /// The task runs in process `pid` of the node `hostname` (`name@host`).
 pub fn started(id: &str, pid: u32, hostname: &str, meta: &Meta<'_>) -> Vec<u8> {
     let mut value = format!("{{\"pid\": {pid}, \"hostname\": ");
@@ -143,6 +175,7 @@ fn document(
         trail,
         group_id,
         parent_id,
+        extra,
     } = *meta;
     let mut out = String::with_capacity(192 + result.len() + traceback.map_or(0, str::len));
     out.push_str("{\"status\": ");
@@ -169,6 +202,12 @@ fn document(
             out.push_str("\": ");
             write::string(&mut out, value);
         }
+    }
+    for (name, value) in extra {
+        out.push_str(", ");
+        write::string(&mut out, name);
+        out.push_str(": ");
+        out.push_str(value.as_str());
     }
     out.push_str(", \"task_id\": ");
     write::string(&mut out, id);

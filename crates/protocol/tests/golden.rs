@@ -369,7 +369,20 @@ fn results_are_written_byte_for_byte_as_celery_writes_them() {
                 // The builder adds the task itself.
                 assert_eq!(children.pop().as_ref(), Some(&parsed.task_id));
             }
+            let known = [
+                "status",
+                "result",
+                "traceback",
+                "children",
+                "date_done",
+                "group_id",
+                "parent_id",
+                "task_id",
+            ];
+            let mut extra = Json::parse(&document).unwrap().entries();
+            extra.retain(|(name, _)| !known.contains(&name.as_str()));
             let meta = Meta {
+                extra: &extra,
                 done_at: parsed.date_done.unwrap_or(Timestamp::UNIX_EPOCH),
                 children: &children,
                 group_id: value["group_id"].as_str(),
@@ -389,7 +402,7 @@ fn results_are_written_byte_for_byte_as_celery_writes_them() {
                     let pid = parsed.result.get("pid").unwrap().to().unwrap();
                     result::started(id, pid, &parsed.result.get("hostname").unwrap().text().unwrap(), &meta)
                 }
-                other => panic!("{name}: {other}"),
+                other => result::custom(id, other, &parsed.result, &meta),
             };
             assert_eq!(String::from_utf8(bytes).unwrap(), document, "{name}");
             seen.insert(parsed.status);
@@ -397,8 +410,39 @@ fn results_are_written_byte_for_byte_as_celery_writes_them() {
     }
     assert_eq!(
         seen.into_iter().collect::<Vec<_>>(),
-        ["FAILURE", "RETRY", "REVOKED", "STARTED", "SUCCESS"]
+        ["FAILURE", "PROGRESS", "RETRY", "REVOKED", "STARTED", "SUCCESS"]
     );
+}
+
+#[test]
+fn an_extended_result_tells_of_the_message() {
+    for name in ["result-16-extended", "result-18-extended-stamped"] {
+        let stored: Value = serde_json::from_str(&payloads(&vector(name), "SETEX")[0]).unwrap();
+        let mut headers = Vec::new();
+        if let Some(names) = stored["stamped_headers"].as_array() {
+            let stamps: serde_json::Map<String, Value> = names
+                .iter()
+                .map(|name| (name.as_str().unwrap().into(), stored[name.as_str().unwrap()].clone()))
+                .collect();
+            headers.push(("stamped_headers".into(), Json::of(names)));
+            headers.push(("stamps".into(), Json::of(&stamps)));
+        }
+        let task = NewTask {
+            id: "x".into(),
+            task: stored["name"].as_str().unwrap().into(),
+            args: Json::of(&stored["args"]),
+            kwargs: Json::of(&stored["kwargs"]),
+            headers,
+            ..NewTask::default()
+        };
+        let message = read(std::str::from_utf8(&task.encode()).unwrap());
+        let extra = result::extended(&message, "w1@lab");
+        for (key, value) in &extra {
+            assert_eq!(value.to::<Value>().unwrap(), stored[key], "{name} {key}");
+        }
+        let others = ["status", "result", "traceback", "children", "date_done", "task_id"];
+        assert_eq!(extra.len() + others.len(), stored.as_object().unwrap().len(), "{name}");
+    }
 }
 
 #[test]
