@@ -9,7 +9,7 @@ use replay::{Replay, call, read, sends, signature, with_sender};
 use serde_json::Value;
 use umbel_protocol::canvas::{
     Aftermath, ChordEnd, ChordPart, FollowUp, PartState, Signature, after_failure, after_revoked, after_success,
-    complete_chord, send, start,
+    complete_chord, fail_chord, send, start,
 };
 use umbel_protocol::json::Json;
 use umbel_protocol::result::Failure;
@@ -149,6 +149,27 @@ fn the_members_of_a_group_body_fail_with_the_error_itself() {
         "9834b359-b9b7-4fbd-b22f-e8fe0faba8ff",
     ];
     assert_eq!(stored, ids.map(|id| (id.to_owned(), "ValueError".to_owned())));
+}
+
+#[test]
+fn a_chord_that_cannot_go_on_fails() {
+    let replay = Replay::of("canvas-22-chord-body-errback");
+    let member = read(&replay.sent[0]);
+    let part = ChordPart::of(&member, PartState::Success, &Json::of(&1)).unwrap();
+    // A part of some other program.
+    let strange = Json::parse("[1]").unwrap();
+    with_sender(|sender| complete_chord(&member, &part, &[strange], None, sender)).unwrap_err();
+    let aftermath = with_sender(|sender| fail_chord(&member, &part, "a part is lost", sender)).unwrap();
+    assert_eq!(sends(&aftermath)[0]["headers"]["task"], "proj.errback_old");
+    let stored = aftermath.steps.iter().find_map(|step| match step {
+        FollowUp::Store(stored) => Some(stored),
+        _ => None,
+    });
+    let stored = stored.unwrap();
+    assert_eq!(stored.id, "015bd58d-5a98-4133-8b5f-e5390ca439c8");
+    let document: Value = serde_json::from_slice(&stored.document).unwrap();
+    assert_eq!(document["result"]["exc_message"][0], "a part is lost");
+    assert_eq!(document["children"].as_array().unwrap().len(), 1);
 }
 
 #[test]

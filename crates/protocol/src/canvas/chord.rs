@@ -168,7 +168,8 @@ pub enum ChordEnd {
 /// `message` is the task that runs here, whose part, or whose chain's, completed the chord.
 ///
 /// # Errors
-/// [`Malformed`]: a part or the body cannot be read.
+/// [`Malformed`]: a part or the body cannot be read, or the results are too large for what the body asks
+/// ([`super::MAX_EXPANSION`]). The chord is to fail then: [`fail_chord`].
 pub fn complete_chord(
     message: &TaskMessage,
     part: &ChordPart,
@@ -189,7 +190,9 @@ fn complete(
     let parts: Vec<Returned> = parts.iter().map(Returned::parse).collect::<Result<_, _>>()?;
     let body = Signature::parse(&part.body)?;
     if let Some(failed) = parts.iter().find(|part| part.state != "SUCCESS") {
-        fail_body(&body, failed, &mut plan)?;
+        let cause = failed.cause();
+        let error = chord_error(&format!("Dependency {} raised {}", failed.id, cause.repr()));
+        fail_body(&body, &cause, &error, &mut plan)?;
         return Ok(ChordEnd::Failed(plan.done()));
     }
     let saved = structure.map(|document| document.get("result").unwrap_or_else(|| document.clone()));
@@ -237,20 +240,44 @@ impl Returned {
             value,
         })
     }
+
+    /// The error of a part that is no success.
+    fn cause(&self) -> Failure {
+        Failure::parse(&self.value).unwrap_or_else(|| Failure {
+            exc_type: "Exception".into(),
+            exc_module: "builtins".into(),
+            message: vec![self.value.clone()],
+        })
+    }
 }
 
-/// FAILURE for the body and for what would have come after it; its errbacks take its id.
-fn fail_body(body: &Signature, failed: &Returned, plan: &mut Plan<'_, '_>) -> Result<(), Reason> {
-    let cause = Failure::parse(&failed.value).unwrap_or_else(|| Failure {
-        exc_type: "Exception".into(),
-        exc_module: "builtins".into(),
-        message: vec![failed.value.clone()],
-    });
-    let error = Failure::new(
-        "celery.exceptions",
-        "ChordError",
-        &format!("Dependency {} raised {}", failed.id, cause.repr()),
-    );
+/// Fails a chord whose body cannot be sent: because [`complete_chord`] refused it, or because a part will never come.
+///
+/// What follows is that of [`ChordEnd::Failed`], with `why` as the message of the `ChordError`.
+///
+/// # Errors
+/// [`Malformed`]: the body is no signature. There is nobody to tell then.
+pub fn fail_chord(
+    message: &TaskMessage,
+    part: &ChordPart,
+    why: &str,
+    sender: &mut Sender<'_>,
+) -> Result<Aftermath, Malformed> {
+    let mut plan = Plan::new(running(message), sender);
+    let error = chord_error(why);
+    Signature::parse(&part.body)
+        .and_then(|body| fail_body(&body, &error, &error, &mut plan))
+        .map_err(|reason| malformed(message, reason))?;
+    Ok(plan.done())
+}
+
+fn chord_error(why: &str) -> Failure {
+    Failure::new("celery.exceptions", "ChordError", why)
+}
+
+/// FAILURE for the body and for what would have come after it; its errbacks take its id. Members of a group fail with
+/// the cause, others with the error of the chord.
+fn fail_body(body: &Signature, cause: &Failure, error: &Failure, plan: &mut Plan<'_, '_>) -> Result<(), Reason> {
     let now = plan.sender.now;
     match body.kind {
         Kind::Group => {
@@ -267,12 +294,12 @@ fn fail_body(body: &Signature, failed: &Returned, plan: &mut Plan<'_, '_>) -> Re
                 if let Some(id) = task.id() {
                     call_errbacks(&errbacks, &id, &id, plan)?;
                 }
-                fail_all(&[task.to_json()], &cause, None, now, &mut plan.steps)?;
+                fail_all(&[task.to_json()], cause, None, now, &mut plan.steps)?;
             }
             if let Some(id) = body.id() {
                 let document = failure(
                     &id,
-                    &cause,
+                    cause,
                     None,
                     &Meta {
                         done_at: now,
@@ -286,7 +313,7 @@ fn fail_body(body: &Signature, failed: &Returned, plan: &mut Plan<'_, '_>) -> Re
             if let Some(id) = body.id() {
                 call_errbacks(&body.options.list("link_error"), &id, &id, plan)?;
             }
-            fail_all(&[body.to_json()], &error, None, now, &mut plan.steps)?;
+            fail_all(&[body.to_json()], error, None, now, &mut plan.steps)?;
         }
         Kind::Task | Kind::Chord => {
             if let Some(id) = body.id() {
@@ -297,14 +324,14 @@ fn fail_body(body: &Signature, failed: &Returned, plan: &mut Plan<'_, '_>) -> Re
                     trail: &children,
                     ..Meta::default()
                 };
-                let document = failure(&id, &error, None, &meta);
+                let document = failure(&id, error, None, &meta);
                 plan.steps.push(FollowUp::Store(StoredFailure { id, document }));
             }
             if body.kind == Kind::Chord {
-                fail_all(&[body.body()?.to_json()], &error, None, now, &mut plan.steps)?;
+                fail_all(&[body.body()?.to_json()], error, None, now, &mut plan.steps)?;
             }
-            plan.steps.extend(part_of(body, &error));
+            plan.steps.extend(part_of(body, error));
         }
     }
-    fail_all(&body.options.list("chain"), &error, None, now, &mut plan.steps)
+    fail_all(&body.options.list("chain"), error, None, now, &mut plan.steps)
 }

@@ -74,7 +74,7 @@ use jiff::Timestamp;
 use crate::message::NewTask;
 
 pub use builtin::{BUILTINS, Builtin, builtin};
-pub use chord::{ChordEnd, ChordKeys, ChordPart, PartState, complete_chord, timings};
+pub use chord::{ChordEnd, ChordKeys, ChordPart, PartState, complete_chord, fail_chord, timings};
 pub use outcome::{after_failure, after_revoked, after_success, send, start};
 pub use replace::{add_to_chord, replace};
 pub use signature::{Kind, Options, Signature};
@@ -99,6 +99,9 @@ pub struct Sender<'a> {
 }
 
 /// Everything that follows, in the order in which Celery does it.
+///
+/// The task's own result is not among it. Celery stores a SUCCESS behind the messages and before the chord part, a
+/// FAILURE before everything.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Aftermath {
     /// What to do.

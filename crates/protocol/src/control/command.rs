@@ -64,7 +64,7 @@ pub enum Command {
     RateLimit {
         /// The task.
         task: String,
-        /// `10/s`, `10/m`, `10/h`, `10`; `0` lifts it.
+        /// As [`super::per_second`] reads it; `0` lifts the limit.
         rate: String,
     },
     /// Change time limits: [`answer::time_limit_set`].

@@ -21,6 +21,7 @@ mod call;
 mod command;
 mod info;
 mod matching;
+mod rate;
 mod stats;
 
 use jiff::Timestamp;
@@ -30,6 +31,7 @@ pub use call::{Call, Names, Reply};
 pub use command::{Command, Refusal};
 pub use info::{Configuration, Consumed, TaskRequest};
 pub use matching::Unmatchable;
+pub use rate::per_second;
 pub use stats::{Broker, Pool, Stats, Usage};
 
 use crate::envelope::{Head, open, seal};
