@@ -134,7 +134,9 @@ impl History {
         let files = std::fs::read_dir(self.folder.path()).expect("the folder is there");
         for file in files.flatten() {
             let text = std::fs::read_to_string(file.path()).expect("the histories are text");
-            for line in text.lines() {
+            // A process that was stopped or killed while it wrote leaves a last line without its end.
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            for line in whole.lines() {
                 let (id, entry) = parse(line).unwrap_or_else(|| panic!("not a line of a history: {line:?}"));
                 tasks.entry(id.to_owned()).or_default().push(entry);
             }

@@ -9,8 +9,9 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Broker, ClusterReport, QueueLists, Reserver, ResultStore, Waker, WorkerIdentity};
 use umbel_telemetry::admin::Readiness;
+use umbel_telemetry::chain;
 use umbel_telemetry::metrics::Registry;
-use umbel_telemetry::{chain, shutdown};
+use umbel_telemetry::shutdown::Shutdown;
 
 use crate::args::Config;
 use crate::clock::RedisClock;
@@ -60,8 +61,7 @@ pub(crate) struct Shared {
 }
 
 /// Runs a worker until it is told to stop, and stops it.
-pub(crate) async fn run(config: Config, tasks: Tasks) -> anyhow::Result<()> {
-    let stop = shutdown::signals().context("listen for signals")?;
+pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow::Result<()> {
     let mut registry = Registry::new("worker");
     let metrics = Arc::new(Metrics::new(&mut registry));
     let readiness = Readiness::new();

@@ -53,6 +53,7 @@ pub use args::{Args, Config, ConfigError, Pod};
 pub use job::{Arguments, Failure, Job, JobContext, Outcome};
 pub use lease::Lost;
 pub use umbel_protocol::json::Json;
+use umbel_telemetry::shutdown::{self, Shutdown};
 
 /// A worker with its tasks.
 pub struct Worker {
@@ -94,15 +95,21 @@ impl Worker {
     /// # Errors
     /// A configuration that cannot work, or an address nobody can listen on. A broker that is away is waited for.
     pub fn run(self) -> anyhow::Result<()> {
-        let config = Config::try_from(Args::parse())?;
-        umbel_telemetry::logs::init("worker");
-        // One provider, chosen before the first TLS connection; a second install is harmless.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("start the runtime")?;
-        let ended = runtime.block_on(self.run_with(config));
+        // Before everything else: to the first process of a container a signal without a handler is none, and nobody
+        // sends it again.
+        let stop = {
+            let _inside = runtime.enter();
+            shutdown::signals().context("listen for signals")?
+        };
+        let config = Config::try_from(Args::parse())?;
+        umbel_telemetry::logs::init("worker");
+        // One provider, chosen before the first TLS connection; a second install is harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ended = runtime.block_on(self.run_until(config, stop));
         // A run that never yields must not keep the process: its lease returns the message.
         runtime.shutdown_timeout(std::time::Duration::from_millis(200));
         ended
@@ -115,11 +122,16 @@ impl Worker {
     ///
     /// # Cancellation
     /// Like a kill: what is held comes back when its lease ends.
-    pub async fn run_with(mut self, config: Config) -> anyhow::Result<()> {
+    pub async fn run_with(self, config: Config) -> anyhow::Result<()> {
+        let stop = shutdown::signals().context("listen for signals")?;
+        self.run_until(config, stop).await
+    }
+
+    async fn run_until(mut self, config: Config, stop: Shutdown) -> anyhow::Result<()> {
         for job in cluster_jobs(&config).await? {
             self.tasks.add(job.into());
         }
-        app::run(config, self.tasks).await
+        app::run(config, self.tasks, stop).await
     }
 }
 

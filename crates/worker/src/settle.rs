@@ -112,6 +112,8 @@ impl Settler {
         }
         let mut later = Vec::new();
         let mut settlements: Vec<Settlement> = ended.into_iter().map(|ended| ended.settlement).collect();
+        // What is handed back goes to the head of its list: the oldest last, so that it is taken first again.
+        settlements.sort_by_key(|settlement| std::cmp::Reverse(release_order(settlement)));
         if let Some(store) = &self.results {
             let documents: Vec<_> = settlements
                 .iter_mut()
@@ -225,6 +227,12 @@ impl Settler {
     fn let_go(&self, settlements: &[Settlement]) {
         self.leases.remove(settlements.iter().map(|settlement| &settlement.lid));
     }
+}
+
+/// The token of what is handed back; nothing for all other ends, which keep their order.
+fn release_order(settlement: &Settlement) -> Option<u64> {
+    let is_release = settlement.end == End::Release;
+    is_release.then(|| settlement.lid.rsplit(':').next().and_then(|token| token.parse().ok()))?
 }
 
 /// Takes out of settlements what belongs into a result database of its own: what comes before the messages are pushed,
