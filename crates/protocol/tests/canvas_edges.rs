@@ -366,3 +366,37 @@ proptest! {
         prop_assert!(answered.is_ok() || !is_glob);
     }
 }
+
+#[test]
+fn a_chord_of_ten_thousand_is_no_trouble() {
+    let members: Vec<Signature> = (0..10_000).map(|number| call("t", &format!("[{number}]"))).collect();
+    let chord = Signature::chord(&Signature::group(&members), &call("sum", "[]"));
+    let aftermath = with_sender(|sender| start(&chord, "q", sender)).unwrap();
+    let sent = aftermath
+        .steps
+        .iter()
+        .filter(|step| matches!(step, FollowUp::Send(_)))
+        .count();
+    assert_eq!((sent, aftermath.steps.len()), (10_000, 10_001));
+    assert!(matches!(
+        aftermath.steps[9_999],
+        FollowUp::ChordSize { size: 10_000, .. }
+    ));
+    let FollowUp::Send(last) = &aftermath.steps[10_000] else {
+        panic!("the last member")
+    };
+    let last = read(std::str::from_utf8(&last.task.encode()).unwrap());
+    let part = ChordPart::of(&last, PartState::Success, &Json::of(&9_999)).unwrap();
+    let parts: Vec<Json> = (0..10_000)
+        .map(|number| Json::parse(&format!(r#"[1, "m{number}", "SUCCESS", {number}]"#)).unwrap())
+        .collect();
+    let end = with_sender(|sender| complete_chord(&last, &part, &parts, None, sender)).unwrap();
+    let ChordEnd::Body(body) = end else {
+        panic!("all succeeded")
+    };
+    let FollowUp::Send(body) = &body.steps[0] else {
+        panic!("the body")
+    };
+    assert!(body.task.args.as_str().starts_with("[[0, 1, 2, 3, "));
+    assert!(body.task.args.as_str().ends_with("9998, 9999]]"));
+}

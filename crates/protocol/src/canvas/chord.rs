@@ -1,5 +1,7 @@
 //! Chords: the parts that members return, and what follows the last one.
 
+use std::collections::HashMap;
+
 use super::outcome::{call_errbacks, fail_all, malformed, part_of, running};
 use super::plan::{Call, Plan};
 use super::signature::{Kind, Options, Signature};
@@ -201,7 +203,10 @@ fn complete(
         .and_then(ResultTuple::parse)
         .and_then(|saved| saved.members)
     {
-        Some(members) => write::array(members.iter().map(|member| nested(member, &parts))),
+        Some(members) => {
+            let values = parts.iter().map(|part| (part.id.as_str(), &part.value)).collect();
+            write::array(members.iter().map(|member| nested(member, &values)))
+        }
         None => write::array(parts.iter().map(|part| &part.value)),
     };
     // Root and parent are those of the task that runs here, unless the body names a root of its own.
@@ -211,12 +216,13 @@ fn complete(
 
 /// The results in the shape that the header had. A member without a part (it cannot be, but for a foreign worker's
 /// mistake) reads as null.
-fn nested(tuple: &ResultTuple, parts: &[Returned]) -> Json {
+fn nested(tuple: &ResultTuple, values: &HashMap<&str, &Json>) -> Json {
     if let Some(members) = &tuple.members {
-        return write::array(members.iter().map(|member| nested(member, parts)));
+        return write::array(members.iter().map(|member| nested(member, values)));
     }
-    let found = parts.iter().find(|part| part.id == tuple.id);
-    found.map_or_else(Json::null, |part| part.value.clone())
+    values
+        .get(tuple.id.as_str())
+        .map_or_else(Json::null, |value| (*value).clone())
 }
 
 /// A part, read.

@@ -82,10 +82,10 @@ impl<'a, 'b> Plan<'a, 'b> {
     fn apply_task(&mut self, task: &Signature, call: Call<'_>, over: &Options) -> Result<ResultTuple, Reason> {
         let options = task.options.merged(over);
         let (args, kwargs) = arguments(task, call)?;
-        let is_as_given = task.immutable || call.args.is_empty();
+        let is_as_read = task.immutable && !call.args.is_empty() && options.get("group_id").is_none();
         let mut out = outgoing(&task.task, args, kwargs, &options, &self.origin, self.sender)?;
-        if is_as_given && out.task.argsrepr.is_none() {
-            // As Celery shows arguments that it did not touch since it read them from JSON.
+        if is_as_read && out.task.argsrepr.is_none() {
+            // Celery shows a list where it did not touch what it read from JSON, and a tuple elsewhere.
             out.task.argsrepr = Some(out.task.args.repr());
         }
         let embed = out.task.embed.as_ref().map_or(0, |embed| embed.as_str().len());

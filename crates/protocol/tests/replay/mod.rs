@@ -78,13 +78,13 @@ pub fn same(ours: &Value, theirs: &Value, names: &mut HashMap<String, String>) -
     }
 }
 
-/// Headers, body and properties, without what differs by nature. `argsrepr` shows ids, and is compared elsewhere.
+/// Headers, body and properties, without what differs by nature.
 pub fn content(raw: &[u8]) -> Value {
     let mut envelope: Value = serde_json::from_slice(raw).unwrap();
     let body = envelope["body"].as_str().unwrap();
     let body = base64::engine::general_purpose::STANDARD.decode(body).unwrap();
     envelope["body"] = serde_json::from_slice(&body).unwrap();
-    for header in ["origin", "ignore_result", "argsrepr"] {
+    for header in ["origin", "ignore_result"] {
         envelope["headers"].as_object_mut().unwrap().remove(header);
     }
     envelope["properties"].as_object_mut().unwrap().remove("delivery_tag");
