@@ -53,6 +53,36 @@ impl Config {
         ))
     }
 
+    /// Number of the database.
+    pub(crate) fn database(&self) -> i64 {
+        let info = self.url.as_str().into_connection_info();
+        info.map_or(0, |info| info.redis_settings().db())
+    }
+
+    /// The parts of the address that may be shown.
+    pub fn endpoint(&self) -> Endpoint {
+        let mut endpoint = Endpoint {
+            host: String::new(),
+            port: 0,
+            user: None,
+            database: self.database(),
+            is_tls: false,
+        };
+        let Ok(info) = self.url.as_str().into_connection_info() else {
+            return endpoint;
+        };
+        endpoint.user = info.redis_settings().username().map(ToOwned::to_owned);
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) => (endpoint.host, endpoint.port) = (host.clone(), *port),
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                (endpoint.host, endpoint.port, endpoint.is_tls) = (host.clone(), *port, true);
+            }
+            ConnectionAddr::Unix(path) => endpoint.host = path.display().to_string(),
+            _ => {}
+        }
+        endpoint
+    }
+
     /// Host, port and database, without user and password.
     pub fn server(&self) -> String {
         let Ok(info) = self.url.as_str().into_connection_info() else {
@@ -90,6 +120,21 @@ impl std::fmt::Debug for Config {
             .field("key_prefix", &self.key_prefix)
             .finish_non_exhaustive()
     }
+}
+
+/// Where a broker is, without the password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host, or the path of a socket.
+    pub host: String,
+    /// Port; 0 with a socket.
+    pub port: u16,
+    /// User.
+    pub user: Option<String>,
+    /// Number of the database.
+    pub database: i64,
+    /// Encrypted?
+    pub is_tls: bool,
 }
 
 /// A broker: one connection that re-establishes itself. For everything but reserving, which must know about every

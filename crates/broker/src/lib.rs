@@ -13,6 +13,7 @@
 //! | `Pumbel:dead:Q`, `Pumbel:quarantine:Q` | streams of raw messages with the reason |
 //! | `Pumbel:hb:worker:W`, `Pumbel:hb:operator:I` | heartbeats |
 //! | `Pumbel:term:I`, `Pumbel:slot:I:<uid>`, `Pumbel:run:<id>`, `Pumbel:step:<pool>` | leadership, schedules, scale-down |
+//! | `Pumbel:revoked` | task ids that are not to run, by the time until which that holds |
 //! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
 //!
 //! The scripts in `scripts/` say for each what it reads, writes and returns. They pop and remove **last**: an error
@@ -21,8 +22,10 @@
 mod call;
 mod chord;
 mod connect;
+mod control;
 mod depth;
 mod error;
+mod events;
 mod fire;
 mod gate;
 mod keys;
@@ -37,7 +40,8 @@ mod sweep;
 mod wake;
 
 pub use chord::Counted;
-pub use connect::{Broker, Config};
+pub use connect::{Broker, Config, Endpoint};
+pub use control::{ControlChannel, is_own_question};
 pub use depth::{DepthSample, QueueDepth, QueueFault};
 pub use error::Error;
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};

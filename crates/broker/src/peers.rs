@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use umbel_protocol::control::{Call, Names, Reply};
 use umbel_protocol::json::Json;
 
+use crate::control::{failed, names_queue, own_ticket};
 use crate::keys::SEPARATOR;
 use crate::{Broker, Error};
-
-/// Exchange that replies to remote control go through.
-const REPLIES: &str = "reply.celery.pidbox";
 
 impl Broker {
     /// Does any Celery worker of this database answer that it consumes the queue? Waits up to `patience` for answers,
@@ -20,17 +19,14 @@ impl Broker {
     /// # Cancellation
     /// Leaves a reply list behind that expires after a minute.
     pub async fn celery_consumes(&self, queue: &str, patience: Duration) -> Result<bool, Error> {
-        let failed = |source| Error::Call {
-            call: "active_queues",
-            source,
-        };
-        let own = uuid::Uuid::new_v4().to_string();
-        let binding = format!("{}_kombu.binding.{REPLIES}", self.keys.prefix());
-        let list = format!("{own}.reply.celery.pidbox");
-        let list_key = format!("{}{list}", self.keys.prefix());
-        let member = format!("{own}{SEPARATOR}{SEPARATOR}{list}");
-        let db = self.database();
-        let channel = format!("{}/{db}.celery.pidbox", self.keys.prefix());
+        let names = Names::default();
+        let oid = uuid::Uuid::new_v4().to_string();
+        let binding = self.keys.binding(&names.reply_exchange());
+        let list = format!("{}{}", self.keys.prefix(), names.reply_queue(&oid));
+        let member = names.binding(&oid, SEPARATOR);
+        let mut call = Call::new("active_queues", Json::empty_object());
+        call.reply = Some((own_ticket(&oid), oid.clone()));
+        let request = call.publication(&names, &oid);
         // A connection of its own: a blocking pop must not hold up everybody else's calls.
         let mut config = self.config.clone();
         config.response_timeout = patience + Duration::from_secs(2);
@@ -41,11 +37,11 @@ impl Broker {
             .arg(&member)
             .ignore()
             .cmd("PUBLISH")
-            .arg(&channel)
-            .arg(request(&own))
+            .arg(self.config.channel(&request.exchange, &request.routing_key))
+            .arg(&request.payload)
             .query_async::<(i64,)>(&mut connection)
             .await
-            .map_err(failed)?
+            .map_err(failed("active_queues"))?
             .0;
         let mut answer = false;
         let deadline = tokio::time::Instant::now() + patience;
@@ -56,14 +52,14 @@ impl Broker {
                 break;
             }
             let reply: Option<(String, Vec<u8>)> = redis::cmd("BRPOP")
-                .arg(&list_key)
+                .arg(&list)
                 .arg(left.as_secs_f64())
                 .query_async(&mut connection)
                 .await
-                .map_err(failed)?;
+                .map_err(failed("active_queues"))?;
             let Some((_, reply)) = reply else { break };
             replies += 1;
-            answer = names_queue(&reply, queue);
+            answer = Reply::parse(&reply).is_ok_and(|reply| names_queue(&reply.answer, queue));
         }
         redis::pipe()
             .cmd("SREM")
@@ -71,21 +67,12 @@ impl Broker {
             .arg(&member)
             .ignore()
             .cmd("DEL")
-            .arg(&list_key)
+            .arg(&list)
             .ignore()
             .query_async::<()>(&mut connection)
             .await
-            .map_err(failed)?;
+            .map_err(failed("active_queues"))?;
         Ok(answer)
-    }
-
-    fn database(&self) -> i64 {
-        use redis::IntoConnectionInfo;
-        self.config
-            .url
-            .as_str()
-            .into_connection_info()
-            .map_or(0, |info| info.redis_settings().db())
     }
 
     /// Counts that a message was handed back as unknown. The count is forgotten ten minutes after the last time.
@@ -129,69 +116,5 @@ impl Broker {
             .and_then(|beat| beat.split_once('|'))
             .and_then(|(at, _)| at.parse::<f64>().ok());
         Ok(at.map(|at| Duration::try_from_secs_f64(seconds + micros / 1e6 - at).unwrap_or_default()))
-    }
-}
-
-/// The remote control command, as kombu's pidbox publishes it.
-fn request(own: &str) -> String {
-    use base64::Engine;
-    let body = format!(
-        "{{\"method\": \"active_queues\", \"arguments\": {{}}, \"destination\": null, \"pattern\": null, \"matcher\": null, \
-         \"ticket\": \"{own}\", \"reply_to\": {{\"exchange\": \"{REPLIES}\", \"routing_key\": \"{own}\"}}}}"
-    );
-    let body = base64::engine::general_purpose::STANDARD.encode(body);
-    format!(
-        "{{\"body\": \"{body}\", \"content-encoding\": \"utf-8\", \"content-type\": \"application/json\", \
-         \"headers\": {{\"clock\": 0, \"expires\": 0}}, \"properties\": {{\"delivery_mode\": 2, \"delivery_info\": \
-         {{\"exchange\": \"celery.pidbox\", \"routing_key\": \"\"}}, \"priority\": 0, \"body_encoding\": \"base64\", \
-         \"delivery_tag\": \"{own}\"}}}}"
-    )
-}
-
-/// Does a reply (`{node: [queue objects]}` in an envelope) name the queue?
-fn names_queue(envelope: &[u8], queue: &str) -> bool {
-    use base64::Engine;
-    let Some(envelope) = std::str::from_utf8(envelope)
-        .ok()
-        .and_then(|text| Json::parse(text).ok())
-    else {
-        return false;
-    };
-    let Some(body) = envelope.get("body").and_then(|body| body.to::<String>().ok()) else {
-        return false;
-    };
-    let Ok(body) = base64::engine::general_purpose::STANDARD.decode(body) else {
-        return false;
-    };
-    let Some(reply) = String::from_utf8(body).ok().and_then(|text| Json::parse(&text).ok()) else {
-        return false;
-    };
-    reply
-        .entries()
-        .iter()
-        .filter_map(|(_, queues)| queues.elements())
-        .flatten()
-        .any(|entry| entry.get("name").and_then(|name| name.to::<String>().ok()).as_deref() == Some(queue))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use base64::Engine;
-
-    #[test]
-    fn replies_are_read() {
-        let body =
-            base64::engine::general_purpose::STANDARD.encode(r#"{"w1@lab": [{"name": "celery", "exclusive": false}]}"#);
-        let envelope = format!(r#"{{"body": "{body}", "headers": {{}}}}"#);
-        assert!(names_queue(envelope.as_bytes(), "celery"));
-        assert!(!names_queue(envelope.as_bytes(), "other"));
-        assert!(!names_queue(b"\xff", "celery"));
-    }
-
-    #[test]
-    fn the_request_is_an_envelope() {
-        let message = Json::parse(&request("x")).unwrap();
-        assert!(message.get("properties").is_some());
     }
 }

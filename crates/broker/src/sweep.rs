@@ -147,7 +147,7 @@ impl Sweeper {
 }
 
 /// The raw message in a record `<length>:<list><raw>`.
-fn raw_of(record: &[u8]) -> &[u8] {
+pub(crate) fn raw_of(record: &[u8]) -> &[u8] {
     let Some(colon) = record.iter().position(|byte| *byte == b':') else {
         return b"";
     };

@@ -28,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const OWNERS: &[(&str, &[&str])] = &[
     ("redis", &["broker", "testkit", "e2e"]),
     ("clap", &["operator", "worker", "dashboard", "cli"]),
-    ("base64", &["protocol", "clusters", "broker"]),
+    ("base64", &["protocol", "clusters"]),
     ("croner", &["plan"]),
     ("prometheus-client", &["telemetry", "operator", "worker", "dashboard"]),
     ("axum", &["telemetry", "dashboard"]),

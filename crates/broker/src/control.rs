@@ -1,0 +1,281 @@
+//! Remote control: requests come by pub/sub, answers go to the list of whoever asked.
+//!
+//! Nothing here is needed to run tasks: when the connection is away, requests are missed and nothing else.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use redis::aio::{PubSubSink, PubSubStream};
+use umbel_protocol::control::{Answered, Fanout, Names};
+use umbel_protocol::json::Json;
+
+use crate::keys::SEPARATOR;
+use crate::{Broker, Config, Error, Keys};
+
+/// An answer that nobody fetches is forgotten after so many seconds; clients wait for about one.
+const ANSWER_TTL: u64 = 60;
+/// Revoked ids kept, the latest.
+const REVOKED_KEPT: isize = 50_000;
+/// A silent connection is asked whether it is there so often: a subscriber sends nothing by itself, so it would never
+/// learn that its server has vanished.
+const ALIVE_ASKED: Duration = Duration::from_secs(60);
+
+/// The subscription to a database's requests.
+pub struct ControlChannel {
+    sink: PubSubSink,
+    stream: PubSubStream,
+    patience: Duration,
+}
+
+impl ControlChannel {
+    /// Connects and subscribes.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn connect(config: &Config) -> Result<ControlChannel, Error> {
+        let attempt = async {
+            let connection = config
+                .client()?
+                .get_async_pubsub()
+                .await
+                .map_err(|source| Error::Connect {
+                    server: config.server(),
+                    source,
+                })?;
+            let (mut sink, stream) = connection.split();
+            let channel = config.channel(&Names::default().exchange(), "");
+            sink.subscribe(&channel).await.map_err(failed("SUBSCRIBE pidbox"))?;
+            Ok(ControlChannel {
+                sink,
+                stream,
+                patience: config.response_timeout,
+            })
+        };
+        let patience = config.connect_timeout + config.response_timeout;
+        tokio::time::timeout(patience, attempt)
+            .await
+            .unwrap_or_else(|_| Err(timed_out("SUBSCRIBE pidbox")))
+    }
+
+    /// The next request, unread. `None`: the connection has ended.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Ok(message) = tokio::time::timeout(ALIVE_ASKED, self.stream.next()).await {
+                return message.map(|message| message.get_payload_bytes().to_vec());
+            }
+            let alive = self.sink.ping::<redis::Value>();
+            if !matches!(tokio::time::timeout(self.patience, alive).await, Ok(Ok(_))) {
+                return None;
+            }
+        }
+    }
+}
+
+impl Config {
+    /// The channel of a fanout exchange in this database. kombu puts its prefix in front of channels, too.
+    pub(crate) fn channel(&self, exchange: &str, routing_key: &str) -> String {
+        let fanout = Fanout::database(u32::try_from(self.database()).unwrap_or(0));
+        format!("{}{}", self.key_prefix, fanout.channel(exchange, routing_key))
+    }
+}
+
+impl Keys {
+    /// The set of those who wait for what goes through an exchange.
+    pub(crate) fn binding(&self, exchange: &str) -> String {
+        format!("{}_kombu.binding.{exchange}", self.prefix())
+    }
+}
+
+impl Broker {
+    /// Puts an answer into the list of whoever asked. False: nobody waits any more.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn answer(&self, answer: &Answered) -> Result<bool, Error> {
+        let mut connection = self.connection.clone();
+        let members: Vec<String> = redis::cmd("SMEMBERS")
+            .arg(self.keys.binding(&answer.exchange))
+            .query_async(&mut connection)
+            .await
+            .map_err(failed("SMEMBERS binding"))?;
+        let Some(queue) = answer.queue(members.iter().map(String::as_str), SEPARATOR) else {
+            return Ok(false);
+        };
+        let list = format!("{}{queue}", self.keys.prefix());
+        redis::pipe()
+            .cmd("LPUSH")
+            .arg(&list)
+            .arg(&answer.payload)
+            .ignore()
+            .cmd("EXPIRE")
+            .arg(&list)
+            .arg(ANSWER_TTL)
+            .ignore()
+            .query_async::<()>(&mut connection)
+            .await
+            .map_err(failed("LPUSH answer"))?;
+        Ok(true)
+    }
+
+    /// Remembers ids that are not to run until `until`; both times by Redis' clock in seconds.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn revoke(&self, ids: &[String], now: f64, until: f64) -> Result<(), Error> {
+        let key = self.keys.umbel("revoked");
+        let mut pipe = redis::pipe();
+        for chunk in ids.chunks(1000) {
+            let command = pipe.cmd("ZADD").arg(&key);
+            for id in chunk {
+                command.arg(format!("{until:.3}")).arg(id);
+            }
+            command.ignore();
+        }
+        pipe.cmd("ZREMRANGEBYSCORE")
+            .arg(&key)
+            .arg("-inf")
+            .arg(format!("{now:.3}"))
+            .ignore()
+            .cmd("ZREMRANGEBYRANK")
+            .arg(&key)
+            .arg(0)
+            .arg(-1 - REVOKED_KEPT)
+            .ignore()
+            .query_async::<()>(&mut self.connection.clone())
+            .await
+            .map_err(failed("ZADD revoked"))
+    }
+
+    /// How many ids are remembered: when this has not changed, neither have they, as far as it matters.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn revoked_count(&self) -> Result<u64, Error> {
+        redis::cmd("ZCARD")
+            .arg(self.keys.umbel("revoked"))
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("ZCARD revoked"))
+    }
+
+    /// The ids that are not to run, each with the time until which that holds.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn revoked(&self, now: f64) -> Result<Vec<(String, f64)>, Error> {
+        redis::cmd("ZRANGEBYSCORE")
+            .arg(self.keys.umbel("revoked"))
+            .arg(format!("({now:.3}"))
+            .arg("+inf")
+            .arg("WITHSCORES")
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("ZRANGEBYSCORE revoked"))
+    }
+
+    /// The raw messages under these leases; what is gone meanwhile is left out.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn held(&self, lids: &[std::sync::Arc<str>]) -> Result<Vec<(std::sync::Arc<str>, Vec<u8>)>, Error> {
+        if lids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("HMGET");
+        command.arg(self.keys.umbel("unacked"));
+        for lid in lids {
+            command.arg(&**lid);
+        }
+        let records: Vec<Option<Vec<u8>>> = command
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("HMGET unacked"))?;
+        let found = lids.iter().cloned().zip(records);
+        Ok(found
+            .filter_map(|(lid, record)| Some((lid, crate::sweep::raw_of(&record?).to_vec())))
+            .collect())
+    }
+
+    /// The messages of a queue that wait for their time, the next ones first, with that time in seconds.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn delayed(&self, queue: &str, most: usize) -> Result<Vec<(f64, Vec<u8>)>, Error> {
+        if most == 0 {
+            return Ok(Vec::new());
+        }
+        let members: Vec<(Vec<u8>, f64)> = redis::cmd("ZRANGE")
+            .arg(self.keys.umbel(&format!("delayed:{queue}")))
+            .arg(0)
+            .arg(most - 1)
+            .arg("WITHSCORES")
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("ZRANGE delayed"))?;
+        let raw = |member: &[u8]| crate::sweep::raw_of(crate::sweep::raw_of(member)).to_vec();
+        Ok(members.iter().map(|(member, due)| (*due, raw(member))).collect())
+    }
+}
+
+/// A question of ours carries this in front of its ticket. Our workers answer it with nothing: it is about Celery's.
+const OWN_TICKET: &str = "umbel:";
+
+/// Is the request a question of an Umbel worker for Celery's?
+pub fn is_own_question(ticket: &str) -> bool {
+    ticket.starts_with(OWN_TICKET)
+}
+
+/// The ticket of such a question.
+pub(crate) fn own_ticket(oid: &str) -> String {
+    format!("{OWN_TICKET}{oid}")
+}
+
+/// Does an answer to `active_queues` name the queue?
+pub(crate) fn names_queue(answer: &Json, queue: &str) -> bool {
+    let queues = answer.elements().unwrap_or_default();
+    queues
+        .iter()
+        .any(|entry| entry.get("name").and_then(|name| name.text()).as_deref() == Some(queue))
+}
+
+pub(crate) fn failed(call: &'static str) -> impl FnOnce(redis::RedisError) -> Error {
+    move |source| Error::Call { call, source }
+}
+
+pub(crate) fn timed_out(call: &'static str) -> Error {
+    Error::Call {
+        call,
+        source: std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_names_queues() {
+        let answer = Json::parse(r#"[{"name": "celery", "exclusive": false}]"#).unwrap();
+        assert!(names_queue(&answer, "celery"));
+        assert!(!names_queue(&answer, "other"));
+        assert!(!names_queue(&Json::parse(r#"{"error": "celery"}"#).unwrap(), "celery"));
+        assert!(is_own_question(&own_ticket("x")) && !is_own_question("x"));
+    }
+
+    #[test]
+    fn channels_are_under_the_prefix_and_name_their_database() {
+        let mut config = Config::new("redis://127.0.0.1:6379/3");
+        assert_eq!(config.channel("celery.pidbox", ""), "/3.celery.pidbox");
+        config.key_prefix = "app:".into();
+        assert_eq!(
+            config.channel("celeryev", "worker.online"),
+            "app:/3.celeryev/worker.online"
+        );
+    }
+}
