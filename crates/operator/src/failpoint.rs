@@ -21,9 +21,18 @@ pub(crate) fn reach(name: &str) {
     match deed {
         "stop" => {
             let id = std::process::id().to_string();
-            let _ = std::process::Command::new("kill").args(["-STOP", &id]).status();
-            // The signal is delivered to one thread first; this one waits until it has reached all.
-            std::thread::park_timeout(std::time::Duration::from_secs(1));
+            let kill = std::process::Command::new("kill").args(["-STOP", &id]).spawn();
+            // The signal is delivered to one thread first; this one goes on only when it was stopped itself, which it
+            // sees from the time that is missing.
+            let short = std::time::Duration::from_millis(5);
+            for _ in 0..400 {
+                let before = std::time::Instant::now();
+                std::thread::park_timeout(short);
+                if before.elapsed() > short * 20 {
+                    break;
+                }
+            }
+            let _ = kill.map(|mut kill| kill.wait());
         }
         _ => std::process::abort(),
     }
