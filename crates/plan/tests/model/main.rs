@@ -12,6 +12,12 @@
 //! or Ready) it may take any: costs and ages are not relied on.
 
 #![allow(clippy::panic, reason = "a violation is the failure of the test")]
+#![allow(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::match_same_arms,
+    clippy::enum_variant_names,
+    reason = "the model reads like the protocol, a line for each event"
+)]
 
 mod cluster;
 mod mind;
@@ -119,6 +125,14 @@ fn is_found(off: Off, scene: Scene, expected: &str) {
     }
 }
 
+/// A removal is found although no guard is left out.
+fn is_limit(scene: Scene) {
+    match scene.search(LIMIT) {
+        Verdict::Clean { states, .. } => panic!("no longer a limit: clean in {states} states"),
+        Verdict::Violated { way, states, .. } => println!("limit: found in {} steps, {states} states", way.len()),
+    }
+}
+
 #[test]
 fn demand_that_comes_and_goes_costs_no_task() {
     is_clean("2 to 1, 2 changes of demand", scene(2, 1, &[Demand, Demand]));
@@ -218,7 +232,6 @@ fn an_operator_that_never_verifies_is_found_stuck() {
 }
 
 #[test]
-#[ignore = "large: half a million states"]
 fn a_late_mark_after_demand_changed_twice_costs_no_task() {
     is_clean(
         "2 to 1, 2 changes of demand, crash",
@@ -226,27 +239,14 @@ fn a_late_mark_after_demand_changed_twice_costs_no_task() {
     );
 }
 
+/// What the protocol does not promise. When one of these is no longer found, a limit is gone: move it up.
 #[test]
-#[ignore = "open: a controller that is late by more than a step waits"]
-fn a_controller_that_is_late_by_minutes_costs_no_task() {
-    for may in [[Demand, Demand], [Demand, Loss]] {
-        let scene = scene(2, 1, &may);
-        is_clean("2 to 1, late controllers", Scene { prompt: false, ..scene });
-    }
-}
-
-#[test]
-#[ignore = "open: the number of Ready pods in an old status can be right by chance"]
-fn an_old_status_after_a_loss_costs_no_task() {
-    is_clean("2 to 1, crash, loss", scene(2, 1, &[Crash, Loss]));
-    is_clean(
-        "2 to 1, 2 changes of demand, loss",
-        scene(2, 1, &[Demand, Demand, Loss]),
-    );
-}
-
-#[test]
-#[ignore = "open: two losses inside one step"]
-fn two_losses_at_once_cost_no_third_pod_its_task() {
-    is_clean("2 to 1, 2 losses", scene(2, 1, &[Loss, Loss]));
+fn known_limits_are_still_limits() {
+    // A controller that is late by more than the minute a step waits.
+    let late = scene(2, 1, &[Demand, Loss]);
+    is_limit(Scene { prompt: false, ..late });
+    // The number of Ready pods in a status that was not written since can be right by chance.
+    is_limit(scene(2, 1, &[Crash, Loss]));
+    // Two pods lost inside one step.
+    is_limit(scene(2, 1, &[Loss, Loss]));
 }
