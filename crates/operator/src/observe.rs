@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use umbel_api::WorkerPool;
-use umbel_api::names::ANNOTATION_GATE;
+use umbel_api::names::{ANNOTATION_GATE, MANAGER, MANAGER_SCALE};
 use umbel_broker::{Gate, WorkerRecord};
 use umbel_plan::{deployment, drain};
 
@@ -162,6 +162,25 @@ impl Fleet {
     /// `spec.replicas` of the Deployment.
     pub fn size(&self) -> u32 {
         count(self.deployment.spec.replicas)
+    }
+
+    /// Who else wrote the Deployment's size last, if anybody did.
+    pub fn foreign_scaler(&self) -> Option<String> {
+        let owners = self
+            .deployment
+            .metadata
+            .managed_fields
+            .iter()
+            .flatten()
+            .filter(|entry| {
+                let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+                fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+            });
+        let managers = owners.filter_map(|entry| entry.manager.as_deref());
+        managers
+            .filter(|manager| ![MANAGER, MANAGER_SCALE].contains(manager))
+            .map(str::to_owned)
+            .next()
     }
 
     /// The pod with this uid.

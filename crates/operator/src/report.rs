@@ -45,6 +45,8 @@ pub struct Found<'a> {
     pub replica_failure: Option<String>,
     /// Why the broker gives no sample.
     pub broker_fault: Option<(&'static str, String)>,
+    /// Who else writes the Deployment's size, and whether we stopped to set it right.
+    pub foreign_scaler: Option<(String, bool)>,
 }
 
 /// Status of a pool that cannot run.
@@ -128,6 +130,7 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         refused,
         replica_failure,
         broker_fault,
+        foreign_scaler,
     } = found;
     let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
     let progress = format!("{ready} of {} pods are ready", world.deployment.size);
@@ -178,6 +181,23 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
                 "no sample was taken yet",
             ),
             None => Finding::new(pool_condition::BROKER_REACHABLE, true, "Sampled", "the broker answers"),
+        },
+        match foreign_scaler {
+            None => Finding::new(
+                pool_condition::FOREIGN_SCALER,
+                false,
+                "OnlyUs",
+                "nobody else writes the size",
+            ),
+            Some((manager, yields)) => {
+                let end = if *yields {
+                    "we stopped to set it right; scale the WorkerPool instead"
+                } else {
+                    "it is set right"
+                };
+                let note = format!("{manager} wrote the Deployment's size: {end}");
+                Finding::new(pool_condition::FOREIGN_SCALER, true, "SizeWritten", note)
+            }
         },
     ]
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Kubelet, LONG, Stage};
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use umbel_testkit::{Redis, eventually};
 
@@ -196,4 +197,42 @@ async fn of_two_taskqueues_on_one_queue_the_younger_one_is_not_consumed() {
         .unwrap();
     shows(&stage, "post", "QueueOwnedElsewhere", "post").await;
     assert_eq!(stage.size("post").await.unwrap_or(0), 0);
+}
+
+/// Somebody else writes the Deployment's size again and again: he is named, and after three corrections left alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_scaler_is_named_and_not_fought_for_ever() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    let spec = json!({ "queues": [{ "name": "jobs" }], "replicas": 1, "scaling": { "mode": "Manual" } });
+    pool(&stage, "jobs", spec).await.unwrap();
+    stage.ready("jobs", 1).await;
+    let other = PatchParams {
+        field_manager: Some("autoscaler".into()),
+        ..PatchParams::default()
+    };
+    for round in 0..4 {
+        let size = json!({ "spec": { "replicas": 2 } });
+        stage
+            .deployments()
+            .patch("jobs", &other, &Patch::Merge(size))
+            .await
+            .unwrap();
+        if round < 3 {
+            eventually(LONG, "the size is set right", async || {
+                stage.size("jobs").await == Some(1)
+            })
+            .await;
+        }
+    }
+    eventually(LONG, "the other one is named", async || {
+        let found = stage.condition("jobs", "ForeignScaler").await;
+        found.is_some_and(|(status, _, message)| {
+            status == "True" && message.contains("autoscaler") && message.contains("stopped")
+        })
+    })
+    .await;
+    assert_eq!(stage.size("jobs").await, Some(2), "{}", operator.log());
 }

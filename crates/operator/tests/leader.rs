@@ -294,3 +294,25 @@ async fn a_steady_pool_causes_no_writes_and_a_restart_repairs_nothing() {
     assert_eq!(before, uids().await, "{}", second.log());
     stage.ready("jobs", 2).await;
 }
+
+/// A leader that is asked to end gives its Lease back: the next one does not wait for it to expire.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_ends_in_order_hands_over_at_once() {
+    let stage = Stage::start().await;
+    let mut first = stage.operator(
+        &["--id", "first", "--lease-duration", "60s", "--renew-deadline", "50s"],
+        &[],
+    );
+    eventually(LONG, "the first one leads", async || {
+        first.log().contains("\"leading\"")
+    })
+    .await;
+    let second = stage.operator(&["--id", "second"], &[]);
+    first.signal(Signal::Term);
+    assert!(first.wait(LONG).await.success(), "{}", first.log());
+    // Far below the minute after which the Lease would expire.
+    eventually(Duration::from_secs(20), "the second one leads", async || {
+        second.log().contains("\"leading\"")
+    })
+    .await;
+}

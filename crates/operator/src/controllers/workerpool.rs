@@ -40,6 +40,11 @@ const BROKER_FAILURES: u32 = 3;
 /// A pod's deletion cost follows its tasks this slowly, so that short tasks cause no writes.
 const COST_DELAY: Duration = Duration::from_secs(10);
 
+/// A size that somebody else wrote is set right so many times …
+const CORRECTIONS: usize = 3;
+/// … within this time; then we yield until it has passed.
+const YIELD: Duration = Duration::from_secs(600);
+
 /// What the leader remembers of each pool, by uid.
 type Memories = Mutex<HashMap<String, Arc<tokio::sync::Mutex<Memory>>>>;
 
@@ -57,6 +62,8 @@ struct Memory {
     doubts: u32,
     /// The live pods of the latest pass.
     live: BTreeSet<String>,
+    /// When a size that somebody else had written was set right.
+    corrections: Vec<Instant>,
 }
 
 /// Why a pool could not be reconciled.
@@ -202,6 +209,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         refused,
         replica_failure,
         broker_fault: fault,
+        foreign_scaler: fleet.foreign_scaler().map(|manager| (manager, memory.yields())),
     };
     let status = report::status(pool, &found, &memory.news, now);
     context.metrics.pool(
@@ -283,6 +291,9 @@ async fn act(
         memory.doubts += u32::from(error.leaves_doubt());
         Error::Act(error)
     })?;
+    if matches!(done, Done::Scaled { .. }) && fleet.foreign_scaler().is_some() {
+        memory.corrections.push(Instant::now());
+    }
     memory.note(pool, context, &world, &turn, &done).await;
     Ok((done, turn))
 }
@@ -399,6 +410,7 @@ impl Memory {
             sentence: String::new(),
             doubts: 0,
             live: BTreeSet::new(),
+            corrections: Vec::new(),
         }
     }
 
@@ -410,7 +422,23 @@ impl Memory {
             self.live = live;
         }
         self.drain.observe(world, now);
-        drain::next(world, &self.drain, Victims::Drained, now)
+        let turn = drain::next(world, &self.drain, Victims::Drained, now);
+        let sizes = matches!(
+            turn.action,
+            drain::Action::Raise { .. } | drain::Action::Lower { .. } | drain::Action::SettleForLive { .. }
+        );
+        if sizes && self.yields() {
+            return Turn {
+                action: drain::Action::Wait,
+                reason: drain::Reason::Settling,
+            };
+        }
+        turn
+    }
+
+    /// Somebody else writes the size again and again: two writers that correct each other help nobody.
+    fn yields(&self) -> bool {
+        self.corrections.iter().filter(|at| at.elapsed() < YIELD).count() >= CORRECTIONS
     }
 
     fn decide(
