@@ -3,6 +3,7 @@
 import collections
 import json
 import sys
+import threading
 import time
 
 from app import app
@@ -61,7 +62,78 @@ def canvas(request):
     return eval(request["workflow"], names).apply_async().get(timeout=request["timeout"])
 
 
-OPERATIONS = {"ready": lambda request: True, "canvas": canvas, "send": send, "get": get, "state": state, "wait_all": wait_all}
+def remote(request):
+    """`app.control.inspect(...).<method>()` or `app.control.<method>()`, as its users call them: replies by node."""
+    control = app.control
+    if request["kind"] == "inspect":
+        target = control.inspect(destination=request["destination"], timeout=request["timeout"])
+        return getattr(target, request["method"])(*request["args"], **request["kwargs"])
+    replies = control.broadcast(
+        request["method"],
+        arguments=request["kwargs"],
+        destination=request["destination"],
+        reply=True,
+        timeout=request["timeout"],
+        limit=len(request["destination"]) if request["destination"] else None,
+    )
+    return {node: answer for reply in replies for node, answer in reply.items()}
+
+
+class Watch:
+    """Events, received by Celery's own receiver in a thread, and the state that Flower keeps of them."""
+
+    def __init__(self):
+        self.events = []
+        self.state = app.events.State()
+        self.ready = threading.Event()
+        threading.Thread(target=self.run, daemon=True).start()
+        self.ready.wait(30)
+
+    def run(self):
+        with app.connection() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": self.heard})
+            consume_ready = receiver.on_consume_ready
+
+            def is_ready(*args, **kwargs):
+                consume_ready(*args, **kwargs)
+                self.ready.set()
+
+            receiver.on_consume_ready = is_ready
+            receiver.capture(limit=None, timeout=None, wakeup=True)
+
+    def heard(self, event):
+        self.events.append(event)
+        self.state.event(event)
+
+
+watching = []
+
+
+def watch(request):
+    watching.append(Watch())
+
+
+def seen(request):
+    """All events so far, and the tasks and workers that Celery's own state makes of them."""
+    state = watching[0].state
+    return {
+        "events": watching[0].events,
+        "workers": {name: worker.alive for name, worker in state.workers.items()},
+        "tasks": {uuid: [task.name, task.state, task.worker.hostname if task.worker else None] for uuid, task in state.tasks.items()},
+    }
+
+
+OPERATIONS = {
+    "ready": lambda request: True,
+    "canvas": canvas,
+    "send": send,
+    "get": get,
+    "state": state,
+    "wait_all": wait_all,
+    "remote": remote,
+    "watch": watch,
+    "seen": seen,
+}
 
 
 def main():

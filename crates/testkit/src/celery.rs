@@ -201,6 +201,76 @@ impl Celery {
         let states = self.ask(timeout + Duration::from_secs(30), &request).await;
         serde_json::from_value(states.unwrap_or_else(|raised| panic!("{raised:?}"))).expect("states are text")
     }
+
+    /// `app.control.inspect(destination).<method>(*args)`: answers by node; null if nobody answered.
+    ///
+    /// # Panics
+    /// When Celery raises.
+    pub async fn inspect(&mut self, destination: &[&str], method: &str, args: Value) -> Value {
+        let request = json!({"kind": "inspect", "method": method, "args": args, "kwargs": {}});
+        self.remote(destination, request).await
+    }
+
+    /// `app.control.broadcast(method, kwargs, destination, reply=True)`: answers by node.
+    ///
+    /// # Panics
+    /// When Celery raises.
+    pub async fn control(&mut self, destination: &[&str], method: &str, kwargs: Value) -> Value {
+        let request = json!({"kind": "control", "method": method, "args": [], "kwargs": kwargs});
+        self.remote(destination, request).await
+    }
+
+    async fn remote(&mut self, destination: &[&str], mut request: Value) -> Value {
+        request["op"] = json!("remote");
+        request["destination"] = if destination.is_empty() {
+            Value::Null
+        } else {
+            json!(destination)
+        };
+        request["timeout"] = json!(patient(Duration::from_secs(2)).as_secs_f64());
+        let answer = self.ask(Duration::from_mins(1), &request).await;
+        answer.unwrap_or_else(|raised| panic!("{raised:?}"))
+    }
+
+    /// Listens to events with Celery's own receiver from here on.
+    ///
+    /// # Panics
+    /// When Celery raises.
+    pub async fn watch(&mut self) {
+        let started = self.ask(Duration::from_mins(1), &json!({"op": "watch"})).await;
+        started.unwrap_or_else(|raised| panic!("{raised:?}"));
+    }
+
+    /// `events` so far, `tasks` (id to name, state and worker) and `workers` (name to alive) of Celery's event state.
+    ///
+    /// # Panics
+    /// When nothing is watched.
+    pub async fn seen(&mut self) -> Value {
+        let seen = self.ask(Duration::from_secs(30), &json!({"op": "seen"})).await;
+        seen.unwrap_or_else(|raised| panic!("{raised:?}"))
+    }
+}
+
+/// Runs the command line, e.g. `celery inspect ping`; whether it succeeded, and what it printed.
+///
+/// # Panics
+/// When it cannot be started.
+pub async fn celery_command(broker: &str, args: &[&str]) -> (bool, String) {
+    let output = tokio::process::Command::new(python())
+        .args(["-m", "celery", "-A", "app", "--no-color"])
+        .args(args)
+        .env("UMBEL_PEER_BROKER", broker)
+        .env("UMBEL_PEER_RESULTS", broker)
+        .env("PYTHONPATH", peers())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = within(START, "the command line ends", output)
+        .await
+        .expect("Python can be started");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text)
 }
 
 /// How a Celery worker is started.

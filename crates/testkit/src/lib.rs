@@ -24,7 +24,7 @@ mod wait;
 
 /// The client by which tests look into a server.
 pub use ::redis;
-pub use celery::{Celery, CeleryWorker, Options as CeleryOptions, Raised};
+pub use celery::{Celery, CeleryWorker, Options as CeleryOptions, Raised, celery_command};
 pub use cluster::{ControlPlane, Target};
 pub use dir::TempDir;
 pub use history::{Event, History, Log, Verdict};

@@ -1,6 +1,6 @@
 //! Wiring: start, quiet, stop.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,13 @@ use umbel_telemetry::shutdown::Shutdown;
 use crate::args::Config;
 use crate::clock::RedisClock;
 use crate::consume::{Aside, Consumer, Faults};
+use crate::events::{self, Events};
 use crate::job::Report;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::renew::Renewal;
+use crate::revoked::Revoked;
 use crate::settle::{Ended, Settler};
 use crate::sweep::{DueSoon, Recovery};
 use crate::tasks::Tasks;
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) leases: Arc<Leases>,
     pub(crate) slots: Arc<Semaphore>,
+    /// Slots in all, as remote control has left them.
+    pub(crate) slots_total: AtomicUsize,
     pub(crate) clock: Arc<RedisClock>,
     pub(crate) due: Arc<DueSoon>,
     pub(crate) metrics: Arc<Metrics>,
@@ -58,6 +62,9 @@ pub(crate) struct Shared {
     pub(crate) started: AtomicU64,
     pub(crate) finished: AtomicU64,
     pub(crate) faults: Faults,
+    pub(crate) events: Events,
+    pub(crate) revoked: Revoked,
+    pub(crate) since: Instant,
 }
 
 /// Runs a worker until it is told to stop, and stops it.
@@ -92,6 +99,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
     let worker = worker_name(&config);
     let (ended, ended_rx) = mpsc::channel(ENDED);
     let (reports, reports_rx) = mpsc::channel(REPORTS);
+    let clock = Arc::new(RedisClock::new());
     let shared = Arc::new(Shared {
         worker,
         broker,
@@ -99,7 +107,11 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
         tasks,
         leases: Arc::new(Leases::default()),
         slots: Arc::new(Semaphore::new(config.concurrency)),
-        clock: Arc::new(RedisClock::new()),
+        slots_total: AtomicUsize::new(config.concurrency),
+        events: Events::new(&config.name, Arc::clone(&clock)),
+        revoked: Revoked::default(),
+        since: Instant::now(),
+        clock,
         due: Arc::new(DueSoon::default()),
         metrics,
         readiness,
@@ -130,16 +142,19 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
     let renewal = renewal.start(renewing.clone()).context("start the renewal thread")?;
     let background = CancellationToken::new();
     spawn_background(&shared, reports_rx, backoff, &background);
+    let told = stop.quiet.clone();
+    spawn_until(&background, crate::control::run(Arc::clone(&shared), told, backoff));
 
     let told = consumer(&shared, stop.quiet.clone(), backoff).run().await;
     drain(&shared, told, &stop.now).await;
+    let goodbye = GOODBYE.min(shared.config.grace / 50);
+    let _ = tokio::time::timeout(goodbye, events::goodbye(&shared)).await;
     // Only now is nothing held any more, or nobody waits for it: the rest may go.
     background.cancel();
     settler.abort();
     renewing.cancel();
     admin.cancel();
     // Bounded: a look-up of a name that nobody answers cannot be called off.
-    let goodbye = GOODBYE.min(shared.config.grace / 50);
     let _ = tokio::time::timeout(goodbye, tokio::task::spawn_blocking(move || renewal.join())).await;
     match tokio::time::timeout(goodbye, shared.broker.goodbye(&shared.worker)).await {
         Ok(Ok(_)) => tracing::info!("worker has stopped"),
@@ -280,6 +295,8 @@ fn spawn_background(
     let sweeping = Arc::clone(&recovery);
     spawn_until(stop, async move { sweeping.sweep().await });
     spawn_until(stop, async move { recovery.promote().await });
+    spawn_until(stop, events::publish(Arc::clone(shared)));
+    spawn_until(stop, events::beat(Arc::clone(shared)));
     spawn_until(stop, crate::heartbeat::run(shared.broker.clone(), Arc::clone(shared)));
     let reporting = Arc::clone(shared);
     spawn_until(stop, async move {

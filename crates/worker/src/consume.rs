@@ -16,6 +16,7 @@ use umbel_broker::{
     Taken, Waker,
 };
 use umbel_protocol::canvas::{Aftermath, ResultTuple, after_revoked};
+use umbel_protocol::event::{Event, TaskInfo};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{self, Limits, Malformed, TaskMessage};
 use umbel_protocol::result;
@@ -24,6 +25,7 @@ use umbel_telemetry::chain;
 use crate::admit::{Admission, admit};
 use crate::app::Shared;
 use crate::canvas;
+use crate::events::seconds;
 use crate::execute::{Ending, RunLimits, execute};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run};
@@ -422,6 +424,9 @@ impl Consumer {
     }
 
     async fn decide(&mut self, mut delivery: Delivery, now: f64) {
+        if self.shared.revoked.contains(&delivery.message.id, now) {
+            return self.shared.revoke(delivery, "revoked").await;
+        }
         let mut job = self.shared.tasks.get(&delivery.message.task).cloned();
         if job.is_none()
             && let Some((builtin, sends)) = canvas::builtin(&self.shared, &delivery.message)
@@ -430,21 +435,22 @@ impl Consumer {
             job = Some(builtin);
         }
         match (admit(&delivery.message, job.is_some(), now), job) {
-            (Admission::Run, Some(job)) => self.spawn(delivery, job).await,
+            (Admission::Run, Some(job)) => {
+                self.shared
+                    .events
+                    .task(|| Event::TaskReceived(TaskInfo::from(&delivery.message)));
+                self.spawn(delivery, job).await;
+            }
             (Admission::Later(due), _) => {
+                self.shared
+                    .events
+                    .task(|| Event::TaskReceived(TaskInfo::from(&delivery.message)));
                 self.shared
                     .due
                     .within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
                 self.shared.end(delivery, End::Park { due }, None, "", "parked").await;
             }
-            (Admission::Expired, _) => {
-                let document = |ctx: &ResultContext| result::revoked(ctx.id, "expired", &ctx.meta);
-                let result = self.shared.document(&delivery.message, false, &[], document);
-                let aftermath = after_revoked(&delivery.message, "expired");
-                self.shared
-                    .end_workflow(delivery, End::Ack, result, aftermath, ("expired", "expired"))
-                    .await;
-            }
+            (Admission::Expired, _) => self.shared.revoke(delivery, "expired").await,
             (Admission::Unknown | Admission::Run, _) => self.unknown(delivery).await,
         }
     }
@@ -554,10 +560,15 @@ pub(crate) struct ResultContext<'a> {
 async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
     let message = &delivery.message;
     let since = shared.clock.now();
-    let seconds = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
+    let limit = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
+    let (hard, soft) = shared.tasks.taken(&message.task);
     let limits = RunLimits {
-        hard: seconds(message.time_limit.hard).or(Some(shared.config.time_limit)),
-        soft: seconds(message.time_limit.soft).or(shared.config.soft_time_limit),
+        hard: limit(message.time_limit.hard)
+            .or(hard)
+            .or(Some(shared.config.time_limit)),
+        soft: limit(message.time_limit.soft)
+            .or(soft)
+            .or(shared.config.soft_time_limit),
     };
     let began = Instant::now();
     // Stopped at its hard limit a run ends at once, unless it never gives way; then somebody else may have the message.
@@ -575,6 +586,13 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
         stuck_at,
     );
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
+    if shared.revoked.contains(&message.id, since) {
+        shared.leases.stopped(&delivery.lease.lid);
+        return shared.revoke(delivery, "revoked").await; // Since the look at its arrival.
+    }
+    shared.events.task(|| Event::TaskStarted {
+        uuid: message.id.clone(),
+    });
     let ctx = context(shared, &delivery);
     let order = ctx.order;
     let args = Arguments {
@@ -586,7 +604,7 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
     shared.metrics.runtime(&delivery.queue, began.elapsed());
     match ending {
-        Ending::Outcome(Outcome::Done(value)) => succeed(shared, delivery, &value).await,
+        Ending::Outcome(Outcome::Done(value)) => succeed(shared, delivery, &value, began).await,
         Ending::Outcome(Outcome::Retry { after, why }) => retry(shared, delivery, after, why, order).await,
         Ending::Outcome(Outcome::Failed(why)) if why.is_retryable => retry(shared, delivery, None, why, order).await,
         Ending::Outcome(Outcome::Failed(why)) => shared.bury(delivery, &why, format!("failed: {why}")).await,
@@ -603,7 +621,15 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
             tracing::warn!(task.id = %delivery.message.id, task.name = %delivery.message.task, "lease lost: the run was dropped");
             shared.leases.remove(std::iter::once(&delivery.lease.lid));
         }
+        Ending::Terminated => {
+            tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "terminated by remote control");
+            shared.revoke(delivery, "terminated").await;
+        }
         Ending::HandBack => {
+            shared.events.task(|| Event::TaskRejected {
+                uuid: delivery.message.id.clone(),
+                requeue: true,
+            });
             tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "handed back: the worker stops");
             shared.end(delivery, End::Release, None, "", "handed_back").await;
         }
@@ -611,7 +637,7 @@ async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
 }
 
 /// Result, what follows, acknowledgement.
-async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json) {
+async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, began: Instant) {
     let mut aftermath = std::mem::take(&mut delivery.sends);
     match canvas::after_success(shared, &delivery.message, value) {
         Ok(after) => {
@@ -624,6 +650,11 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json) {
             return shared.bury(delivery, &why, reason).await;
         }
     }
+    shared.events.task(|| Event::TaskSucceeded {
+        uuid: delivery.message.id.clone(),
+        result: shown(value),
+        runtime: seconds(began),
+    });
     let trail: Vec<Json> = aftermath.children.iter().map(ResultTuple::to_json).collect();
     let result = shared.document(&delivery.message, true, &trail, |ctx| {
         result::success(ctx.id, value, &ctx.meta)
@@ -652,6 +683,17 @@ fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
     }
 }
 
+/// A result as events show it: its repr, cut where nobody reads on.
+fn shown(value: &Json) -> String {
+    const MOST: usize = 1024;
+    let repr = value.repr();
+    if repr.len() <= MOST {
+        return repr;
+    }
+    let end = (0..=MOST).rev().find(|at| repr.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}...", &repr[..end])
+}
+
 /// Runs again later, or ends as a failure when the attempts are used up.
 async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>, why: Failure, order: i64) {
     let retries = delivery.message.retries;
@@ -674,6 +716,11 @@ async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>
         Ok(raw) => {
             shared.due.within(wait);
             let failure = failure_of(&why);
+            shared.events.task(|| Event::TaskRetried {
+                uuid: delivery.message.id.clone(),
+                exception: failure.repr(),
+                traceback: Some(why.to_string()),
+            });
             let result = shared.document(&delivery.message, false, &[], |ctx| {
                 result::retry(ctx.id, &failure, Some(&why.to_string()), &ctx.meta)
             });
@@ -813,6 +860,30 @@ impl Shared {
         self.send(Ended { queue, settlement }).await;
     }
 
+    /// Ends a delivery that is not to run, or not any longer. `why` is `revoked`, `expired` or `terminated`.
+    pub(crate) async fn revoke(self: &Arc<Self>, delivery: Delivery, why: &'static str) {
+        self.events.task(|| Event::TaskRevoked {
+            uuid: delivery.message.id.clone(),
+            terminated: why == "terminated",
+            signum: (why == "terminated").then(|| Json::of(&15)), // What Celery sends, unless told otherwise.
+            expired: why == "expired",
+        });
+        let result = self.document(&delivery.message, false, &[], |ctx| {
+            result::revoked(ctx.id, why, &ctx.meta)
+        });
+        let aftermath = after_revoked(&delivery.message, why);
+        let word = if why == "expired" { "expired" } else { "revoked" };
+        self.end_workflow(delivery, End::Ack, result, aftermath, (word, word))
+            .await;
+    }
+
+    /// Tasks that run.
+    pub(crate) fn busy(&self) -> usize {
+        let finished = self.finished.load(Ordering::Relaxed);
+        let started = self.started.load(Ordering::Relaxed);
+        usize::try_from(started.saturating_sub(finished)).unwrap_or(usize::MAX)
+    }
+
     /// Ends a delivery as a failure: result for the caller, message to the dead letters, the rest of its workflow failed.
     pub(crate) async fn bury(self: &Arc<Self>, delivery: Delivery, failure: &Failure, reason: String) {
         tracing::warn!(
@@ -821,6 +892,11 @@ impl Shared {
         );
         let document = failure_of(failure);
         let text = failure.to_string();
+        self.events.task(|| Event::TaskFailed {
+            uuid: delivery.message.id.clone(),
+            exception: document.repr(),
+            traceback: Some(text.clone()),
+        });
         let aftermath = canvas::after_failure(self, &delivery.message, &document, &text);
         let trail: Vec<Json> = aftermath.children.iter().map(ResultTuple::to_json).collect();
         let result = self.document(&delivery.message, false, &trail, |ctx| {

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
+use crate::lease::Cut;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) enum Ending {
     TimedOut(Duration),
     /// The lease was lost; the run was dropped.
     Lost,
+    /// Revoked while it ran; the run was dropped.
+    Terminated,
     /// The worker stops: the message goes back, uncharged.
     HandBack,
 }
@@ -35,6 +38,7 @@ impl Ending {
             Ending::Outcome(Outcome::Failed(_)) => "failed",
             Ending::TimedOut(_) => "timed_out",
             Ending::Lost => "lost",
+            Ending::Terminated => "terminated",
             Ending::HandBack => "handed_back",
         }
     }
@@ -73,7 +77,10 @@ pub(crate) async fn execute(
     let ending = tokio::select! {
         biased;
         outcome = &mut run => Ending::Outcome(outcome.unwrap_or_else(|panic| Outcome::Failed(panicked(&*panic)))),
-        () = lease.lost() => Ending::Lost,
+        cut = lease.cut_short() => match cut {
+            Cut::Lost => Ending::Lost,
+            Cut::Terminated => Ending::Terminated,
+        },
         () = abandon.cancelled() => Ending::HandBack,
         () = after(limits.hard) => Ending::TimedOut(limits.hard.unwrap_or_default()),
         () = soft => Ending::HandBack, // Never: the future above does not end.

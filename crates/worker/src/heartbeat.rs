@@ -39,8 +39,8 @@ pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
 
 fn describe(shared: &Shared) -> Heartbeat {
     let config = &shared.config;
-    let slots = config.concurrency;
-    let busy = slots.saturating_sub(shared.slots.available_permits());
+    let slots = shared.slots_total.load(Ordering::Relaxed);
+    let busy = shared.busy();
     shared
         .metrics
         .slots

@@ -34,6 +34,7 @@ pub enum Lost {
 pub(crate) struct Cell {
     until: AtomicU64,
     is_lost: AtomicBool,
+    is_terminated: AtomicBool,
     changed: Notify,
 }
 
@@ -43,10 +44,24 @@ impl Cell {
         self.changed.notify_waiters();
     }
 
+    fn terminate(&self) {
+        self.is_terminated.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
     fn lose(&self) {
         self.is_lost.store(true, Ordering::Release);
         self.changed.notify_waiters();
     }
+}
+
+/// Why a run ends before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The lease is gone.
+    Lost,
+    /// Revoked while it ran, by remote control.
+    Terminated,
 }
 
 /// The task's side of its lease.
@@ -81,12 +96,15 @@ impl Lease {
         }
     }
 
-    /// Resolves when the lease is lost, and only then.
-    pub(crate) async fn lost(&self) {
+    /// Resolves when the run must end before its time: the lease is lost, or somebody asked for its end.
+    pub(crate) async fn cut_short(&self) -> Cut {
         loop {
             let changed = self.cell.changed.notified();
             if self.is_lost() {
-                return;
+                return Cut::Lost;
+            }
+            if self.cell.is_terminated.load(Ordering::Acquire) {
+                return Cut::Terminated;
             }
             changed.await;
         }
@@ -126,6 +144,7 @@ impl Leases {
         let cell = Arc::new(Cell {
             until: AtomicU64::new(nanos(until(sent, length))),
             is_lost: AtomicBool::new(false),
+            is_terminated: AtomicBool::new(false),
             changed: Notify::new(),
         });
         self.lock().insert(
@@ -196,6 +215,28 @@ impl Leases {
             }
             freed.await;
         }
+    }
+
+    /// Ends the runs of these tasks; the ids of those that ran.
+    pub(crate) fn terminate(&self, ids: &[String]) -> Vec<String> {
+        let held = self.lock();
+        let running = held.values().filter_map(|held| Some((&held.cell, held.run.as_ref()?)));
+        let asked = running.filter(|(_, run)| ids.contains(&run.id));
+        asked
+            .map(|(cell, run)| {
+                cell.terminate();
+                run.id.clone()
+            })
+            .collect()
+    }
+
+    /// What runs, with its leases.
+    pub(crate) fn held_runs(&self) -> Vec<(Arc<str>, Run)> {
+        let held = self.lock();
+        let runs = held
+            .iter()
+            .filter_map(|(lid, held)| Some((Arc::clone(lid), held.run.clone()?)));
+        runs.collect()
     }
 
     pub(crate) fn runs(&self) -> Vec<Run> {

@@ -1,7 +1,9 @@
 //! The table of tasks that a worker knows, and plain async functions as tasks.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -12,18 +14,70 @@ use umbel_protocol::json::Json;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 
 /// Tasks by name.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Tasks {
-    by_name: BTreeMap<String, Arc<dyn Job>>,
+    by_name: BTreeMap<String, Entry>,
+    /// Did remote control set limits for any?
+    has_limits: AtomicBool,
 }
+
+struct Entry {
+    job: Arc<dyn Job>,
+    taken: AtomicU64,
+    limits: Mutex<Limits>,
+}
+
+/// Time limits of a task whose message names none: hard, soft.
+pub(crate) type Limits = (Option<Duration>, Option<Duration>);
 
 impl Tasks {
     pub(crate) fn add(&mut self, job: Arc<dyn Job>) {
-        self.by_name.insert(job.name().to_owned(), job);
+        let entry = Entry {
+            taken: AtomicU64::new(0),
+            limits: Mutex::default(),
+            job,
+        };
+        self.by_name.insert(entry.job.name().to_owned(), entry);
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<dyn Job>> {
-        self.by_name.get(name)
+        self.by_name.get(name).map(|entry| &entry.job)
+    }
+
+    /// Counts that a task is run, and answers the limits that remote control has set for it.
+    pub(crate) fn taken(&self, name: &str) -> Limits {
+        let Some(entry) = self.by_name.get(name) else {
+            return Limits::default();
+        };
+        entry.taken.fetch_add(1, Ordering::Relaxed);
+        if self.has_limits.load(Ordering::Relaxed) {
+            *entry.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        } else {
+            Limits::default()
+        }
+    }
+
+    /// Sets time limits in seconds; `None` or zero: those of the worker. False: no such task.
+    pub(crate) fn set_limits(&self, name: &str, hard: Option<f64>, soft: Option<f64>) -> bool {
+        let Some(entry) = self.by_name.get(name) else {
+            return false;
+        };
+        let limit = |seconds: Option<f64>| {
+            let seconds = seconds.filter(|seconds| *seconds > 0.0)?;
+            Duration::try_from_secs_f64(seconds).ok()
+        };
+        *entry.limits.lock().unwrap_or_else(PoisonError::into_inner) = (limit(hard), limit(soft));
+        self.has_limits.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// How often each task was run.
+    pub(crate) fn counts(&self) -> Vec<(String, u64)> {
+        let counts = self.by_name.iter();
+        counts
+            .map(|(name, entry)| (name.clone(), entry.taken.load(Ordering::Relaxed)))
+            .filter(|(_, taken)| *taken > 0)
+            .collect()
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

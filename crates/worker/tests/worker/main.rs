@@ -3,6 +3,7 @@
 mod canvas;
 mod celery_beside;
 mod celery_interop;
+mod control;
 mod cut;
 mod drain;
 mod kill;

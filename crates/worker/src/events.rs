@@ -1,0 +1,272 @@
+//! What the worker tells about itself and its tasks to whoever watches: Flower, `celery events`, Celery's own workers.
+//!
+//! # Guarantees
+//! Task events cost one load of a flag while they are off, as they are until `enable_events`. While they are on, no task
+//! waits for them: what the buffer or Redis has no room for is dropped and counted.
+//!
+//! Heartbeats say in `freq` when the next one comes, and receivers count a worker as alive for twice as long: every 10 s,
+//! or every 2 s while task events are on and somebody listens.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use umbel_protocol::event::{Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp};
+use umbel_telemetry::chain;
+
+use crate::app::Shared;
+use crate::clock::RedisClock;
+
+/// Events that wait to be published; about a megabyte.
+const BUFFER: usize = 4096;
+/// Events in one round trip.
+const MOST: usize = 32 * MAX_BATCH;
+/// For so long events are gathered.
+const GATHERED: Duration = Duration::from_millis(100);
+/// What takes longer is dropped.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Interval of heartbeats while somebody watches tasks, and else.
+const BEATS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+
+/// Where events go in.
+pub(crate) struct Events {
+    source: Source,
+    is_on: AtomicBool,
+    lamport: AtomicU64,
+    dropped: AtomicU64,
+    sender: mpsc::Sender<(Event, Stamp)>,
+    receiver: Mutex<Option<mpsc::Receiver<(Event, Stamp)>>>,
+    clock: Arc<RedisClock>,
+    beat_now: Notify,
+}
+
+impl Events {
+    pub(crate) fn new(node: &str, clock: Arc<RedisClock>) -> Events {
+        let (sender, receiver) = mpsc::channel(BUFFER);
+        Events {
+            source: Source::new(node, std::process::id()),
+            is_on: AtomicBool::new(false),
+            lamport: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            sender,
+            receiver: Mutex::new(Some(receiver)),
+            clock,
+            beat_now: Notify::new(),
+        }
+    }
+
+    /// Tells about a task, if anybody wants to know. `make` is not called otherwise.
+    pub(crate) fn task(&self, make: impl FnOnce() -> Event) {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.sender.try_reserve() {
+            Ok(place) => place.send((make(), self.stamp())),
+            Err(_) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Switches task events; was that a change?
+    pub(crate) fn switch(&self, is_on: bool) -> bool {
+        let is_change = self.is_on.swap(is_on, Ordering::Relaxed) != is_on;
+        if is_change {
+            self.beat_now.notify_one();
+        }
+        is_change
+    }
+
+    /// A heartbeat at once.
+    pub(crate) fn beat(&self) {
+        self.beat_now.notify_one();
+    }
+
+    /// The Lamport clock.
+    pub(crate) fn lamport(&self) -> u64 {
+        self.lamport.load(Ordering::Relaxed)
+    }
+
+    /// Somebody else's Lamport clock was seen.
+    pub(crate) fn heard(&self, theirs: u64) {
+        // Nobody counts that far; a clock at its end would stand still for ever.
+        let theirs = theirs.min(1 << 62);
+        let _ = self
+            .lamport
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |own| Some(own.max(theirs) + 1));
+    }
+
+    fn stamp(&self) -> Stamp {
+        let clock = self.lamport.fetch_add(1, Ordering::Relaxed) + 1;
+        Stamp::at(clock, self.clock.timestamp())
+    }
+
+    fn single(&self, event: &Event) -> Publication {
+        self.source
+            .single(event, self.stamp(), &uuid::Uuid::new_v4().to_string())
+    }
+
+    fn batches(&self, events: &[(Event, Stamp)]) -> Vec<Publication> {
+        let batches = events.chunks(MAX_BATCH);
+        batches
+            .map(|batch| {
+                let objects: Vec<_> = batch
+                    .iter()
+                    .map(|(event, stamp)| self.source.object(event, *stamp))
+                    .collect();
+                self.source.batch(&objects, &uuid::Uuid::new_v4().to_string())
+            })
+            .collect()
+    }
+}
+
+/// Publishes task events for ever.
+pub(crate) async fn publish(shared: Arc<Shared>) {
+    let events = &shared.events;
+    let Some(mut receiver) = events.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return;
+    };
+    let mut gathered = Vec::new();
+    while receiver.recv_many(&mut gathered, MOST).await > 0 {
+        let until = tokio::time::sleep(GATHERED);
+        tokio::pin!(until);
+        while gathered.len() < MOST {
+            let room = MOST - gathered.len();
+            tokio::select! {
+                biased;
+                got = receiver.recv_many(&mut gathered, room) => if got == 0 { break },
+                () = &mut until => break,
+            }
+        }
+        if let Err(err) = shared.broker.publish_events(&events.batches(&gathered), PATIENCE).await {
+            events.dropped.fetch_add(gathered.len() as u64, Ordering::Relaxed);
+            tracing::debug!(error = %chain(&err), "events not published");
+        }
+        gathered.clear();
+        gathered.shrink_to(MAX_BATCH); // Nothing is kept for a rush that is over.
+        let dropped = events.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            tracing::warn!(dropped, "events dropped");
+        }
+    }
+}
+
+/// Tells for ever that the worker lives.
+pub(crate) async fn beat(shared: Arc<Shared>) {
+    let mut is_known = false;
+    let mut is_heard = false;
+    loop {
+        let freq = if is_heard && shared.events.is_on.load(Ordering::Relaxed) {
+            BEATS.0
+        } else {
+            BEATS.1
+        };
+        let beat = describe(&shared, freq);
+        let event = if is_known {
+            Event::WorkerHeartbeat(beat)
+        } else {
+            Event::WorkerOnline(beat)
+        };
+        match shared
+            .broker
+            .publish_events(&[shared.events.single(&event)], PATIENCE)
+            .await
+        {
+            Ok(listeners) => {
+                is_known = true;
+                let was_heard = std::mem::replace(&mut is_heard, listeners > 0);
+                if is_heard && !was_heard && shared.events.is_on.load(Ordering::Relaxed) {
+                    continue; // They were told of the longer interval.
+                }
+            }
+            Err(err) => tracing::debug!(error = %chain(&err), "heartbeat event not published"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(freq) => {}
+            () = shared.events.beat_now.notified() => {}
+        }
+    }
+}
+
+/// The last words, after those about tasks.
+pub(crate) async fn goodbye(shared: &Shared) {
+    if shared.events.is_on.load(Ordering::Relaxed) {
+        tokio::time::sleep(GATHERED + GATHERED / 2).await;
+    }
+    let event = Event::WorkerOffline(describe(shared, BEATS.1));
+    let last = [shared.events.single(&event)];
+    if let Err(err) = shared.broker.publish_events(&last, PATIENCE).await {
+        tracing::debug!(error = %chain(&err), "offline event not published");
+    }
+}
+
+fn describe(shared: &Shared, freq: Duration) -> Heartbeat {
+    Heartbeat {
+        freq: freq.as_secs_f64(),
+        active: shared.busy() as u64,
+        processed: shared.started.load(Ordering::Relaxed),
+        loadavg: load(),
+        sw_ident: "umbel".into(),
+        sw_ver: env!("CARGO_PKG_VERSION").into(),
+        sw_sys: "Linux".into(),
+    }
+}
+
+/// Load of the host over 1, 5 and 15 minutes; zeroes where the kernel does not tell.
+fn load() -> [f64; 3] {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let mut figures = text.split(' ').map(|figure| figure.parse().unwrap_or(0.0));
+    std::array::from_fn(|_| figures.next().unwrap_or(0.0))
+}
+
+/// How long a task ran, for its event.
+pub(crate) fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(uuid: &str) -> Event {
+        Event::TaskStarted { uuid: uuid.into() }
+    }
+
+    #[test]
+    fn nothing_is_made_while_nobody_asks_and_nothing_waits_when_full() {
+        let events = Events::new("w@h", Arc::new(RedisClock::new()));
+        events.task(|| unreachable!("events are off"));
+        assert!(events.switch(true) && !events.switch(true));
+        for _ in 0..BUFFER + 5 {
+            events.task(|| started("1"));
+        }
+        assert_eq!(events.dropped.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn the_clock_is_lamports() {
+        let events = Events::new("w@h", Arc::new(RedisClock::new()));
+        events.heard(10);
+        assert_eq!(events.lamport(), 11);
+        events.heard(3);
+        assert_eq!(events.lamport(), 12);
+        events.heard(u64::MAX);
+        assert_eq!(events.stamp().clock, (1 << 62) + 2);
+    }
+
+    #[test]
+    fn batches_hold_what_celery_puts_into_one() {
+        let events = Events::new("w@h", Arc::new(RedisClock::new()));
+        let many: Vec<_> = (0..60).map(|n| (started(&n.to_string()), events.stamp())).collect();
+        let batches = events.batches(&many);
+        assert_eq!(batches.len(), 3);
+        let read: Vec<_> = batches
+            .iter()
+            .flat_map(|batch| umbel_protocol::event::parse(&batch.payload).unwrap())
+            .collect();
+        assert_eq!(read.len(), 60);
+        assert_eq!(read[59].uuid().as_deref(), Some("59"));
+        assert!(read.windows(2).all(|pair| pair[0].clock < pair[1].clock));
+    }
+}

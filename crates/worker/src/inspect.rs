@@ -1,0 +1,200 @@
+//! What the worker shows of itself. Messages are read from Redis when somebody asks: keeping them costs tasks nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use umbel_broker::Error;
+use umbel_protocol::control::{Broker, Configuration, Consumed, Pool, Stats, TaskRequest, Usage, answer};
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{self, Limits, TaskMessage};
+
+use crate::app::Shared;
+
+/// Tasks in one answer.
+const MOST: usize = 500;
+/// Messages read at once: each may be as large as `--max-message`.
+const CHUNK: usize = 16;
+
+/// Tasks that run.
+pub(crate) async fn active(shared: &Shared, safe: bool) -> Result<Json, Error> {
+    Ok(answer::tasks(&running(shared, None).await?, safe))
+}
+
+/// Of these ids those that run.
+pub(crate) async fn query(shared: &Shared, ids: &[String]) -> Result<Json, Error> {
+    let tasks = running(shared, Some(ids)).await?;
+    Ok(answer::query_task(tasks.iter().map(|task| ("active", task))))
+}
+
+async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequest>, Error> {
+    let runs: Vec<_> = shared
+        .leases
+        .held_runs()
+        .into_iter()
+        .filter(|(_, run)| ids.is_none_or(|ids| ids.contains(&run.id)))
+        .take(MOST)
+        .collect();
+    let mut tasks = Vec::with_capacity(runs.len());
+    for chunk in runs.chunks(CHUNK) {
+        let lids: Vec<_> = chunk.iter().map(|(lid, _)| Arc::clone(lid)).collect();
+        for (lid, raw) in shared.broker.held(&lids).await? {
+            let since = chunk.iter().find(|(known, _)| *known == lid).map(|(_, run)| run.since);
+            if let Some(message) = read(shared, &raw) {
+                tasks.push(TaskRequest {
+                    time_start: since,
+                    worker_pid: Some(std::process::id()),
+                    ..TaskRequest::waiting(&message, &shared.config.name)
+                });
+            }
+        }
+    }
+    Ok(tasks)
+}
+
+/// Tasks that wait for their time in the queues of this worker; any worker of the queue may get them.
+pub(crate) async fn scheduled(shared: &Shared) -> Result<Json, Error> {
+    let mut tasks = Vec::new();
+    for queue in &shared.config.queues {
+        for (due, raw) in shared
+            .broker
+            .delayed(queue, MOST.saturating_sub(tasks.len()).min(100))
+            .await?
+        {
+            #[allow(clippy::cast_possible_truncation)] // Microseconds since 1970 fit.
+            let eta = jiff::Timestamp::from_microsecond((due * 1e6) as i64).unwrap_or_default();
+            if let Some(message) = read(shared, &raw) {
+                let task = TaskRequest::waiting(&message, &shared.config.name);
+                tasks.push((eta.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string(), task));
+            }
+        }
+    }
+    Ok(answer::scheduled(tasks.iter().map(|(eta, task)| (eta.as_str(), task))))
+}
+
+fn read(shared: &Shared, raw: &[u8]) -> Option<TaskMessage> {
+    let limits = Limits {
+        bytes: shared.config.max_message,
+        ..Limits::default()
+    };
+    message::decode(raw, &limits, &shared.config.zone).ok()
+}
+
+/// Queues, as a bare name in Celery's settings makes them.
+pub(crate) fn queues(shared: &Shared) -> Json {
+    let queues = shared.config.queues.iter();
+    let queues: Vec<Json> = queues.map(|queue| Consumed::named(queue).to_json()).collect();
+    Json::of(&queues)
+}
+
+/// Figures.
+pub(crate) fn stats(shared: &Shared) -> Stats {
+    let endpoint = shared.config.broker.endpoint();
+    let slots = shared.slots_total.load(Ordering::Relaxed);
+    let whole = |limit: std::time::Duration| limit.as_secs();
+    Stats {
+        total: shared.tasks.counts(),
+        pid: std::process::id(),
+        clock: shared.events.lamport(),
+        uptime: shared.since.elapsed().as_secs(),
+        pool: Pool {
+            implementation: "umbel:tokio".into(),
+            max_concurrency: u32::try_from(slots).unwrap_or(u32::MAX),
+            processes: vec![std::process::id()],
+            max_tasks_per_child: Json::string("N/A"),
+            put_guarded_by_semaphore: false,
+            timeouts: [
+                shared.config.soft_time_limit.map_or(0, whole),
+                whole(shared.config.time_limit),
+            ],
+        },
+        broker: Broker {
+            hostname: endpoint.host,
+            userid: endpoint.user,
+            virtual_host: endpoint.database.to_string(),
+            port: endpoint.port,
+            ssl: endpoint.is_tls,
+            transport: "redis".into(),
+        },
+        prefetch_count: slots as u64,
+        rusage: usage(),
+    }
+}
+
+/// What the kernel tells without a system call of its own; the rest is zero.
+fn usage() -> Usage {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields are counted from behind the program's name, which may hold anything.
+    let fields: Vec<f64> = stat
+        .rsplit_once(") ")
+        .map_or("", |(_, rest)| rest)
+        .split(' ')
+        .map(|field| field.parse().unwrap_or(0.0))
+        .collect();
+    let field = |at: usize| fields.get(at).copied().unwrap_or(0.0);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let figure = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim_start_matches(':').split_whitespace().next()?.parse().ok()
+    };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Counts, small and positive.
+    Usage {
+        utime: field(11) / 100.0, // The kernel shows hundredths on every architecture.
+        stime: field(12) / 100.0,
+        maxrss: figure("VmHWM").unwrap_or(0),
+        minflt: field(7) as u64,
+        majflt: field(9) as u64,
+        nvcsw: figure("voluntary_ctxt_switches").unwrap_or(0),
+        nivcsw: figure("nonvoluntary_ctxt_switches").unwrap_or(0),
+        ..Usage::default()
+    }
+}
+
+/// Settings, under Celery's names where it has one.
+pub(crate) fn conf(shared: &Shared) -> Configuration {
+    let config = &shared.config;
+    let results = config.results.as_ref().unwrap_or(&config.broker);
+    let seconds = |time: std::time::Duration| Json::of(&time.as_secs_f64());
+    let text = Json::string;
+    let entries = [
+        ("broker_url", text(&format!("redis://{}", config.broker.server()))),
+        ("result_backend", text(&format!("redis://{}", results.server()))),
+        ("result_expires", Json::of(&config.policy.result_ttl)),
+        ("task_default_queue", Json::of(&config.queues.first())),
+        ("task_queues", Json::of(&config.queues)),
+        (
+            "worker_concurrency",
+            Json::of(&shared.slots_total.load(Ordering::Relaxed)),
+        ),
+        ("task_time_limit", seconds(config.time_limit)),
+        (
+            "task_soft_time_limit",
+            config.soft_time_limit.map_or_else(Json::null, seconds),
+        ),
+        ("task_acks_late", Json::of(&true)),
+        ("timezone", Json::of(&config.zone.iana_name())),
+        ("accept_content", Json::of(&["json"])),
+        ("umbel_lease", seconds(config.lease)),
+        ("umbel_max_message", Json::of(&config.max_message)),
+        ("umbel_retry_max_attempts", Json::of(&config.retry.max_attempts)),
+        ("umbel_max_deliveries", Json::of(&config.policy.max_deliveries)),
+    ];
+    Configuration(entries.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+/// A text for people.
+pub(crate) fn report(shared: &Shared) -> String {
+    let settings = conf(shared).0;
+    let settings: Vec<String> = settings
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    format!(
+        "\nsoftware -> umbel:{} \nplatform -> system:Linux arch:{}\nnode -> {} worker:{}\ntransport -> redis at {}\n\n{}\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH,
+        shared.config.name,
+        shared.worker,
+        shared.broker.server(),
+        settings.join("\n")
+    )
+}

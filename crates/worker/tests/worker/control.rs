@@ -1,0 +1,275 @@
+//! Remote control and events, from Celery's own client, command line and event receiver.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use umbel_testkit::redis::AsyncCommands;
+use umbel_testkit::{Celery, Event, History, Process, Redis, celery_command, eventually};
+
+use crate::support::{SOON, admitted, test_worker, umbel_worker};
+
+const NODE: &str = "w1@lab";
+
+async fn stage(flags: &[&str]) -> (Redis, Process, Celery) {
+    let redis = Redis::start().await;
+    let mut all = vec!["--name", NODE];
+    all.extend(flags);
+    let worker = umbel_worker(&redis.url(), &all);
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    answers(&mut celery, NODE).await;
+    (redis, worker, celery)
+}
+
+async fn answers(celery: &mut Celery, node: &str) {
+    eventually(SOON, "the worker answers", async || {
+        celery.inspect(&[node], "ping", json!([])).await[node] == json!({"ok": "pong"})
+    })
+    .await;
+}
+
+/// Waits until a task is active.
+async fn runs(celery: &mut Celery, id: &str) {
+    eventually(SOON, "the task runs", async || {
+        let active = celery.inspect(&[NODE], "active", json!([])).await;
+        active[NODE]
+            .as_array()
+            .is_some_and(|tasks| tasks.iter().any(|task| task["id"] == id))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn celerys_command_line_inspects_and_controls() {
+    let (redis, mut worker, _celery) = stage(&["--queue", "celery,mail"]).await;
+    let url = redis.url();
+    for (command, expected) in [
+        ("inspect ping", "pong"),
+        ("inspect active", "- empty -"),
+        ("inspect reserved", "- empty -"),
+        ("inspect scheduled", "- empty -"),
+        ("inspect revoked", "- empty -"),
+        ("inspect registered", "umbel.echo"),
+        ("inspect stats", "\"transport\": \"redis\""),
+        ("inspect active_queues", "'name': 'mail'"),
+        ("inspect report", "software -> umbel:"),
+        ("inspect conf", "\"worker_concurrency\": 10"),
+        ("inspect query_task nobody", "w1@lab: OK"),
+        ("inspect clock", "\"clock\""),
+        ("control enable_events", "task events enabled"),
+        ("control disable_events", "task events disabled"),
+        ("control pool_grow 2", "pool will grow"),
+        ("control pool_shrink 1", "pool will shrink"),
+        ("control time_limit umbel.echo 10 20", "time limits set successfully"),
+        ("control heartbeat", ""),
+        ("control rate_limit umbel.echo 10/m", "not supported"),
+        ("control autoscale 5 2", "Autoscale not enabled"),
+        ("control add_consumer other", "set when it starts"),
+        ("status", "1 node online"),
+    ] {
+        let args: Vec<&str> = command.split(' ').collect();
+        let (_, said) = celery_command(&url, &args).await;
+        assert!(said.contains(expected), "celery {command}: {said}");
+        assert!(!said.contains("Traceback"), "celery {command}: {said}");
+    }
+    celery_command(&url, &["control", "shutdown"]).await;
+    assert!(worker.wait(SOON).await.success(), "{}", worker.tail());
+}
+
+#[tokio::test]
+async fn a_request_goes_to_whom_it_names() {
+    let (redis, _worker, mut celery) = stage(&[]).await;
+    let _other = umbel_worker(&redis.url(), &["--name", "w2@lab"]);
+    answers(&mut celery, "w2@lab").await;
+    let stats = celery.inspect(&[NODE], "stats", json!([])).await;
+    assert_eq!(stats.as_object().map(serde_json::Map::len), Some(1), "{stats}");
+    assert_eq!(stats[NODE]["pool"]["max-concurrency"], json!(10));
+    let both = celery.inspect(&[], "ping", json!([])).await;
+    assert_eq!(both, json!({NODE: {"ok": "pong"}, "w2@lab": {"ok": "pong"}}));
+    assert_eq!(celery.inspect(&["w3@lab"], "ping", json!([])).await, Value::Null);
+    let refused = celery.control(&[NODE], "no_such_thing", json!({})).await;
+    assert_eq!(refused[NODE]["error"], json!("KeyError('no_such_thing')"));
+}
+
+#[tokio::test]
+async fn requests_under_a_key_prefix() {
+    let redis = Redis::start().await;
+    let _worker = umbel_worker(&redis.url(), &["--name", NODE, "--key-prefix", "app:"]);
+    let settings = json!({"broker_transport_options": {"global_keyprefix": "app:"}});
+    let mut celery = Celery::client_with(&redis.url(), &redis.url(), &settings).await;
+    answers(&mut celery, NODE).await;
+    celery.watch().await;
+    eventually(SOON, "a heartbeat", async || {
+        celery.seen().await["workers"][NODE] == json!(true)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_runs_and_what_waits_is_shown() {
+    let (_redis, _worker, mut celery) = stage(&[]).await;
+    let runs_now = celery.send("umbel.sleep", json!([60]), json!({})).await;
+    let waits = celery.send("umbel.echo", json!([1]), json!({"countdown": 3600})).await;
+    runs(&mut celery, &runs_now).await;
+    let active = celery.inspect(&[NODE], "active", json!([])).await;
+    let task = &active[NODE][0];
+    assert_eq!(
+        (&task["id"], &task["args"], &task["name"]),
+        (&json!(runs_now), &json!([60]), &json!("umbel.sleep"))
+    );
+    assert!(task["time_start"].as_f64().is_some_and(|at| at > 1e9), "{task}");
+    eventually(SOON, "the other is scheduled", async || {
+        let scheduled = celery.inspect(&[NODE], "scheduled", json!([])).await;
+        scheduled[NODE][0]["request"]["id"] == json!(waits)
+    })
+    .await;
+    let asked = celery.inspect(&[NODE], "query_task", json!([runs_now])).await;
+    assert_eq!(asked[NODE][&runs_now][0], json!("active"), "{asked}");
+    celery
+        .control(&[NODE], "revoke", json!({"task_id": runs_now, "terminate": true}))
+        .await;
+}
+
+#[tokio::test]
+async fn a_running_task_is_terminated() {
+    let (_redis, _worker, mut celery) = stage(&["--concurrency", "1"]).await;
+    let id = celery.send("umbel.sleep", json!([60]), json!({})).await;
+    runs(&mut celery, &id).await;
+    let said = celery
+        .control(
+            &[NODE],
+            "revoke",
+            json!({"task_id": id, "terminate": true, "signal": "SIGTERM"}),
+        )
+        .await;
+    assert_eq!(said[NODE]["ok"], json!(format!("terminate: {id}")));
+    let raised = celery.get(&id, SOON).await.expect_err("it was terminated");
+    assert_eq!(
+        (raised.exc_type.as_str(), raised.message.as_str()),
+        ("TaskRevokedError", "terminated")
+    );
+    let after = celery.send("umbel.echo", json!([]), json!({})).await;
+    assert!(celery.get(&after, SOON).await.is_ok(), "its slot is free again");
+    let said = celery
+        .control(&[NODE], "revoke", json!({"task_id": id, "terminate": true}))
+        .await;
+    assert_eq!(said[NODE]["ok"], json!("terminate: tasks unknown"));
+}
+
+#[tokio::test]
+async fn a_revoked_task_does_not_run_not_even_after_a_restart() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let flags = ["--name", NODE, "--concurrency", "1"];
+    let mut worker = test_worker(&redis.url(), &history, &flags);
+    let mut celery = Celery::client(&redis.url()).await;
+    answers(&mut celery, NODE).await;
+    let revoked = celery.send("test.work", json!([0.0]), json!({"countdown": 2})).await;
+    let said = celery.control(&[NODE], "revoke", json!({"task_id": [revoked]})).await;
+    assert_eq!(
+        said[NODE]["ok"],
+        json!(format!("tasks {{'{revoked}'}} flagged as revoked"))
+    );
+    worker.kill();
+    let mut connection = redis.connection().await;
+    assert_eq!(connection.zcard("umbel:revoked").await, Ok(1));
+    let _again = test_worker(&redis.url(), &history, &flags);
+    let raised = celery.get(&revoked, SOON).await.expect_err("it was revoked");
+    assert_eq!(
+        (raised.exc_type.as_str(), raised.message.as_str()),
+        ("TaskRevokedError", "revoked")
+    );
+    assert_eq!(
+        celery.inspect(&[NODE], "revoked", json!([])).await[NODE],
+        json!([revoked])
+    );
+    assert_eq!(history.count(Event::Started, &revoked), 0);
+}
+
+#[tokio::test]
+async fn the_pool_grows_and_shrinks() {
+    let (_redis, _worker, mut celery) = stage(&["--concurrency", "1"]).await;
+    let long = celery.send("umbel.sleep", json!([60]), json!({})).await;
+    runs(&mut celery, &long).await;
+    celery.control(&[NODE], "pool_grow", json!({"n": 1})).await;
+    let beside = celery.send("umbel.echo", json!([]), json!({})).await;
+    assert!(celery.get(&beside, SOON).await.is_ok(), "the second slot serves");
+    let refused = celery.control(&[NODE], "pool_shrink", json!({"n": 2})).await;
+    assert!(refused[NODE]["error"].is_string(), "{refused}");
+    celery.control(&[NODE], "pool_shrink", json!({"n": 1})).await;
+    let stats = celery.inspect(&[NODE], "stats", json!([])).await;
+    assert_eq!(stats[NODE]["pool"]["max-concurrency"], json!(1));
+    let waits = celery.send("umbel.echo", json!([]), json!({})).await;
+    let raised = celery
+        .get(&waits, Duration::from_secs(2))
+        .await
+        .expect_err("no slot is free");
+    assert_eq!(raised.exc_type, "TimeoutError");
+    celery
+        .control(&[NODE], "revoke", json!({"task_id": long, "terminate": true}))
+        .await;
+    assert!(celery.get(&waits, SOON).await.is_ok());
+}
+
+#[tokio::test]
+async fn celerys_receiver_sees_worker_and_tasks() {
+    let (_redis, worker, mut celery) = stage(&["--retry-max-attempts", "1"]).await;
+    celery.watch().await;
+    eventually(SOON, "the worker is seen at once", async || {
+        celery.seen().await["workers"][NODE] == json!(true)
+    })
+    .await;
+    let unseen = celery.send("umbel.echo", json!([]), json!({})).await;
+    celery.get(&unseen, SOON).await.expect("it echoes");
+    celery.control(&[NODE], "enable_events", json!({})).await;
+    let good = celery.send("umbel.echo", json!(["a"]), json!({})).await;
+    let bad = celery.send("umbel.sleep", json!(["long"]), json!({})).await;
+    let late = celery
+        .send("umbel.echo", json!([]), json!({"expires": "2001-01-01T00:00:00+00:00"}))
+        .await;
+    celery.get(&good, SOON).await.expect("it echoes");
+    celery.get(&bad, SOON).await.expect_err("that is no number");
+    eventually(SOON, "all events", async || {
+        let tasks = &celery.seen().await["tasks"];
+        tasks[&good] == json!(["umbel.echo", "SUCCESS", NODE])
+            && tasks[&bad] == json!(["umbel.sleep", "FAILURE", NODE])
+            && tasks[&late][1] == json!("REVOKED")
+    })
+    .await;
+    let seen = celery.seen().await;
+    let of = |id: &str| -> Vec<Value> {
+        let events = seen["events"].as_array().expect("a list");
+        events.iter().filter(|event| event["uuid"] == id).cloned().collect()
+    };
+    let kinds: Vec<Value> = of(&good).iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(kinds, ["task-received", "task-started", "task-succeeded"]);
+    let done = &of(&good)[2];
+    assert_eq!(done["result"], json!("{'args': ['a'], 'kwargs': {}}"));
+    assert!(
+        done["runtime"]
+            .as_f64()
+            .is_some_and(|runtime| (0.0..5.0).contains(&runtime)),
+        "{done}"
+    );
+    assert_eq!(of(&bad)[2]["type"], json!("task-failed"));
+    assert!(of(&unseen).is_empty(), "events were off");
+    drop(worker);
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_says_so() {
+    let (_redis, mut worker, mut celery) = stage(&[]).await;
+    celery.watch().await;
+    eventually(SOON, "the worker is seen", async || {
+        celery.seen().await["workers"][NODE] == json!(true)
+    })
+    .await;
+    worker.signal(umbel_testkit::Signal::Term);
+    assert!(worker.wait(SOON).await.success());
+    eventually(SOON, "the worker is gone", async || {
+        let seen = celery.seen().await;
+        let events = seen["events"].as_array().expect("a list").clone();
+        events.iter().any(|event| event["type"] == "worker-offline") && seen["workers"][NODE] == json!(false)
+    })
+    .await;
+}
