@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -20,11 +21,24 @@ use umbel_plan::{access, deployment};
 use crate::apply::{code, words};
 use crate::context::Context;
 
+/// What the API server refused is sent again after this, should the cause be elsewhere (a quota, a webhook).
+const REFUSAL_LASTS: Duration = Duration::from_secs(20);
+
 /// What was applied last, so that what the server writes differently (`1000m`, `1`) is not applied for ever.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     deployment: Option<(u64, u64)>,
     access: Option<u64>,
+    refused: Option<Refused>,
+}
+
+/// A Deployment that the API server refused: it is not sent again on every wake.
+#[derive(Clone, Debug)]
+struct Refused {
+    wanted: u64,
+    at: Instant,
+    reason: &'static str,
+    why: String,
 }
 
 /// What became of the children.
@@ -87,10 +101,34 @@ impl Applied {
             self.access = Some(wanted);
         }
         let wanted = deployment::plan(pool);
+        let sent = hash(&wanted);
+        if let Some(Refused {
+            wanted,
+            at,
+            reason,
+            why,
+        }) = &self.refused
+            && *wanted == sent
+            && at.elapsed() < REFUSAL_LASTS
+        {
+            return Ok(Outcome::Refused {
+                reason,
+                why: why.clone(),
+            });
+        }
         let outcome = match stored {
             None => self.create(context, pool, &wanted).await?,
             Some(stored) if !is_ours(stored, pool) => taken::<Deployment>(&pool.name),
             Some(stored) => self.update(context, &wanted, stored).await?,
+        };
+        self.refused = match &outcome {
+            Outcome::Good { .. } => None,
+            Outcome::Refused { reason, why } => Some(Refused {
+                wanted: sent,
+                at: Instant::now(),
+                reason,
+                why: why.clone(),
+            }),
         };
         Ok(match outcome {
             Outcome::Good { wrote: one } => Outcome::Good { wrote: wrote || one },
@@ -117,9 +155,7 @@ impl Applied {
         }
         let mut sized = wanted.clone();
         sized["spec"]["replicas"] = json!(0);
-        let only_size = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": { "replicas": 0 },
-        });
+        let only_size = only_size(name, 0, None);
         for (manager, body) in [(MANAGER_SCALE, &sized), (MANAGER, wanted), (MANAGER_SCALE, &only_size)] {
             let written = api
                 .patch(name, &PatchParams::apply(manager).force(), &Patch::Apply(body))
@@ -141,10 +177,22 @@ impl Applied {
                 shown.pointer("/metadata/labels")
             ])),
         );
-        if contains(&shown, wanted) || self.deployment == Some(now) {
+        if !holds_template(stored) && (contains(&shown, wanted) || self.deployment == Some(now)) {
             return Ok(Outcome::Good { wrote: false });
         }
         let name = stored.name_any();
+        if holds_template(stored) {
+            // A creation that ended before its last step: without it, what leaves the template would stay in the Deployment.
+            let body = only_size(&name, stored.spec.replicas.unwrap_or(0), stored.resource_version());
+            let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
+            let params = PatchParams::apply(MANAGER_SCALE).force();
+            context.metrics.wrote("patch", "deployments");
+            return match api.patch(&name, &params, &Patch::Apply(&body)).await {
+                Ok(_) => Ok(Outcome::Good { wrote: true }),
+                Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
+                Err(source) => Err(failed::<Deployment>(&name, source)),
+            };
+        }
         let mut body = wanted.clone();
         body["metadata"]["resourceVersion"] = json!(stored.resource_version());
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
@@ -166,6 +214,28 @@ impl Applied {
             Err(source) => refusal::<Deployment>(&name, source),
         }
     }
+}
+
+/// What the size's field manager applies.
+fn only_size(name: &str, replicas: i32, version: Option<String>) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": name, "resourceVersion": version },
+        "spec": { "replicas": replicas },
+    })
+}
+
+/// Whether the size's field manager owns a part of the template.
+fn holds_template(stored: &Deployment) -> bool {
+    stored.metadata.managed_fields.iter().flatten().any(|entry| {
+        entry.manager.as_deref() == Some(MANAGER_SCALE)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry
+                .fields_v1
+                .as_ref()
+                .is_some_and(|fields| fields.0.pointer("/f:spec/f:template").is_some())
+    })
 }
 
 async fn bring<K>(context: &Context, pool: &Pool, wanted: &Value) -> Result<Outcome, Error>
