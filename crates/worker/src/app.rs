@@ -147,14 +147,15 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
 
     let told = consumer(&shared, stop.quiet.clone(), backoff).run().await;
     drain(&shared, told, &stop.now).await;
-    let goodbye = GOODBYE.min(shared.config.grace / 50);
-    let _ = tokio::time::timeout(goodbye, events::goodbye(&shared)).await;
+    let farewell = GOODBYE.min(shared.config.grace / 20);
+    let _ = tokio::time::timeout(farewell, events::goodbye(&shared)).await;
     // Only now is nothing held any more, or nobody waits for it: the rest may go.
     background.cancel();
     settler.abort();
     renewing.cancel();
     admin.cancel();
     // Bounded: a look-up of a name that nobody answers cannot be called off.
+    let goodbye = GOODBYE.min(shared.config.grace / 50);
     let _ = tokio::time::timeout(goodbye, tokio::task::spawn_blocking(move || renewal.join())).await;
     match tokio::time::timeout(goodbye, shared.broker.goodbye(&shared.worker)).await {
         Ok(Ok(_)) => tracing::info!("worker has stopped"),

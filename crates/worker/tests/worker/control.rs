@@ -187,6 +187,19 @@ async fn a_revoked_task_does_not_run_not_even_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_new_celery_worker_shares_what_it_knows_to_be_revoked() {
+    let (redis, _worker, mut celery) = stage(&[]).await;
+    let hello = json!({"from_node": "c1@lab", "revoked": {"an-id": [1.0, "an-id"]}});
+    let said = celery.control(&[NODE], "hello", hello).await;
+    assert_eq!(said[NODE]["revoked"], json!(["an-id"]), "{said}");
+    let _other = umbel_worker(&redis.url(), &["--name", "w2@lab"]);
+    eventually(SOON, "the next worker knows it, too", async || {
+        celery.inspect(&["w2@lab"], "revoked", json!([])).await["w2@lab"] == json!(["an-id"])
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_pool_grows_and_shrinks() {
     let (_redis, _worker, mut celery) = stage(&["--concurrency", "1"]).await;
     let long = celery.send("umbel.sleep", json!([60]), json!({})).await;
@@ -260,6 +273,7 @@ async fn celerys_receiver_sees_worker_and_tasks() {
 async fn a_worker_that_stops_says_so() {
     let (_redis, mut worker, mut celery) = stage(&[]).await;
     celery.watch().await;
+    celery.control(&[NODE], "enable_events", json!({})).await;
     eventually(SOON, "the worker is seen", async || {
         celery.seen().await["workers"][NODE] == json!(true)
     })
