@@ -183,7 +183,11 @@ impl Applied {
         let name = stored.name_any();
         if holds_template(stored) {
             // A creation that ended before its last step: without it, what leaves the template would stay in the Deployment.
-            let body = only_size(&name, stored.spec.replicas.unwrap_or(0), stored.resource_version());
+            let body = only_size(
+                &name,
+                stored.spec.replicas.unwrap_or(0),
+                stored.metadata.resource_version.as_deref(),
+            );
             let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
             let params = PatchParams::apply(MANAGER_SCALE).force();
             context.metrics.wrote("patch", "deployments");
@@ -217,7 +221,7 @@ impl Applied {
 }
 
 /// What the size's field manager applies.
-fn only_size(name: &str, replicas: i32, version: Option<String>) -> Value {
+fn only_size(name: &str, replicas: i32, version: Option<&str>) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
