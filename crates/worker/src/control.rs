@@ -130,7 +130,12 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
             if let Err(err) = revoke(shared, &ids).await {
                 return Some(answer::error(&format!("not stored for other workers: {}", chain(&err))));
             }
-            if terminate {
+            // Flower writes 1 for true.
+            let is_one = request
+                .arguments
+                .get("terminate")
+                .is_some_and(|given| given.as_str() == "1");
+            if terminate || is_one {
                 answer::terminated(&shared.leases.terminate(&ids))
             } else {
                 answer::flagged(&ids)

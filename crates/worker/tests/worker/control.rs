@@ -126,8 +126,13 @@ async fn what_runs_and_what_waits_is_shown() {
     let asked = celery.inspect(&[NODE], "query_task", json!([runs_now])).await;
     assert_eq!(asked[NODE][&runs_now][0], json!("active"), "{asked}");
     celery
-        .control(&[NODE], "revoke", json!({"task_id": runs_now, "terminate": true}))
+        .control(&[NODE], "revoke", json!({"task_id": runs_now, "terminate": 1}))
         .await;
+    let raised = celery
+        .get(&runs_now, SOON)
+        .await
+        .expect_err("terminated as Flower asks for it");
+    assert_eq!(raised.exc_type, "TaskRevokedError");
 }
 
 #[tokio::test]
