@@ -71,7 +71,7 @@ fn on(secret: &str, queue_name: &str) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_tell_their_owner_their_broker_and_their_depth() {
     let mut stage = Stage::start().await;
-    let operator = stage.operator(&[], &[]);
+    let operator = stage.operator(&["--id", "first"], &[]);
     stage.queue("mail").await;
     is_ready(&stage, "mail", ("True", "Serving")).await;
 
@@ -206,7 +206,7 @@ async fn queues_tell_their_owner_their_broker_and_their_depth() {
             .expect("a list");
         all.items.iter().map(ResourceExt::resource_version).collect()
     };
-    let _next = stage.operator(&[], &[]);
+    let _next = stage.operator(&["--id", "next"], &[]);
     let marker = "after-restart";
     stage
         .apply(OURS, "TaskQueue", "taskqueues", marker, on("redis", marker))
