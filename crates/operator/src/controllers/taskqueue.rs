@@ -26,8 +26,8 @@ use crate::apply;
 use crate::brokers::View;
 use crate::context::Context;
 
-/// A look without a wake, in case one was lost.
-const LOOK: Duration = Duration::from_mins(1);
+/// A look without a wake: who owns a queue also depends on brokers whose samples wake others.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What could not be done.
 #[derive(Debug, thiserror::Error)]
