@@ -88,14 +88,6 @@ impl Broker {
         result_key(&self.keys, id)
     }
 
-    /// Stores documents on this database, outside of a settlement (e.g. STARTED).
-    ///
-    /// # Errors
-    /// [`Error::Call`].
-    pub async fn store_results(&self, results: &[StoredResult]) -> Result<(), Error> {
-        ResultStore { broker: self.clone() }.store(results).await
-    }
-
     /// The result document of a task, if there is one.
     ///
     /// # Errors

@@ -20,13 +20,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dashboard", &["api", "protocol", "broker", "telemetry"]),
     ("cli", &["api", "plan", "protocol", "broker", "clusters"]),
     ("testkit", &["api", "protocol"]),
-    ("e2e", &["api", "protocol", "testkit"]),
     ("example-worker", &["worker"]),
 ];
 
 /// Foreign crates with an owner: only these of ours may list them.
 const OWNERS: &[(&str, &[&str])] = &[
-    ("redis", &["broker", "testkit", "e2e"]),
+    ("redis", &["broker", "testkit"]),
     ("clap", &["operator", "worker", "dashboard", "cli"]),
     ("base64", &["protocol", "clusters"]),
     ("croner", &["plan"]),
