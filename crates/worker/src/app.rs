@@ -15,7 +15,8 @@ use umbel_telemetry::shutdown::Shutdown;
 
 use crate::args::Config;
 use crate::clock::RedisClock;
-use crate::consume::{Aside, Consumer, Faults};
+use crate::consume::{Aside, Consumer};
+use crate::decide::Faults;
 use crate::events::{self, Events};
 use crate::job::Report;
 use crate::lease::Leases;

@@ -1,0 +1,223 @@
+//! What becomes of each message that was taken: it runs, or it is parked, handed back, buried or put in the quarantine
+//! with a reason. A message that cannot be read ends nobody.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use umbel_broker::{Batch, End, Settlement, Taken};
+use umbel_protocol::canvas::Aftermath;
+use umbel_protocol::event::{Event, TaskInfo};
+use umbel_protocol::message::{self, Limits, Malformed};
+use umbel_protocol::result;
+use umbel_telemetry::chain;
+
+use crate::admit::{Admission, admit};
+use crate::canvas;
+use crate::consume::Consumer;
+use crate::job::{Failure, Job};
+use crate::run::{Delivery, run};
+use crate::settle::Ended;
+
+/// A message that other workers know is handed back so many times before it is given up.
+const HAND_BACKS: u64 = 30;
+
+impl Consumer {
+    /// Decides on each message and starts what can run. Told to be quiet, it leaves the rest to the last hello, which
+    /// hands back what is not named.
+    pub(crate) async fn start(&mut self, batch: Batch) {
+        self.deciding.send_replace(true);
+        self.decide_all(batch).await;
+        self.deciding.send_replace(false);
+    }
+
+    async fn decide_all(&mut self, batch: Batch) {
+        let Batch {
+            term,
+            sent,
+            now,
+            taken,
+            has_counted,
+            faults,
+        } = batch;
+        self.shared.has_counted.store(has_counted, Ordering::Relaxed);
+        for (key, reason) in faults {
+            self.shared.faults.report(&key, &reason);
+        }
+        if let Some(now) = now {
+            self.shared.clock.observe(now);
+        }
+        let now = self.shared.clock.now();
+        for Taken {
+            lid,
+            micros,
+            queue,
+            raw,
+            is_suspect,
+        } in taken
+        {
+            if self.quiet.is_cancelled() {
+                return self.reserver.forget();
+            }
+            let lease = self
+                .shared
+                .leases
+                .insert(&lid, term, micros, sent, self.shared.config.lease);
+            let limits = Limits {
+                bytes: self.shared.config.max_message,
+                ..Limits::default()
+            };
+            match message::decode(&raw, &limits, &self.shared.config.zone) {
+                Ok(message) => {
+                    self.decide(
+                        Delivery {
+                            lease,
+                            queue,
+                            raw,
+                            message,
+                            is_suspect,
+                            sends: Aftermath::default(),
+                        },
+                        now,
+                    )
+                    .await;
+                }
+                Err(malformed) => self.reject(lid, queue, &malformed).await,
+            }
+        }
+    }
+
+    async fn decide(&mut self, mut delivery: Delivery, now: f64) {
+        if self.shared.revoked.contains(&delivery.message.id, now) {
+            return self.shared.revoke(delivery, "revoked").await;
+        }
+        let mut job = self.shared.tasks.get(&delivery.message.task).cloned();
+        if job.is_none()
+            && let Some((builtin, sends)) = canvas::builtin(&self.shared, &delivery.message)
+        {
+            delivery.sends = sends;
+            job = Some(builtin);
+        }
+        match (admit(&delivery.message, job.is_some(), now), job) {
+            (Admission::Run, Some(job)) => {
+                self.shared
+                    .events
+                    .task(|| Event::TaskReceived(TaskInfo::from(&delivery.message)));
+                self.spawn(delivery, job).await;
+            }
+            (Admission::Later(due), _) => {
+                self.shared
+                    .events
+                    .task(|| Event::TaskReceived(TaskInfo::from(&delivery.message)));
+                self.shared
+                    .due
+                    .within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
+                self.shared.end(delivery, End::Park { due }, None, "", "parked").await;
+            }
+            (Admission::Expired, _) => self.shared.revoke(delivery, "expired").await,
+            (Admission::Unknown | Admission::Run, _) => self.unknown(delivery).await,
+        }
+    }
+
+    /// A task that this worker does not know: back to who does, else to the dead letters.
+    async fn unknown(&mut self, delivery: Delivery) {
+        let (task, queue) = (delivery.message.task.clone(), Arc::clone(&delivery.queue));
+        let asked = self
+            .peers
+            .somebody_knows(&self.broker, &self.shared.worker, &queue, &task);
+        let Some(is_known) = self.quiet.run_until_cancelled(asked).await else {
+            self.shared.leases.remove(std::iter::once(&delivery.lease.lid));
+            return self.reserver.forget();
+        };
+        if is_known {
+            match self.broker.count_hand_back(&delivery.message.id).await {
+                Ok(times) if times <= HAND_BACKS => {
+                    let due = self.shared.clock.now() + 1.0;
+                    self.shared.due.within(Duration::from_secs(1));
+                    tracing::info!(task.name = %task, queue = %queue, times, "unknown here, handed back to others on the queue");
+                    return self
+                        .shared
+                        .end(delivery, End::Park { due }, None, "", "handed_back")
+                        .await;
+                }
+                Ok(_) => {}
+                // Not counted is not used up: what others know is not buried for a hiccup of Redis.
+                Err(err) => {
+                    tracing::debug!(error = %chain(&err), "hand-back not counted");
+                    let due = self.shared.clock.now() + 1.0;
+                    return self
+                        .shared
+                        .end(delivery, End::Park { due }, None, "", "handed_back")
+                        .await;
+                }
+            }
+        }
+        let failure = Failure {
+            exc_module: "celery.exceptions".into(),
+            ..Failure::permanent("NotRegistered", format!("'{task}'"))
+        };
+        self.shared
+            .bury(delivery, &failure, format!("unknown task {task:?}"))
+            .await;
+    }
+
+    async fn reject(&self, lid: Arc<str>, queue: Arc<str>, malformed: &Malformed) {
+        let reason = malformed.to_string();
+        tracing::error!(queue = %queue, task.id = malformed.id.as_deref().unwrap_or(""), reason = %reason, "message put in the quarantine");
+        self.shared.metrics.ended(&queue, "", "quarantined");
+        let result = malformed.id.as_deref().map(|id| {
+            let failure = result::Failure::new("kombu.exceptions", "DecodeError", &reason);
+            let meta = result::Meta {
+                done_at: self.shared.clock.timestamp(),
+                ..result::Meta::default()
+            };
+            self.shared
+                .stored(id, result::failure(id, &failure, None, &meta), false)
+        });
+        let settlement = Settlement {
+            lid,
+            id: malformed.id.clone().unwrap_or_default(),
+            task: malformed.task.clone().unwrap_or_default(),
+            end: End::Quarantine { reason },
+            result,
+            run: None,
+            outcome: "failed",
+            follow_ups: Vec::new(),
+        };
+        self.shared.send(Ended { queue, settlement }).await;
+    }
+
+    async fn spawn(&self, delivery: Delivery, job: Arc<dyn Job>) {
+        // Never waits: only this loop takes slots, and it asked for no more messages than were free.
+        let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else {
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        shared.started.fetch_add(1, Ordering::Relaxed);
+        shared.metrics.started.inc();
+        tokio::spawn(async move {
+            run(&shared, delivery, job).await;
+            shared.finished.fetch_add(1, Ordering::Relaxed);
+            shared.metrics.finished.inc();
+            drop(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+        });
+    }
+}
+
+/// Faults of lists, told once a minute each: one line, not one a reserve.
+#[derive(Default)]
+pub(crate) struct Faults {
+    told: std::sync::Mutex<HashMap<String, Instant>>,
+}
+
+impl Faults {
+    pub(crate) fn report(&self, key: &str, reason: &str) {
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_news = told.get(key).is_none_or(|at| at.elapsed() > Duration::from_secs(60));
+        if is_news {
+            tracing::error!(key, reason, "cannot take from this list");
+            told.insert(key.to_owned(), Instant::now());
+        }
+    }
+}
