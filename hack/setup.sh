@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what tests, the demo and benchmarks need and is missing; says nothing when nothing is.
 #
-#   hack/setup.sh packages|venv|kubectl|kubernetes|coredns|all ...
+#   hack/setup.sh packages|venv|peers|kubectl|kubernetes|coredns|all ...
 #
 # Debian packages go to the system (root or sudo), everything else to the cache folder
 # (UMBEL_CACHE, else ~/.cache/umbel). Each part is made beside its place and moved there
@@ -35,9 +35,23 @@ finish() {
     scratch=
 }
 
+log=$UMBEL_CACHE/setup.log
 quietly() {
-    log=$UMBEL_CACHE/setup.log
     "$@" >"$log" 2>&1 || { cat "$log" >&2; say "this did not work: $*"; exit 1; }
+}
+
+# Several parts at a time, each with a log of its own: they wait for the network more than they work.
+together() {
+    running=
+    for part; do
+        (log=$UMBEL_CACHE/setup-$part.log; "$part") &
+        running="$running $!"
+    done
+    failed=
+    for process in $running; do
+        wait "$process" || failed=1
+    done
+    [ -z "$failed" ] || exit 1
 }
 
 packages() {
@@ -64,15 +78,57 @@ packages() {
     done
 }
 
-venv() {
-    [ ! -d "$UMBEL_VENV" ] || return 0
-    say "making the Python environment"
+# An environment ($1) with the packages of a file ($2).
+environment() {
+    [ ! -d "$1" ] || return 0
+    say "making the Python environment of ${2##*/}"
     # Its scripts name the folder they were made in, so it cannot be moved: a link is.
     home=$(mktemp -d "$UMBEL_CACHE/.venv.XXXXXX")
     quietly python3 -m venv "$home"
-    quietly "$home/bin/pip" install --quiet --disable-pip-version-check -r "$root/e2e/peers/requirements.txt"
-    ln -sfT "$home" "$UMBEL_VENV"
+    quietly "$home/bin/pip" install --quiet --disable-pip-version-check -r "$2"
+    ln -sfT "$home" "$1"
 }
+
+venv() { environment "$UMBEL_VENV" "$root/e2e/peers/requirements.txt"; }
+venv56() { environment "$UMBEL_VENV_56" "$root/e2e/peers/requirements-56.txt"; }
+venv52() { environment "$UMBEL_VENV_52" "$root/e2e/peers/requirements-52.txt"; }
+
+node() {
+    [ ! -d "$UMBEL_NODE" ] || return 0
+    say "fetching Celery for Node"
+    scratch
+    cp "$root/e2e/peers/node/package.json" "$root/e2e/peers/node/package-lock.json" "$scratch"
+    (cd "$scratch" && quietly npm ci --silent --ignore-scripts --no-audit --no-fund)
+    finish "$UMBEL_NODE"
+}
+
+# Valkey as Debian has it for this release. Beside the system and not in it: a second server is nothing to install
+# on somebody's machine. The libraries it needs came with redis-server.
+valkey() {
+    [ ! -x "$UMBEL_VALKEY" ] || return 0
+    say "fetching Valkey"
+    scratch
+    (
+        cd "$scratch"
+        mkdir -p lists/partial archives/partial
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $UMBEL_VALKEY_SUITE main" >sources.list
+        apt() {
+            quietly apt-get -qq -o Dir::Etc::sourcelist="$scratch/sources.list" -o Dir::Etc::sourceparts=- \
+                -o Dir::State::lists="$scratch/lists" -o Dir::Cache="$scratch" -o APT::Sandbox::User= \
+                -o Acquire::Languages=none "$@"
+        }
+        apt update
+        apt download valkey-tools
+        quietly dpkg-deb -x valkey-tools_*.deb .
+        mv usr/bin/valkey-check-rdb valkey-server # One program of many names; this one is in a package of its own.
+        quietly ./valkey-server --version
+        rm -rf lists archives usr etc ./*.deb ./*.bin sources.list
+    )
+    finish "$(dirname "$UMBEL_VALKEY")"
+}
+
+# What else runs beside ours in tests: other versions of Celery, Celery for Node, Valkey.
+peers() { together venv56 venv52 node valkey; }
 
 kubectl() {
     [ ! -x "$KUBECTL" ] || return 0
@@ -125,8 +181,8 @@ done
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for part; do
     case $part in
-        packages | venv | kubectl | kubernetes | coredns) "$part" ;;
-        all) packages; venv; kubectl; kubernetes; coredns ;;
+        packages | venv | peers | kubectl | kubernetes | coredns) "$part" ;;
+        all) packages; together venv venv56 venv52 node valkey kubectl; kubernetes; coredns ;;
         *) say "no such part: $part"; exit 2 ;;
     esac
 done
