@@ -234,7 +234,7 @@ pub(crate) fn builtin(shared: &Shared, message: &TaskMessage) -> Option<(Arc<dyn
             } else {
                 let failure = Failure {
                     exc_module: "celery.exceptions".into(),
-                    ..Failure::permanent("NotRegistered", format!("'{task}'"))
+                    ..Failure::permanent("NotRegistered", task.clone())
                 };
                 (fixed(Outcome::Failed(failure)), Aftermath::default())
             }

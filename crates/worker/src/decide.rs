@@ -155,7 +155,7 @@ impl Consumer {
         }
         let failure = Failure {
             exc_module: "celery.exceptions".into(),
-            ..Failure::permanent("NotRegistered", format!("'{task}'"))
+            ..Failure::permanent("NotRegistered", task.clone())
         };
         self.shared
             .bury(delivery, &failure, format!("unknown task {task:?}"))

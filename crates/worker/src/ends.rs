@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use umbel_broker::{End, FollowUp, Settlement, StoredResult};
-use umbel_protocol::canvas::{Aftermath, ResultTuple, after_revoked};
+use umbel_protocol::canvas::{Aftermath, after_revoked};
 use umbel_protocol::event::Event;
 use umbel_protocol::json::Json;
 use umbel_protocol::message::TaskMessage;
@@ -186,8 +186,8 @@ impl Shared {
             traceback: Some(text.clone()),
         });
         let aftermath = canvas::after_failure(self, &delivery.message, &document, &text);
-        let trail: Vec<Json> = aftermath.children.iter().map(ResultTuple::to_json).collect();
-        let result = self.document(&delivery.message, false, &trail, |ctx| {
+        // Celery stores it before it sends errbacks: they are no children.
+        let result = self.document(&delivery.message, false, &[], |ctx| {
             result::failure(ctx.id, &document, Some(&text), &ctx.meta)
         });
         self.end_workflow(delivery, End::Bury { reason }, result, aftermath, ("failed", "failed"))

@@ -285,6 +285,7 @@ fn chord_error(why: &str) -> Failure {
 /// the cause, others with the error of the chord.
 fn fail_body(body: &Signature, cause: &Failure, error: &Failure, plan: &mut Plan<'_, '_>) -> Result<(), Reason> {
     let now = plan.sender.now;
+    let (of_cause, of_error) = (traceback(cause), traceback(error));
     match body.kind {
         Kind::Group => {
             // The members fail with the error itself, and each calls its errbacks and the group's.
@@ -300,13 +301,13 @@ fn fail_body(body: &Signature, cause: &Failure, error: &Failure, plan: &mut Plan
                 if let Some(id) = task.id() {
                     call_errbacks(&errbacks, &id, &id, plan)?;
                 }
-                fail_all(&[task.to_json()], cause, None, now, &mut plan.steps)?;
+                fail_all(&[task.to_json()], cause, Some(&of_cause), now, &mut plan.steps)?;
             }
             if let Some(id) = body.id() {
                 let document = failure(
                     &id,
                     cause,
-                    None,
+                    Some(&of_cause),
                     &Meta {
                         done_at: now,
                         ..Meta::default()
@@ -319,7 +320,7 @@ fn fail_body(body: &Signature, cause: &Failure, error: &Failure, plan: &mut Plan
             if let Some(id) = body.id() {
                 call_errbacks(&body.options.list("link_error"), &id, &id, plan)?;
             }
-            fail_all(&[body.to_json()], error, None, now, &mut plan.steps)?;
+            fail_all(&[body.to_json()], error, Some(&of_error), now, &mut plan.steps)?;
         }
         Kind::Task | Kind::Chord => {
             if let Some(id) = body.id() {
@@ -330,14 +331,30 @@ fn fail_body(body: &Signature, cause: &Failure, error: &Failure, plan: &mut Plan
                     trail: &children,
                     ..Meta::default()
                 };
-                let document = failure(&id, error, None, &meta);
+                let document = failure(&id, error, Some(&of_error), &meta);
                 plan.steps.push(FollowUp::Store(StoredFailure { id, document }));
             }
             if body.kind == Kind::Chord {
-                fail_all(&[body.body()?.to_json()], error, None, now, &mut plan.steps)?;
+                fail_all(&[body.body()?.to_json()], error, Some(&of_error), now, &mut plan.steps)?;
             }
             plan.steps.extend(part_of(body, error));
         }
     }
-    fail_all(&body.options.list("chain"), error, None, now, &mut plan.steps)
+    fail_all(
+        &body.options.list("chain"),
+        error,
+        Some(&of_error),
+        now,
+        &mut plan.steps,
+    )
+}
+
+/// What stands in place of Python's frames: the last line of a traceback.
+fn traceback(failure: &Failure) -> String {
+    let message: Vec<String> = failure
+        .message
+        .iter()
+        .map(|part| part.text().unwrap_or_else(|| part.to_string()))
+        .collect();
+    format!("{}.{}: {}", failure.exc_module, failure.exc_type, message.join(", "))
 }

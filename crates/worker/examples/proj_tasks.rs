@@ -1,0 +1,176 @@
+//! The worker with the tasks of the wire captures: what Celery's worker ran when they were made.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use umbel_worker::{Arguments, Failure, Job, JobContext, Json, Outcome, Worker};
+
+/// A sum of numbers, as Python adds: whole where all are.
+fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, Failure> {
+    let (mut whole, mut real, mut is_whole) = (0_i64, 0.0, true);
+    for number in numbers {
+        let Some(value) = number.as_f64() else {
+            return Err(Failure::type_error(format!(
+                "unsupported operand type(s) for +: {number}"
+            )));
+        };
+        match number.as_i64() {
+            Some(number) => whole += number,
+            None => is_whole = false,
+        }
+        real += value;
+    }
+    Ok(if is_whole {
+        Value::from(whole)
+    } else {
+        Value::from(real)
+    })
+}
+
+async fn add(_ctx: JobContext, (x, y): (Value, Value)) -> Result<Value, Failure> {
+    sum([&x, &y])
+}
+
+async fn mul(_ctx: JobContext, (x, y): (i64, i64)) -> Result<i64, Failure> {
+    Ok(x * y)
+}
+
+async fn tsum(_ctx: JobContext, (numbers,): (Vec<Value>,)) -> Result<Value, Failure> {
+    sum(&numbers)
+}
+
+async fn fail(_ctx: JobContext, (message,): (String,)) -> Result<(), Failure> {
+    Err(Failure::permanent("ValueError", message))
+}
+
+/// Sleeps, and answers its second argument.
+async fn sleeps(_ctx: JobContext, args: Vec<Value>) -> Result<Value, Failure> {
+    let seconds = args.first().and_then(Value::as_f64).unwrap_or(0.0);
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    Ok(args.get(1).cloned().unwrap_or(Value::from(0)))
+}
+
+async fn errback_old(_ctx: JobContext, (id,): (String,)) -> Result<String, Failure> {
+    Ok(format!("old:{id}"))
+}
+
+async fn noresult(_ctx: JobContext, (): ()) -> Result<u32, Failure> {
+    Ok(1)
+}
+
+/// Fails until it was retried so many times.
+async fn autoretry(ctx: JobContext, (ok_at,): (u32,)) -> Result<u32, Failure> {
+    if ctx.retries < ok_at {
+        let why = Failure::permanent("ZeroDivisionError", "division by zero");
+        return Err(Failure {
+            is_retryable: true,
+            ..why
+        });
+    }
+    Ok(ctx.retries)
+}
+
+/// Waits for longer than any limit.
+async fn hardie(_ctx: JobContext, (): ()) -> Result<(), Failure> {
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    Ok(())
+}
+
+/// Kills its worker.
+async fn suicide(_ctx: JobContext, (): ()) -> Result<(), Failure> {
+    std::process::abort()
+}
+
+/// A task that works on the arguments' own text: integers of any size and NaN come back as they went in.
+struct Verbatim {
+    name: &'static str,
+    run: fn(&Arguments) -> String,
+}
+
+impl Job for Verbatim {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn run<'a>(&'a self, _ctx: &'a JobContext, args: Arguments) -> BoxFuture<'a, Outcome> {
+        let outcome = match Json::parse(&(self.run)(&args)) {
+            Ok(value) => Outcome::Done(value),
+            Err(err) => Outcome::Failed(Failure::type_error(err.to_string())),
+        };
+        std::future::ready(outcome).boxed()
+    }
+}
+
+/// The first argument.
+fn ident(args: &Arguments) -> String {
+    let first = args.args.elements().and_then(|elements| elements.into_iter().next());
+    first.map_or_else(|| "null".to_owned(), |first| first.to_string())
+}
+
+/// All arguments.
+fn echo(args: &Arguments) -> String {
+    format!("[{}, {}]", args.args, args.kwargs)
+}
+
+/// Names of captures whose tasks only show that they ran.
+const SHOWN: [&str; 34] = [
+    "proj.echo",
+    "demo.add",
+    "demo.b",
+    "demo.c",
+    "demo.cb",
+    "demo.cb2",
+    "demo.d",
+    "demo.dir",
+    "demo.e",
+    "demo.eb",
+    "demo.fan",
+    "demo.g",
+    "demo.inner",
+    "demo.lnk",
+    "demo.m",
+    "demo.minute",
+    "demo.noargs",
+    "demo.o",
+    "demo.old",
+    "demo.outer",
+    "demo.p",
+    "demo.prio",
+    "demo.q",
+    "demo.qe",
+    "demo.s",
+    "demo.secret",
+    "demo.st",
+    "demo.sum",
+    "demo.tick",
+    "demo.tock",
+    "demo.top",
+    "demo.u",
+    "demo.x",
+    "other.add",
+];
+
+fn main() -> anyhow::Result<()> {
+    let mut worker = Worker::builder()
+        .task("proj.add", add)
+        .task("proj.mul", mul)
+        .task("proj.tsum", tsum)
+        .task("proj.fail", fail)
+        .task("proj.sleeps", sleeps)
+        .task("proj.late", sleeps)
+        .task("proj.errback_old", errback_old)
+        .task("proj.noresult", noresult)
+        .task("proj.autoretry", autoretry)
+        .task("proj.hardie", hardie)
+        .task("proj.suicide", suicide)
+        .job(Verbatim {
+            name: "proj.ident",
+            run: ident,
+        });
+    for name in SHOWN {
+        worker = worker.job(Verbatim { name, run: echo });
+    }
+    worker.run()
+}
