@@ -6,6 +6,7 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnecti
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
+use crate::keys::{PRIORITY_STEPS, SEPARATOR};
 use crate::{Error, Keys};
 
 /// Where a broker is and how patient we are with it.
@@ -15,6 +16,10 @@ pub struct Config {
     pub url: String,
     /// kombu's `global_keyprefix`; empty for none.
     pub key_prefix: String,
+    /// kombu's `priority_steps`, ascending; must be the producers'.
+    pub priority_steps: Vec<u8>,
+    /// kombu's `sep`; must be the producers'.
+    pub separator: String,
     /// Longest time to wait for a connection.
     pub connect_timeout: Duration,
     /// Longest time to wait for a reply. No call of ours blocks in the server, so a reply that takes longer is lost.
@@ -27,6 +32,8 @@ impl Config {
         Config {
             url: url.to_owned(),
             key_prefix: String::new(),
+            priority_steps: PRIORITY_STEPS.to_vec(),
+            separator: SEPARATOR.to_owned(),
             connect_timeout: Duration::from_secs(3),
             response_timeout: Duration::from_secs(10),
         }
@@ -169,7 +176,7 @@ impl Broker {
             })?;
         Ok(Broker {
             connection,
-            keys: Keys::new(&config.key_prefix),
+            keys: Keys::of(config),
             config: config.clone(),
         })
     }

@@ -9,7 +9,6 @@ use redis::aio::{PubSubSink, PubSubStream};
 use umbel_protocol::control::{Answered, Fanout, Names};
 use umbel_protocol::json::Json;
 
-use crate::keys::SEPARATOR;
 use crate::{Broker, Config, Error, Keys};
 
 /// An answer that nobody fetches is forgotten after so many seconds; clients wait for about one.
@@ -104,7 +103,7 @@ impl Broker {
             .query_async(&mut connection)
             .await
             .map_err(failed("SMEMBERS binding"))?;
-        let Some(queue) = answer.queue(members.iter().map(String::as_str), SEPARATOR) else {
+        let Some(queue) = answer.queue(members.iter().map(String::as_str), self.keys.separator()) else {
             return Ok(false);
         };
         let list = format!("{}{queue}", self.keys.prefix());

@@ -1,7 +1,6 @@
 //! How much there is to do: one round trip for all queues of a broker.
 
 use crate::call::{Args, DEPTH, Reply};
-use crate::keys::PRIORITY_STEPS;
 use crate::{Broker, Error};
 
 /// Messages due within so many seconds count as due soon.
@@ -60,7 +59,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`]: an outage is not an empty queue.
     pub async fn depths(&self, queues: &[String]) -> Result<DepthSample, Error> {
-        let mut args = Args::new(&DEPTH, self.keys.prefix()).arg(DUE_SOON);
+        let mut args = Args::new(&DEPTH, self.keys.scope()).arg(DUE_SOON);
         for queue in queues {
             let lists = self.keys.lists(queue);
             args.push(queue);
@@ -96,7 +95,7 @@ impl Broker {
                 ..QueueDepth::default()
             };
             let mut lengths = row.array()?;
-            for step in PRIORITY_STEPS {
+            for &step in self.keys.steps() {
                 let length = lengths.count()?;
                 depth.waiting += length;
                 depth.by_priority.push((step, length));

@@ -9,6 +9,14 @@ pub enum Error {
         /// What is wrong with it; never contains the password.
         reason: String,
     },
+    /// A setting that no broker can have.
+    #[error("{name}: {reason}")]
+    Setting {
+        /// Which.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No connection, or the server refused us.
     #[error("connect to redis at {server}")]
     Connect {
@@ -66,7 +74,7 @@ impl Error {
                     // Demoted: the primary is elsewhere by now, and only a new connection finds it.
                     || matches!(source.code(), Some("READONLY" | "MASTERDOWN"))
             }
-            Error::Address { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => false,
+            Error::Address { .. } | Error::Setting { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => false,
         }
     }
 
@@ -74,7 +82,7 @@ impl Error {
     pub fn code(&self) -> Option<&str> {
         match self {
             Error::Connect { source, .. } | Error::Call { source, .. } => source.code(),
-            Error::Address { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => None,
+            Error::Address { .. } | Error::Setting { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => None,
         }
     }
 }

@@ -104,7 +104,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`]: ask again, the mark tells.
     pub async fn fire(&self, slot: &Slot, messages: &[SlotMessage]) -> Result<FireAnswer, Error> {
-        let mut args = Args::new(&FIRE, self.keys.prefix())
+        let mut args = Args::new(&FIRE, self.keys.scope())
             .arg(&slot.install)
             .arg(slot.term)
             .arg(&slot.uid)

@@ -110,7 +110,7 @@ impl Broker {
     }
 
     async fn gate(&self, fence: &Fence, state: &str, worker: &str) -> Result<GateAnswer, Error> {
-        let args = Args::new(&GATE, self.keys.prefix())
+        let args = Args::new(&GATE, self.keys.scope())
             .arg(&fence.install)
             .arg(fence.term)
             .arg(fence.n)
@@ -130,7 +130,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn step(&self, fence: &Fence, pool: &str, workers: &[String]) -> Result<StepAnswer, Error> {
-        let mut args = Args::new(&STEP, self.keys.prefix())
+        let mut args = Args::new(&STEP, self.keys.scope())
             .arg(&fence.install)
             .arg(fence.term)
             .arg(fence.n)
@@ -154,7 +154,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn claim_term(&self, install: &str, term: u64, holder: &str) -> Result<TermAnswer, Error> {
-        let args = Args::new(&TERM, self.keys.prefix()).arg(install).arg(term).arg(holder);
+        let args = Args::new(&TERM, self.keys.scope()).arg(install).arg(term).arg(holder);
         let mut reply = Reply::of(&TERM, args.call(&mut self.connection.clone()).await?)?;
         Ok(if reply.text()? == "accepted" {
             TermAnswer::Accepted
@@ -168,7 +168,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Stale`] when another leader is in charge, [`Error::Call`].
     pub async fn operator_heartbeat(&self, install: &str, term: u64, body: &str) -> Result<(), Error> {
-        let args = Args::new(&LEAD, self.keys.prefix()).arg(install).arg(term).arg(body);
+        let args = Args::new(&LEAD, self.keys.scope()).arg(install).arg(term).arg(body);
         let mut reply = Reply::of(&LEAD, args.call(&mut self.connection.clone()).await?)?;
         if reply.text()? == "ok" {
             Ok(())
@@ -182,7 +182,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn admit_self(&self, install: &str, worker: &str, pool: &str, patience: u64) -> Result<Admission, Error> {
-        let args = Args::new(&ADMIT_SELF, self.keys.prefix())
+        let args = Args::new(&ADMIT_SELF, self.keys.scope())
             .arg(install)
             .arg(worker)
             .arg(pool)
@@ -201,7 +201,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn close_self(&self, worker: &str) -> Result<u64, Error> {
-        let value = Args::new(&CLOSE_SELF, self.keys.prefix())
+        let value = Args::new(&CLOSE_SELF, self.keys.scope())
             .arg(worker)
             .call(&mut self.connection.clone())
             .await?;
@@ -217,7 +217,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn goodbye(&self, worker: &str) -> Result<bool, Error> {
-        let value = Args::new(&GOODBYE, self.keys.prefix())
+        let value = Args::new(&GOODBYE, self.keys.scope())
             .arg(worker)
             .call(&mut self.connection.clone())
             .await?;

@@ -46,7 +46,7 @@ pub use depth::{DepthSample, QueueDepth, QueueFault};
 pub use error::Error;
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};
 pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
-pub use keys::{Keys, PRIORITY_STEPS};
+pub use keys::{Keys, PRIORITY_STEPS, SEPARATOR, parse_separator, parse_steps};
 pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
 pub use reserve::{Batch, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};

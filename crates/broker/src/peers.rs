@@ -6,7 +6,6 @@ use umbel_protocol::control::{Call, Names, Reply};
 use umbel_protocol::json::Json;
 
 use crate::control::{failed, names_queue, own_ticket};
-use crate::keys::SEPARATOR;
 use crate::{Broker, Error};
 
 impl Broker {
@@ -23,7 +22,7 @@ impl Broker {
         let oid = uuid::Uuid::new_v4().to_string();
         let binding = self.keys.binding(&names.reply_exchange());
         let list = format!("{}{}", self.keys.prefix(), names.reply_queue(&oid));
-        let member = names.binding(&oid, SEPARATOR);
+        let member = names.binding(&oid, self.keys.separator());
         let mut call = Call::new("active_queues", Json::empty_object());
         call.reply = Some((own_ticket(&oid), oid.clone()));
         let request = call.publication(&names, &oid);

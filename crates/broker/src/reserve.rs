@@ -154,7 +154,7 @@ impl Reserver {
             .map(|(_, policy)| policy.dead_kept)
             .max()
             .unwrap_or(10_000);
-        let keys = Keys::new(&config.key_prefix);
+        let keys = Keys::of(&config);
         Reserver {
             config,
             keys,
@@ -196,7 +196,7 @@ impl Reserver {
             return Ok(());
         }
         let mut connection = self.config.connection().await?;
-        let mut args = Args::new(&HELLO, self.keys.prefix())
+        let mut args = Args::new(&HELLO, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(i32::from(self.identity.is_standalone))
             .arg(uuid::Uuid::new_v4().simple().to_string())
@@ -246,7 +246,7 @@ impl Reserver {
         let Some((mut connection, epoch)) = self.session.take() else {
             return Ok(Reserved::Busy);
         };
-        let mut args = Args::new(&RESERVE, self.keys.prefix())
+        let mut args = Args::new(&RESERVE, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(epoch)
             .arg(count.min(MOST))
@@ -344,7 +344,7 @@ impl Reserver {
         let Some((mut connection, epoch)) = self.session.take() else {
             return Ok(Reserved::Busy);
         };
-        let mut args = Args::new(&RESERVE_SUSPECT, self.keys.prefix())
+        let mut args = Args::new(&RESERVE_SUSPECT, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(epoch)
             .arg(self.lease.as_secs_f64())
@@ -411,7 +411,7 @@ impl Reserver {
         let Some((connection, _)) = &self.session else {
             return Ok(false);
         };
-        let args = Args::new(&TAKER, self.keys.prefix())
+        let args = Args::new(&TAKER, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(queue)
             .arg(seconds);

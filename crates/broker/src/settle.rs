@@ -179,7 +179,7 @@ impl Broker {
         has_counted: bool,
         groups: &[AckGroup],
     ) -> Result<Vec<String>, Error> {
-        let mut args = Args::new(&ACK, self.keys.prefix())
+        let mut args = Args::new(&ACK, self.keys.scope())
             .arg(worker)
             .arg(ttl)
             .arg(i32::from(has_counted));
@@ -211,7 +211,7 @@ impl Broker {
     /// # Cancellation
     /// As an error: it may or may not have happened.
     pub async fn settle(&self, dead_kept: u64, settlements: &[Settlement]) -> Result<Vec<String>, Error> {
-        let mut args = Args::new(&SETTLE, self.keys.prefix()).arg(dead_kept);
+        let mut args = Args::new(&SETTLE, self.keys.scope()).arg(dead_kept);
         for settlement in settlements {
             let Settlement {
                 lid,
@@ -276,7 +276,7 @@ impl Broker {
     /// # Cancellation
     /// Safe: a renewal that happened unheard does no harm.
     pub async fn renew(&self, lease: std::time::Duration, lids: &[Arc<str>]) -> Result<Vec<String>, Error> {
-        let mut args = Args::new(&RENEW, self.keys.prefix()).arg(lease.as_secs_f64());
+        let mut args = Args::new(&RENEW, self.keys.scope()).arg(lease.as_secs_f64());
         for lid in lids {
             args.push(&**lid);
         }

@@ -110,7 +110,7 @@ impl Sweeper {
     /// Safe.
     pub async fn sweep(&mut self, broker: &Broker, limit: usize, goes_on: bool) -> Result<SweepAnswer, Error> {
         let sent = Instant::now();
-        let mut args = Args::new(&SWEEP, broker.keys.prefix())
+        let mut args = Args::new(&SWEEP, broker.keys.scope())
             .arg(self.lease.as_secs_f64())
             .arg(self.backoff.as_secs_f64())
             .arg(if goes_on { 0.0 } else { self.least_gap.as_secs_f64() })
@@ -169,7 +169,7 @@ impl Broker {
         if leases.is_empty() {
             return Ok(Reclaimed::default());
         }
-        let mut args = Args::new(&RECLAIM, self.keys.prefix());
+        let mut args = Args::new(&RECLAIM, self.keys.scope());
         for Reclaim {
             lid,
             counted_as,
@@ -209,7 +209,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn promote(&self, limit: usize, queues: &[&str]) -> Result<Promoted, Error> {
-        let mut args = Args::new(&PROMOTE, self.keys.prefix()).arg(limit);
+        let mut args = Args::new(&PROMOTE, self.keys.scope()).arg(limit);
         for queue in queues {
             args.push(*queue);
         }
@@ -229,7 +229,7 @@ impl Broker {
     /// [`Error::Call`].
     pub async fn janitor(&self, thorough: bool) -> Result<JanitorReport, Error> {
         // Ten minutes: longer than any restart of a worker takes to be noticed.
-        let args = Args::new(&JANITOR, self.keys.prefix())
+        let args = Args::new(&JANITOR, self.keys.scope())
             .arg(i32::from(thorough))
             .arg(600);
         let mut reply = Reply::of(&JANITOR, args.call(&mut self.connection.clone()).await?)?;

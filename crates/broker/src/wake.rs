@@ -55,7 +55,7 @@ impl redis::aio::AsyncPushSender for OnPush {
 impl Waker {
     /// Prepares; the first look connects.
     pub fn new(config: Config, worker: &str, queues: Vec<QueueLists>) -> Waker {
-        let keys = Keys::new(&config.key_prefix);
+        let keys = Keys::of(&config);
         let changed = Arc::new(Notify::new());
         Waker {
             config,
@@ -121,7 +121,7 @@ impl Waker {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let mut args = Args::with_keys(&LOOK, self.keys.prefix(), &self.watched())
+        let mut args = Args::with_keys(&LOOK, self.keys.scope(), &self.watched())
             .arg(&self.worker)
             .arg(self.queues.len());
         for queue in &self.queues {

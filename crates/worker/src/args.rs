@@ -21,6 +21,12 @@ pub struct Args {
     /// kombu's global_keyprefix
     #[arg(long, env = "UMBEL_KEY_PREFIX", default_value = "")]
     key_prefix: String,
+    /// kombu's priority_steps, ascending
+    #[arg(long, env = "UMBEL_PRIORITY_STEPS", default_value = "0,3,6,9")]
+    priority_steps: String,
+    /// kombu's sep, between a queue and its step; default the two bytes 06 16
+    #[arg(long, env = "UMBEL_SEPARATOR")]
+    separator: Option<String>,
     /// Queues to serve
     #[arg(long, env = "UMBEL_QUEUE", value_delimiter = ',', default_value = "celery")]
     queue: Vec<String>,
@@ -193,9 +199,19 @@ impl TryFrom<Args> for Config {
     fn try_from(args: Args) -> Result<Config, ConfigError> {
         let mut broker = umbel_broker::Config::new(&args.redis_url);
         broker.key_prefix = args.key_prefix;
+        broker.priority_steps = umbel_broker::parse_steps(&args.priority_steps)
+            .map_err(|err| wrong("--priority-steps", err.to_string()))?;
+        if let Some(separator) = args.separator.filter(|separator| !separator.is_empty()) {
+            broker.separator =
+                umbel_broker::parse_separator(&separator).map_err(|err| wrong("--separator", err.to_string()))?;
+        }
+        let keys = umbel_broker::Keys::of(&broker);
         let mut queues: Vec<String> = Vec::new();
         for queue in args.queue.iter().map(|queue| queue.trim()) {
             check_queue(queue)?;
+            if keys.queue_of(&format!("{}{queue}", keys.prefix())) != queue {
+                return Err(wrong("--queue", format!("{queue:?} ends like a list of priority")));
+            }
             if !queues.iter().any(|known| known == queue) {
                 queues.push(queue.to_owned());
             }
@@ -320,6 +336,16 @@ mod tests {
         for bad in ["unacked", "umbel:lease", "_kombu.binding.x", "", "q\u{6}\u{16}3"] {
             assert!(config(&["--queue", bad]).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn priority_steps_are_checked() {
+        assert_eq!(config(&["--priority-steps", "0,5"]).unwrap().broker.priority_steps, [0, 5]);
+        for bad in ["5,0", "0,12", "low"] {
+            assert!(config(&["--priority-steps", bad]).is_err(), "{bad}");
+        }
+        assert!(config(&["--separator", ":", "--queue", "q:3"]).is_err());
+        assert_eq!(config(&["--separator", ":"]).unwrap().broker.separator, ":");
     }
 
     #[test]

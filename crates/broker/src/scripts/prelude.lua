@@ -1,8 +1,9 @@
 -- In front of every script. ARGV[1] is the key prefix (kombu's global_keyprefix, may be empty). Key names are computed,
 -- not declared, which is fine where there is no cluster mode, as in kombu; only look declares them, for tracking.
-local P = ARGV[1]
+-- Behind a zero byte the prefix names kombu's sep, where that is not the usual one.
+local P, SEP = ARGV[1], '\6\22'
+if string.find(P, '\0', 1, true) then P, SEP = string.match(P, '^(.-)%z(.*)$') end
 local U = P .. 'umbel:'
-local SEP = '\6\22'
 
 -- Redis time in whole microseconds; below 2^53 until the year 2255, so Lua numbers hold it.
 local function micros()
@@ -22,11 +23,10 @@ end
 local function delayed_member(list, tag, raw) return record(list, record(tag, raw)) end
 
 -- Queue of a list: without prefix and without the priority step.
+local STEP = '^(.*)' .. string.gsub(SEP, '%p', '%%%0') .. '%d+$'
 local function queue_of(list)
   local s = string.sub(list, #P + 1)
-  local i = string.find(s, SEP, 1, true)
-  if i then return string.sub(s, 1, i - 1) end
-  return s
+  return string.match(s, STEP) or s
 end
 local function worker_of(lid) return string.match(lid, '^(.*):%d+$') or '' end
 
