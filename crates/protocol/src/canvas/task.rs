@@ -60,6 +60,7 @@ pub(super) fn outgoing(
         delivery_tag: (sender.ids)(),
         headers: headers(options),
         id,
+        ..NewTask::default()
     };
     Ok(Outgoing { task, exchange })
 }

@@ -6,11 +6,12 @@ use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use jiff::tz::TimeZone;
 
+use super::body::JSON;
 use super::field::{
     count, instant, is_name, named, optional_name, present, priority, required, shaped, text, time_limit,
 };
 use super::reason::quoted;
-use super::{Limits, Malformed, Reason, TaskMessage, legacy};
+use super::{Bodies, Body, Limits, Malformed, OnlyJson, Reason, TaskMessage, legacy};
 use crate::json::{Json, JsonError};
 use crate::scan::{Bounds, Scanner};
 
@@ -22,7 +23,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// Reads one list element. `zone` reads times that have no offset (Celery's `timezone` setting; UTC by default).
 ///
-/// Only JSON is read: another content type or a compressed body is refused before the body is touched.
+/// Only JSON is read: another content type or a compressed body is refused before the body is touched;
+/// [`decode_with`] takes somebody who reads those.
 ///
 /// Required: `content-type`, `body`, `headers.task`, `headers.id`; a protocol 1 message has the last two in its body.
 /// `delivery_tag`, `delivery_info` and every other field may be missing, and get the defaults that [`TaskMessage`]
@@ -32,14 +34,79 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// # Errors
 /// [`Malformed`], with id and task name if they came before the fault.
 pub fn decode(raw: &[u8], limits: &Limits, zone: &TimeZone) -> Result<TaskMessage, Malformed> {
+    decode_with(raw, limits, zone, &OnlyJson)
+}
+
+/// As [`decode`], with somebody who reads the bodies that are not plain JSON. Plain JSON costs no more than there.
+///
+/// # Errors
+/// [`Malformed`], as [`decode`]; or as `bodies` say.
+pub fn decode_with(
+    raw: &[u8],
+    limits: &Limits,
+    zone: &TimeZone,
+    bodies: &dyn Bodies,
+) -> Result<TaskMessage, Malformed> {
     let mut envelope = Envelope::default();
-    read(raw, limits, zone, &mut envelope).map_err(|reason| {
-        let known = |value| text(value).filter(|text| is_name(text, limits)).map(Cow::into_owned);
-        Malformed {
-            reason,
-            id: known(envelope.headers.id),
-            task: known(envelope.headers.task),
-        }
+    read(raw, limits, zone, bodies, &mut envelope).map_err(|reason| envelope.malformed(reason, limits))
+}
+
+/// The labels and the bytes of a message's body, which is not read. Sizes are not limited.
+///
+/// # Errors
+/// [`Malformed`]: no message, or no body.
+pub fn body(raw: &[u8]) -> Result<Body<'_>, Malformed> {
+    let limits = Limits::default();
+    let mut envelope = Envelope::default();
+    let body = utf8(raw, "message").and_then(|message| {
+        split(message, &limits, &mut envelope).map_err(|source| Reason::Json {
+            part: "message",
+            source,
+        })?;
+        Ok(Body {
+            content_type: text(envelope.content_type).ok_or(Reason::Missing("content-type"))?,
+            content_encoding: text(envelope.content_encoding),
+            compression: text(envelope.headers.compression),
+            bytes: undo_encoding(&envelope)?,
+        })
+    });
+    body.map_err(|reason| envelope.malformed(reason, &limits))
+}
+
+/// What a message says without its body: its labels and the fields of its headers that name it.
+pub(super) struct Heading {
+    /// Has it a `task` header? Else it is protocol 1, or nothing.
+    pub(super) has_task: bool,
+    pub(super) id: Option<String>,
+    pub(super) task: Option<String>,
+    pub(super) parent_id: Option<String>,
+    pub(super) expires: Option<jiff::Timestamp>,
+    pub(super) origin: Option<Json>,
+    /// Does the body stand in base64, and not as the text itself?
+    pub(super) is_base64: bool,
+}
+
+/// Reads a message's headers only. Its size is not limited: it was read before.
+pub(super) fn heading(raw: &[u8]) -> Result<Heading, Malformed> {
+    let limits = Limits::default();
+    let mut envelope = Envelope::default();
+    let split = utf8(raw, "message").and_then(|message| {
+        split(message, &limits, &mut envelope).map_err(|source| Reason::Json {
+            part: "message",
+            source,
+        })
+    });
+    split.map_err(|reason| envelope.malformed(reason, &limits))?;
+    let headers = &envelope.headers;
+    let name = |value| text(value).map(Cow::into_owned);
+    Ok(Heading {
+        has_task: present(headers.task).is_some(),
+        id: name(headers.id),
+        task: name(headers.task),
+        parent_id: name(headers.parent_id),
+        expires: instant(headers.expires, "headers.expires", &TimeZone::UTC).unwrap_or_default(),
+        origin: present(headers.origin).map(Json::trusted),
+        is_base64: text(envelope.properties.body_encoding).as_deref() == Some("base64"),
     })
 }
 
@@ -52,6 +119,17 @@ struct Envelope<'a> {
     all_headers: Option<&'a str>,
     headers: Headers<'a>,
     properties: Properties<'a>,
+}
+
+impl Envelope<'_> {
+    fn malformed(&self, reason: Reason, limits: &Limits) -> Malformed {
+        let known = |value| text(value).filter(|text| is_name(text, limits)).map(Cow::into_owned);
+        Malformed {
+            reason,
+            id: known(self.headers.id),
+            task: known(self.headers.task),
+        }
+    }
 }
 
 /// Headers of protocol 2; the fields of the body in protocol 1.
@@ -80,6 +158,7 @@ struct Properties<'a> {
     reply_to: Option<&'a str>,
     priority: Option<&'a str>,
     body_encoding: Option<&'a str>,
+    exchange: Option<&'a str>,
     routing_key: Option<&'a str>,
     redelivered: Option<&'a str>,
 }
@@ -95,6 +174,7 @@ fn read<'a>(
     raw: &'a [u8],
     limits: &Limits,
     zone: &TimeZone,
+    bodies: &dyn Bodies,
     envelope: &mut Envelope<'a>,
 ) -> Result<TaskMessage, Reason> {
     if raw.len() > limits.bytes {
@@ -108,8 +188,16 @@ fn read<'a>(
         part: "message",
         source,
     })?;
-    check_kind(envelope)?;
-    let decoded = undo_encoding(envelope)?;
+    let decoded = match kind(envelope, bodies)? {
+        Kind::Json => undo_encoding(envelope)?,
+        Kind::Sealed(labels) => {
+            let body = Body {
+                bytes: undo_encoding(envelope)?,
+                ..labels
+            };
+            Cow::Owned(bodies.open(body)?.into_bytes())
+        }
+    };
     let body = utf8(&decoded, "body")?;
 
     if present(envelope.headers.task).is_none() && body.trim_start().starts_with('{') {
@@ -226,10 +314,11 @@ impl<'a> Properties<'a> {
             "priority" => &mut self.priority,
             "body_encoding" => &mut self.body_encoding,
             "delivery_info" if scanner.peek() == Some(b'{') => {
-                (self.routing_key, self.redelivered) = (None, None);
+                (self.exchange, self.routing_key, self.redelivered) = (None, None, None);
                 return scanner.object(|inner, key| {
                     let value = inner.value()?;
                     match &*key.unescaped() {
+                        "exchange" => self.exchange = Some(value),
                         "routing_key" => self.routing_key = Some(value),
                         "redelivered" => self.redelivered = Some(value),
                         _ => {}
@@ -244,32 +333,51 @@ impl<'a> Properties<'a> {
     }
 }
 
-/// Refuses what is not plain JSON, by its labels alone.
-fn check_kind(envelope: &Envelope<'_>) -> Result<(), Reason> {
+/// What a body is, by its labels.
+enum Kind<'a> {
+    Json,
+    /// Something that has to be opened; without its bytes.
+    Sealed(Body<'a>),
+}
+
+/// Refuses by its labels alone what nobody reads.
+fn kind<'a>(envelope: &Envelope<'a>, bodies: &dyn Bodies) -> Result<Kind<'a>, Reason> {
     let kind = text(envelope.content_type).ok_or(Reason::Missing("content-type"))?;
-    if kind != "application/json" {
+    if !bodies.accepts(&kind) {
         return Err(Reason::ContentType(quoted(&kind)));
     }
-    if let Some(compression) = present(envelope.headers.compression) {
-        return Err(Reason::Compression(named(compression)));
+    let content_encoding = present(envelope.content_encoding)
+        .map(|value| {
+            // `binary` asks for no character decoding, and then a text is UTF-8 all the same.
+            text(Some(value))
+                .filter(|name| {
+                    ["utf-8", "utf8", "us-ascii", "ascii", "binary"]
+                        .iter()
+                        .any(|known| name.eq_ignore_ascii_case(known))
+                })
+                .ok_or_else(|| Reason::Encoding {
+                    field: "content-encoding",
+                    found: named(value),
+                })
+        })
+        .transpose();
+    let compression = present(envelope.headers.compression)
+        .map(|value| text(Some(value)).ok_or_else(|| Reason::Compression(named(value))))
+        .transpose()?;
+    let content_encoding = match (content_encoding, &compression) {
+        (content_encoding, None) => content_encoding?,
+        // Compressed bytes have no character set, whatever the label says of what is inside.
+        (content_encoding, Some(_)) => content_encoding.ok().flatten(),
+    };
+    if kind == JSON && compression.is_none() {
+        return Ok(Kind::Json);
     }
-    match present(envelope.content_encoding) {
-        None => Ok(()),
-        Some(value) => match text(Some(value)) {
-            // `binary` asks for no character decoding, and then JSON reads UTF-8 all the same.
-            Some(name)
-                if ["utf-8", "utf8", "us-ascii", "ascii", "binary"]
-                    .iter()
-                    .any(|ok| name.eq_ignore_ascii_case(ok)) =>
-            {
-                Ok(())
-            }
-            _ => Err(Reason::Encoding {
-                field: "content-encoding",
-                found: named(value),
-            }),
-        },
-    }
+    Ok(Kind::Sealed(Body {
+        content_type: kind,
+        content_encoding,
+        compression,
+        bytes: Cow::Borrowed(&[]),
+    }))
 }
 
 /// The body's bytes, after `body_encoding`.
@@ -380,6 +488,7 @@ fn assemble(
         kwargsrepr: text(headers.kwargsrepr).map(Cow::into_owned),
         priority: priority(properties.priority),
         queue: name(properties.routing_key, "properties.delivery_info.routing_key")?.unwrap_or_default(),
+        exchange: name(properties.exchange, "properties.delivery_info.exchange")?.unwrap_or_default(),
         redelivered: properties.redelivered == Some("true"),
         headers: all_headers.map_or_else(Json::empty_object, Json::trusted),
     })

@@ -6,19 +6,25 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 
-use super::{TaskMessage, TimeLimit};
+use super::{Body, TaskMessage, TimeLimit};
 use crate::json::Json;
 use crate::{time, write};
 
 /// What Celery writes when a task has no callbacks, chain or chord.
 const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
-/// Headers that seldom differ from these; given among [`NewTask::headers`], a value goes to its usual place.
-const LATE_HEADERS: [(&str, &str); 3] = [
-    ("replaced_task_nesting", "0"),
-    ("stamped_headers", "null"),
-    ("stamps", "{}"),
-];
+/// Headers with a place of their own; one that is given among [`NewTask::headers`] goes there and wins over the field.
+const LATE_HEADERS: [&str; 3] = ["replaced_task_nesting", "stamped_headers", "stamps"];
+
+/// How a body becomes the text that stands in the envelope (kombu's transport option `body_encoding`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BodyEncoding {
+    /// Any bytes.
+    #[default]
+    Base64,
+    /// The text itself. A body that is no text (msgpack, compressed) is sent as base64 all the same, and says so.
+    Utf8,
+}
 
 /// A task to send: fill in what matters, leave the rest to `..NewTask::default()`.
 ///
@@ -49,14 +55,24 @@ pub struct NewTask {
     pub embed: Option<Json>,
     /// The queue, which becomes the routing key of the anonymous exchange.
     pub queue: String,
+    /// The exchange that the message says it was sent to; empty: the anonymous one.
+    pub exchange: String,
+    /// The routing key that the message says, where it is not the queue.
+    pub routing_key: Option<String>,
     /// 0 (first) to 9; the caller pushes to that step's list.
     pub priority: u8,
+    /// The priority as it is written, where the caller gave one beyond 0 to 9.
+    pub priority_written: Option<i64>,
     /// Earlier tries.
     pub retries: u32,
     /// Not before.
     pub eta: Option<Timestamp>,
+    /// How `eta` is written, where that is not in UTC: in an offset of the caller's, or in none.
+    pub eta_text: Option<String>,
     /// Not after.
     pub expires: Option<Timestamp>,
+    /// How `expires` is written, likewise.
+    pub expires_text: Option<String>,
     /// When it is sent; only to state the time left in the property `expiration`, which nobody on Redis reads.
     pub sent_at: Option<Timestamp>,
     /// Seconds that a run may take.
@@ -83,9 +99,19 @@ pub struct NewTask {
     pub reply_to: String,
     /// Key of kombu's delivery record, unique for each copy that is pushed; empty: the id serves.
     pub delivery_tag: String,
+    /// How often the task was replaced by another under its id.
+    pub replaced_task_nesting: u32,
+    /// Stamps, by which tasks can be revoked: name and value.
+    pub stamps: Vec<(String, Json)>,
     /// Further headers, appended in this order; `replaced_task_nesting`, `stamped_headers` and `stamps` where Celery
     /// writes them.
     pub headers: Vec<(String, Json)>,
+    /// Further properties, behind `reply_to`, where Celery puts send options that it does not know.
+    pub properties: Vec<(String, Json)>,
+    /// 2 (persistent) or 1; no effect on Redis.
+    pub delivery_mode: u8,
+    /// How the body stands in the envelope.
+    pub body_encoding: BodyEncoding,
 }
 
 impl Default for NewTask {
@@ -97,10 +123,15 @@ impl Default for NewTask {
             kwargs: Json::empty_object(),
             embed: None,
             queue: "celery".into(),
+            exchange: String::new(),
+            routing_key: None,
             priority: 0,
+            priority_written: None,
             retries: 0,
             eta: None,
+            eta_text: None,
             expires: None,
+            expires_text: None,
             sent_at: None,
             time_limit: TimeLimit::default(),
             shadow: None,
@@ -114,7 +145,12 @@ impl Default for NewTask {
             origin: String::new(),
             reply_to: String::new(),
             delivery_tag: String::new(),
+            replaced_task_nesting: 0,
+            stamps: Vec::new(),
             headers: Vec::new(),
+            properties: Vec::new(),
+            delivery_mode: 2,
+            body_encoding: BodyEncoding::Base64,
         }
     }
 }
@@ -122,27 +158,58 @@ impl Default for NewTask {
 impl NewTask {
     /// The list element, byte for byte as Celery 5.7 writes it: task protocol 2, JSON body in base64.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = String::with_capacity(1024 + self.args.as_str().len() * 2 + self.kwargs.as_str().len() * 2);
+        self.encode_with(&Body::json(self.body().as_bytes()))
+    }
+
+    /// The body's value as JSON text: `[args, kwargs, embed]`.
+    pub fn body(&self) -> String {
         let embed = self.embed.as_ref().map_or(NO_EMBED, Json::as_str);
-        let body = format!("[{}, {}, {embed}]", self.args, self.kwargs);
-        out.push_str("{\"body\": \"");
-        STANDARD.encode_string(body, &mut out);
-        out.push_str("\", \"content-encoding\": \"utf-8\", \"content-type\": \"application/json\", \"headers\": ");
-        self.write_headers(&mut out);
+        format!("[{}, {}, {embed}]", self.args, self.kwargs)
+    }
+
+    /// The list element around a body that was serialised, compressed or signed elsewhere.
+    pub fn encode_with(&self, body: &Body<'_>) -> Vec<u8> {
+        let Body {
+            content_type,
+            content_encoding,
+            compression,
+            bytes,
+        } = body;
+        let text = match self.body_encoding {
+            BodyEncoding::Utf8 => std::str::from_utf8(bytes).ok(),
+            BodyEncoding::Base64 => None,
+        };
+        let mut out = String::with_capacity(1024 + bytes.len() * 2);
+        out.push_str("{\"body\": ");
+        match text {
+            Some(text) => write::string(&mut out, text),
+            None => {
+                out.push('"');
+                STANDARD.encode_string(bytes, &mut out);
+                out.push('"');
+            }
+        }
+        out.push_str(", \"content-encoding\": ");
+        write::optional(&mut out, content_encoding.as_deref());
+        out.push_str(", \"content-type\": ");
+        write::string(&mut out, content_type);
+        out.push_str(", \"headers\": ");
+        self.write_headers(&mut out, compression.as_deref());
         out.push_str(", \"properties\": ");
-        self.write_properties(&mut out);
+        self.write_properties(&mut out, if text.is_some() { "utf-8" } else { "base64" });
         out.push('}');
         out.into_bytes()
     }
 
-    fn write_headers(&self, out: &mut String) {
+    fn write_headers(&self, out: &mut String, compression: Option<&str>) {
         // Consumers do not check it. The text inside the body is Python's dialect of JSON, so that is what we say.
         out.push_str("{\"lang\": \"py\"");
         text(out, "task", &self.task);
         text(out, "id", &self.id);
         optional(out, "shadow", self.shadow.as_deref());
-        optional(out, "eta", self.eta.map(time::iso).as_deref());
-        optional(out, "expires", self.expires.map(time::iso).as_deref());
+        let iso = |text: &Option<String>, at: Option<Timestamp>| text.clone().or_else(|| at.map(time::iso));
+        optional(out, "eta", iso(&self.eta_text, self.eta).as_deref());
+        optional(out, "expires", iso(&self.expires_text, self.expires).as_deref());
         optional(out, "group", self.group.as_deref());
         bare(
             out,
@@ -171,33 +238,53 @@ impl NewTask {
                 None => "null",
             },
         );
-        for (name, default) in LATE_HEADERS {
-            let given = self.headers.iter().rev().find(|(given, _)| given == name);
-            bare(out, name, given.map_or(default, |(_, value)| value.as_str()));
+        let [nesting, stamped_headers, stamps] = LATE_HEADERS;
+        self.late(out, nesting, || Json::of(&self.replaced_task_nesting));
+        self.late(out, stamped_headers, || {
+            if self.stamps.is_empty() {
+                return Json::null();
+            }
+            write::array(self.stamps.iter().map(|(name, _)| Json::string(name)))
+        });
+        self.late(out, stamps, || {
+            write::object(self.stamps.iter().map(|(name, value)| (name.as_str(), value)))
+        });
+        for (name, value) in &self.headers {
+            if !LATE_HEADERS.contains(&name.as_str()) {
+                entry(out, name, value);
+            }
         }
-        let is_late = |name: &str| LATE_HEADERS.iter().any(|(late, _)| *late == name);
-        for (name, value) in self.headers.iter().filter(|(name, _)| !is_late(name)) {
-            out.push_str(", ");
-            write::string(out, name);
-            // Writing to a String cannot fail.
-            let _ = write!(out, ": {value}");
+        if let Some(compression) = compression {
+            text(out, "compression", compression);
         }
         out.push('}');
     }
 
-    fn write_properties(&self, out: &mut String) {
+    fn late(&self, out: &mut String, name: &str, field: impl FnOnce() -> Json) {
+        match self.headers.iter().rev().find(|(given, _)| given == name) {
+            Some((_, given)) => bare(out, name, given.as_str()),
+            None => bare(out, name, field().as_str()),
+        }
+    }
+
+    fn write_properties(&self, out: &mut String, body_encoding: &str) {
         out.push_str("{\"correlation_id\": ");
         write::string(out, &self.id);
         text(out, "reply_to", &self.reply_to);
-        out.push_str(", \"delivery_mode\": 2");
+        for (name, value) in &self.properties {
+            entry(out, name, value);
+        }
+        bare(out, "delivery_mode", &self.delivery_mode.to_string());
         if let (Some(expires), Some(now)) = (self.expires, self.sent_at) {
             text(out, "expiration", &expiration(expires, now));
         }
-        out.push_str(", \"delivery_info\": {\"exchange\": \"\", \"routing_key\": ");
-        write::string(out, &self.queue);
+        out.push_str(", \"delivery_info\": {\"exchange\": ");
+        write::string(out, &self.exchange);
+        text(out, "routing_key", self.routing_key.as_ref().unwrap_or(&self.queue));
         out.push('}');
-        bare(out, "priority", &self.priority.to_string());
-        out.push_str(", \"body_encoding\": \"base64\"");
+        let priority = self.priority_written.unwrap_or(self.priority.into());
+        bare(out, "priority", &priority.to_string());
+        text(out, "body_encoding", body_encoding);
         text(
             out,
             "delivery_tag",
@@ -228,6 +315,8 @@ impl From<&TaskMessage> for NewTask {
             expires: message.expires,
             sent_at: None,
             time_limit: message.time_limit,
+            exchange: message.exchange,
+            routing_key: None,
             shadow: None,
             root_id: message.root_id,
             parent_id: message.parent_id,
@@ -239,7 +328,7 @@ impl From<&TaskMessage> for NewTask {
             origin: message.origin.unwrap_or_default(),
             reply_to: message.reply_to.unwrap_or_default(),
             delivery_tag: String::new(),
-            headers: Vec::new(),
+            ..NewTask::default()
         }
     }
 }
@@ -249,6 +338,13 @@ pub(super) fn expiration(expires: Timestamp, now: Timestamp) -> String {
     (expires.as_microsecond().saturating_sub(now.as_microsecond()) / 1_000)
         .max(0)
         .to_string()
+}
+
+fn entry(out: &mut String, name: &str, value: &Json) {
+    out.push_str(", ");
+    write::string(out, name);
+    out.push_str(": ");
+    out.push_str(value.as_str());
 }
 
 fn text(out: &mut String, name: &str, value: &str) {

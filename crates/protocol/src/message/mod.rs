@@ -1,5 +1,6 @@
 //! Task messages: [`decode`] what Celery queues, [`NewTask::encode`] what it would queue, [`retry`] what it queues again.
 
+mod body;
 mod decode;
 mod encode;
 mod field;
@@ -11,11 +12,11 @@ use jiff::Timestamp;
 
 use crate::json::Json;
 
-pub use decode::decode;
-pub use encode::NewTask;
-pub(crate) use reason::quoted;
-pub use reason::{Malformed, Reason};
-pub use retry::{Retry, retry, with_headers};
+pub use body::{Bodies, Body, OnlyJson};
+pub use decode::{body, decode, decode_with};
+pub use encode::{BodyEncoding, NewTask};
+pub use reason::{Malformed, Reason, quoted};
+pub use retry::{Retry, next_try, retry, retry_with, retry_with_body, with_headers};
 
 /// The longest time limit that a message may ask for; a longer one becomes this.
 ///
@@ -105,6 +106,8 @@ pub struct TaskMessage {
     pub priority: u8,
     /// The routing key: the queue's name for a message sent to a queue, empty if the message has none.
     pub queue: String,
+    /// The exchange that it was sent to; empty for a message sent to a queue.
+    pub exchange: String,
     /// The message says that it was delivered before. Anyone can write that: display only.
     pub redelivered: bool,
     /// All headers, verbatim: an object.

@@ -47,9 +47,26 @@ pub enum Reason {
     /// A serializer other than JSON. The body was not looked at.
     #[error("content type {0} is not accepted")]
     ContentType(String),
-    /// A compressed body. It was not looked at.
+    /// A compression that is not read. The body was not looked at.
     #[error("compression {0} is not accepted")]
     Compression(String),
+    /// A body that is not what its labels say: broken off, followed by something else, or of another format.
+    #[error("body is not acceptable {format}: {why}")]
+    Format {
+        /// E.g. `zstd`, `msgpack`.
+        format: &'static str,
+        /// What is wrong; without foreign text.
+        why: String,
+    },
+    /// A body that grows beyond the limit when it is unpacked. Unpacking ended there.
+    #[error("body is larger than {limit} bytes when unpacked")]
+    Unpacked {
+        /// The limit.
+        limit: usize,
+    },
+    /// A signature that proves nothing.
+    #[error("signature refused: {0}")]
+    Signature(String),
     /// A character set or transfer encoding that we do not read, or a body that is not what it says.
     #[error("{field} {found} cannot be decoded")]
     Encoding {
@@ -75,7 +92,9 @@ impl Reason {
     /// One short word for metrics and records; it never changes.
     pub fn label(&self) -> &'static str {
         match self {
-            Reason::Size { .. } => "size",
+            Reason::Size { .. } | Reason::Unpacked { .. } => "size",
+            Reason::Format { .. } => "format",
+            Reason::Signature(_) => "signature",
             Reason::Text { .. } => "text",
             Reason::Json {
                 source: JsonError::Syntax { .. },
@@ -95,7 +114,7 @@ impl Reason {
 }
 
 /// Foreign text for a reason: escaped and short.
-pub(crate) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let mut shown: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     if text.chars().nth(64).is_some() {
         shown.push_str("...");

@@ -4,11 +4,14 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::decode::{Heading, heading};
 use super::encode::expiration;
-use super::{Limits, Malformed, NewTask, Reason, TaskMessage, decode};
+use super::{Bodies, Limits, Malformed, NewTask, OnlyJson, Reason, TaskMessage, decode_with};
 use crate::json::{Json, JsonError};
 use crate::scan::{Bounds, Scanner};
 use crate::{time, write};
@@ -33,15 +36,50 @@ pub struct Retry {
 /// # Guarantees
 /// `retries`, `eta`, `parent_id` (the task's own id, if there was none), `delivery_tag`, `expiration`, `origin` among the
 /// properties, and a `redelivered` mark (back to false) are as Celery sets them; the given headers are set. All other
-/// bytes, the body among them, are those of `raw`. A protocol 1 message comes out as protocol 2, as from Celery.
+/// bytes, the body among them, are those of `raw`: the body is not even read, so that serializer, compression and
+/// signature stay. A protocol 1 message, whose body is all it has, comes out as protocol 2, as from Celery; if its
+/// body is not plain JSON, [`retry_with`] is needed.
 ///
 /// # Errors
-/// [`Malformed`], as [`decode`] under the default limits.
+/// [`Malformed`]: no message, or of protocol 1 and not to be read.
 pub fn retry(raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
-    let message = decode(raw, &Limits::default(), &TimeZone::UTC)?;
-    if message.header("task").is_none_or(|task| task.is_null()) {
-        return Ok(upgraded(&message, retry).encode());
+    retry_with(raw, retry, &OnlyJson)
+}
+
+/// As [`retry`], with somebody who reads bodies that are not plain JSON.
+///
+/// # Errors
+/// As [`retry`].
+pub fn retry_with(raw: &[u8], retry: &Retry, bodies: &dyn Bodies) -> Result<Vec<u8>, Malformed> {
+    let heading = heading(raw)?;
+    if !heading.has_task {
+        let message = decode_with(raw, &unlimited(), &TimeZone::UTC, bodies)?;
+        return Ok(next_try(&message, retry).encode());
     }
+    changes(retry, &heading).apply(raw, &heading)
+}
+
+/// As [`retry`], with another body of the same content type and compression, and the repr of its arguments.
+///
+/// # Errors
+/// [`Malformed`]: no message.
+pub fn retry_with_body(raw: &[u8], retry: &Retry, body: &[u8], reprs: [&str; 2]) -> Result<Vec<u8>, Malformed> {
+    let heading = heading(raw)?;
+    let mut edit = changes(retry, &heading);
+    for (name, repr) in ["argsrepr", "kwargsrepr"].into_iter().zip(reprs) {
+        edit.header(name, Json::string(repr));
+    }
+    edit.body = Some(match std::str::from_utf8(body) {
+        Ok(text) if !heading.is_base64 => Json::string(text).to_string(),
+        _ => {
+            edit.properties.push(("body_encoding".into(), Json::string("base64")));
+            format!("\"{}\"", STANDARD.encode(body))
+        }
+    });
+    edit.apply(raw, &heading)
+}
+
+fn changes(retry: &Retry, heading: &Heading) -> Edit {
     let Retry {
         retries,
         eta,
@@ -52,8 +90,10 @@ pub fn retry(raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
     let mut edit = Edit::default();
     edit.header("eta", eta.map_or_else(Json::null, |eta| Json::string(&time::iso(eta))));
     edit.header("retries", Json::of(retries));
-    if message.parent_id.as_deref().is_none_or(str::is_empty) {
-        edit.header("parent_id", Json::string(&message.id));
+    if heading.parent_id.as_deref().is_none_or(str::is_empty)
+        && let Some(id) = &heading.id
+    {
+        edit.header("parent_id", Json::string(id));
     }
     for (name, value) in headers {
         edit.header(name, value.clone());
@@ -62,28 +102,37 @@ pub fn retry(raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
         edit.properties
             .push(("delivery_tag".into(), Json::string(delivery_tag)));
     }
-    if let (Some(expires), Some(now)) = (message.expires, *now) {
+    if let (Some(expires), Some(now)) = (heading.expires, *now) {
         edit.expiration = Some(Json::string(&expiration(expires, now)));
     }
-    edit.origin = message.header("origin").filter(|origin| !origin.is_null());
+    edit.origin.clone_from(&heading.origin);
     edit.clear_redelivered = true;
-    edit.apply(raw, &message)
+    edit
 }
 
 /// The same message with these headers set or replaced, everything else byte for byte.
 ///
 /// # Errors
-/// [`Malformed`], as [`decode`] under the default limits.
+/// [`Malformed`]: no message.
 pub fn with_headers(raw: &[u8], headers: &[(&str, Json)]) -> Result<Vec<u8>, Malformed> {
-    let message = decode(raw, &Limits::default(), &TimeZone::UTC)?;
+    let heading = heading(raw)?;
     let mut edit = Edit::default();
     for (name, value) in headers {
         edit.header(name, value.clone());
     }
-    edit.apply(raw, &message)
+    edit.apply(raw, &heading)
 }
 
-fn upgraded(message: &TaskMessage, retry: &Retry) -> NewTask {
+/// The limits of a message that was read before, under whatever limits then.
+fn unlimited() -> Limits {
+    Limits {
+        bytes: usize::MAX,
+        ..Limits::default()
+    }
+}
+
+/// The next try of a message as one of its own, for a protocol 1 message, which cannot be changed in place.
+pub fn next_try(message: &TaskMessage, retry: &Retry) -> NewTask {
     let Retry {
         retries,
         eta,
@@ -107,6 +156,8 @@ fn upgraded(message: &TaskMessage, retry: &Retry) -> NewTask {
 struct Edit {
     headers: Vec<(String, Json)>,
     properties: Vec<(String, Json)>,
+    /// A new body, as a JSON string.
+    body: Option<String>,
     /// Written only over an `expiration` that is there.
     expiration: Option<Json>,
     /// Written only where the properties have none; Celery puts it behind `reply_to`.
@@ -133,11 +184,11 @@ impl Edit {
         self.headers.push((name.to_owned(), value));
     }
 
-    fn apply(&self, raw: &[u8], message: &TaskMessage) -> Result<Vec<u8>, Malformed> {
+    fn apply(&self, raw: &[u8], heading: &Heading) -> Result<Vec<u8>, Malformed> {
         let malformed = |reason| Malformed {
             reason,
-            id: Some(message.id.clone()),
-            task: Some(message.task.clone()),
+            id: heading.id.clone(),
+            task: heading.task.clone(),
         };
         let text = std::str::from_utf8(raw).map_err(|err| {
             malformed(Reason::Text {
@@ -169,6 +220,7 @@ impl Edit {
             match &*key {
                 "headers" => set(text, value, &self.headers, &mut splices)?,
                 "properties" => self.splice_properties(text, value, &mut splices)?,
+                "body" => splices.extend(self.body.clone().map(|text| Splice { span: value, text })),
                 _ => {}
             }
         }
