@@ -75,7 +75,7 @@ use crate::message::NewTask;
 
 pub use builtin::{BUILTINS, Builtin, builtin};
 pub use chord::{ChordEnd, ChordKeys, ChordPart, PartState, complete_chord, fail_chord, timings};
-pub use outcome::{after_failure, after_revoked, after_success, send, start};
+pub use outcome::{after_failure, after_revoked, after_success, apply, send, start};
 pub use replace::{add_to_chord, replace};
 pub use signature::{Kind, Options, Signature};
 pub use tuple::ResultTuple;
@@ -151,6 +151,10 @@ pub struct Outgoing {
     /// as the routing key, and sends one copy to each queue it finds, under a delivery tag of its own. `None`: straight
     /// to the list.
     pub exchange: Option<String>,
+    /// The serializer that the signature asks for, by Celery's name; `None`: the sender's own.
+    pub serializer: Option<String>,
+    /// The compression that it asks for, likewise.
+    pub compression: Option<String>,
 }
 
 /// The failure of a task that will never run, because one before it failed.

@@ -8,6 +8,7 @@ use super::chord::{ChordPart, PartState};
 use super::plan::{Call, Plan};
 use super::signature::{Kind, Options, Signature, list, wrong};
 use super::task::Origin;
+use super::tuple::ResultTuple;
 use super::{Aftermath, FollowUp, Sender, StoredFailure};
 use crate::json::Json;
 use crate::message::{Malformed, Reason, TaskMessage};
@@ -116,6 +117,19 @@ pub fn send(message: &TaskMessage, signature: &Signature, sender: &mut Sender<'_
 /// # Errors
 /// [`Reason`]: no acceptable signature.
 pub fn start(signature: &Signature, queue: &str, sender: &mut Sender<'_>) -> Result<Aftermath, Reason> {
+    Ok(apply(signature, queue, sender)?.0)
+}
+
+/// As [`start`], with the result of the whole: of a chain that of its last step, of a chord that of its body, each with
+/// what comes before as parents.
+///
+/// # Errors
+/// As [`start`].
+pub fn apply(
+    signature: &Signature,
+    queue: &str,
+    sender: &mut Sender<'_>,
+) -> Result<(Aftermath, ResultTuple), Reason> {
     let origin = Origin {
         queue: queue.to_owned(),
         root: None,
@@ -123,7 +137,8 @@ pub fn start(signature: &Signature, queue: &str, sender: &mut Sender<'_>) -> Res
     };
     let mut plan = Plan::new(origin, sender);
     plan.spawn(signature, Call::default(), &Options::default())?;
-    Ok(plan.done())
+    let result = plan.result.take().ok_or(Reason::Missing("signature.task"))?;
+    Ok((plan.done(), result))
 }
 
 /// FAILURE for each of these tasks and for what they consist of, with the chord parts of those that are members.

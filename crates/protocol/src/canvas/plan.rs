@@ -15,7 +15,26 @@ pub(super) struct Plan<'a, 'b> {
     pub(super) children: Vec<ResultTuple>,
     pub(super) origin: Origin,
     pub(super) sender: &'a mut Sender<'b>,
+    /// The result of what was spawned last.
+    pub(super) result: Option<ResultTuple>,
     bytes: usize,
+}
+
+/// What became of a signature that was sent.
+struct Sent {
+    /// Its result as a child of the task that sent it: of a chain the first step, of a chord the header.
+    child: ResultTuple,
+    /// Its result as who waits for its end wants it, with what came before as parents.
+    result: ResultTuple,
+}
+
+impl From<ResultTuple> for Sent {
+    fn from(result: ResultTuple) -> Sent {
+        Sent {
+            child: result.clone(),
+            result,
+        }
+    }
 }
 
 /// Arguments of the moment: put before those of a signature, unless it is immutable.
@@ -39,6 +58,7 @@ impl<'a, 'b> Plan<'a, 'b> {
             children: Vec::new(),
             origin,
             sender,
+            result: None,
             bytes: 0,
         }
     }
@@ -64,13 +84,14 @@ impl<'a, 'b> Plan<'a, 'b> {
 
     /// Sends `signature` and names it among the children.
     pub(super) fn spawn(&mut self, signature: &Signature, call: Call<'_>, over: &Options) -> Result<(), Reason> {
-        let child = self.apply(signature, call, over)?;
-        self.children.push(child);
+        let sent = self.apply(signature, call, over)?;
+        self.children.push(sent.child);
+        self.result = Some(sent.result);
         Ok(())
     }
 
     /// Sends `signature` under its own options, overruled by `over`.
-    fn apply(&mut self, signature: &Signature, call: Call<'_>, over: &Options) -> Result<ResultTuple, Reason> {
+    fn apply(&mut self, signature: &Signature, call: Call<'_>, over: &Options) -> Result<Sent, Reason> {
         match signature.kind {
             Kind::Task => self.apply_task(signature, call, over),
             Kind::Group => self.apply_group(signature, call, over),
@@ -79,7 +100,7 @@ impl<'a, 'b> Plan<'a, 'b> {
         }
     }
 
-    fn apply_task(&mut self, task: &Signature, call: Call<'_>, over: &Options) -> Result<ResultTuple, Reason> {
+    fn apply_task(&mut self, task: &Signature, call: Call<'_>, over: &Options) -> Result<Sent, Reason> {
         let options = task.options.merged(over);
         let (args, kwargs) = arguments(task, call)?;
         let is_as_read = task.immutable && !call.args.is_empty() && options.get("group_id").is_none();
@@ -93,10 +114,10 @@ impl<'a, 'b> Plan<'a, 'b> {
         self.allow(0)?;
         let result = ResultTuple::task(&out.task.id);
         self.steps.push(FollowUp::Send(Box::new(out)));
-        Ok(result)
+        Ok(result.into())
     }
 
-    fn apply_group(&mut self, group: &Signature, call: Call<'_>, over: &Options) -> Result<ResultTuple, Reason> {
+    fn apply_group(&mut self, group: &Signature, call: Call<'_>, over: &Options) -> Result<Sent, Reason> {
         let mut options = group.options.merged(over);
         let id = take_id(&mut options, self.sender);
         let root = options.text("root_id");
@@ -111,7 +132,7 @@ impl<'a, 'b> Plan<'a, 'b> {
             results.push(freeze(task, place, self.sender)?);
         }
         self.apply_members(&tasks, &id, call, options)?;
-        Ok(ResultTuple::group(&id, results))
+        Ok(ResultTuple::group(&id, results).into())
     }
 
     /// Sends frozen members under the options of their group.
@@ -132,7 +153,7 @@ impl<'a, 'b> Plan<'a, 'b> {
         Ok(())
     }
 
-    fn apply_chain(&mut self, chain: &Signature, call: Call<'_>, over: &Options) -> Result<ResultTuple, Reason> {
+    fn apply_chain(&mut self, chain: &Signature, call: Call<'_>, over: &Options) -> Result<Sent, Reason> {
         let mut options = chain.options.merged(over);
         let (id, group, root) = (
             options.text("task_id"),
@@ -155,7 +176,7 @@ impl<'a, 'b> Plan<'a, 'b> {
             chord: chord.as_ref(),
             root: root.as_deref(),
         };
-        freeze_steps(&mut steps, place, self.sender)?;
+        let result = freeze_steps(&mut steps, place, self.sender)?;
         if let Some(last) = steps.last_mut() {
             for link in &links {
                 last.append("link", link);
@@ -180,10 +201,14 @@ impl<'a, 'b> Plan<'a, 'b> {
         let (args, _) = arguments(chain, call)?;
         let args = args.elements().unwrap_or_default();
         let kwargs = call.kwargs.filter(|_| !chain.immutable);
-        self.apply(first, Call { args: &args, kwargs }, &options)
+        let first = self.apply(first, Call { args: &args, kwargs }, &options)?;
+        Ok(Sent {
+            child: first.child,
+            result,
+        })
     }
 
-    fn apply_chord(&mut self, chord: &Signature, call: Call<'_>, over: &Options) -> Result<ResultTuple, Reason> {
+    fn apply_chord(&mut self, chord: &Signature, call: Call<'_>, over: &Options) -> Result<Sent, Reason> {
         let mut options = chord.options.merged(over);
         let body_id = options.take("task_id").and_then(|id| id.text());
         let delays = ["countdown", "eta"].map(|name| (name, options.take(name)));
@@ -212,7 +237,7 @@ impl<'a, 'b> Plan<'a, 'b> {
             group: Some(&id),
             ..Place::under(root.as_deref())
         };
-        freeze(&mut body, place, self.sender)?;
+        let mut result = freeze(&mut body, place, self.sender)?;
         for name in ["chain", "chord", "group_id"] {
             options.take(name);
         }
@@ -222,7 +247,11 @@ impl<'a, 'b> Plan<'a, 'b> {
             }
         }
         header.options.set("task_id", Json::string(&id));
-        self.start_chord(chord, &header, &body, root.as_deref(), call, &options)
+        let child = self.start_chord(chord, &header, &body, root.as_deref(), call, &options)?;
+        if child.members.is_some() {
+            result.set_root(child.clone());
+        }
+        Ok(Sent { child, result })
     }
 
     fn start_chord(
@@ -236,7 +265,8 @@ impl<'a, 'b> Plan<'a, 'b> {
     ) -> Result<ResultTuple, Reason> {
         let mut tasks = flat(header.tasks()?)?;
         if tasks.is_empty() {
-            return self.apply(body, Call::with(&[Json::empty_array()]), &Options::default());
+            let sent = self.apply(body, Call::with(&[Json::empty_array()]), &Options::default())?;
+            return Ok(sent.child);
         }
         let id = header.id().unwrap_or_default();
         let shared = body.to_json();

@@ -41,7 +41,9 @@ pub(super) fn outgoing(
             .and_then(|retries| retries.to().ok())
             .unwrap_or(0),
         eta: eta(options, sender.now)?,
+        eta_text: as_given(options, "eta").filter(|_| options.get("countdown").is_none()),
         expires: expires(options, sender.now)?,
+        expires_text: as_given(options, "expires"),
         sent_at: Some(sender.now),
         time_limit: TimeLimit {
             hard: seconds(options, "time_limit"),
@@ -62,7 +64,12 @@ pub(super) fn outgoing(
         id,
         ..NewTask::default()
     };
-    Ok(Outgoing { task, exchange })
+    Ok(Outgoing {
+        task,
+        exchange,
+        serializer: options.text("serializer"),
+        compression: options.text("compression"),
+    })
 }
 
 /// Callbacks, errbacks, chain and chord, as the message carries them.
@@ -134,6 +141,12 @@ fn expires(options: &Options, now: Timestamp) -> Result<Option<Timestamp>, Reaso
         Some(seconds) => Ok(Some(after(now, seconds))),
         None => instant(options, "expires", "options.expires"),
     }
+}
+
+/// A time as the signature has it: in its own offset, or in none, which the consumer reads in its own zone.
+fn as_given(options: &Options, name: &str) -> Option<String> {
+    let value = options.get(name)?;
+    value.get("__value__").unwrap_or_else(|| value.clone()).text()
 }
 
 fn instant(options: &Options, name: &str, field: &'static str) -> Result<Option<Timestamp>, Reason> {
