@@ -11,12 +11,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("plan", &["api"]),
     ("broker", &["protocol"]),
+    ("codec", &["protocol"]),
     ("clusters", &["api"]),
     (
         "operator",
         &["api", "plan", "protocol", "broker", "clusters", "telemetry"],
     ),
-    ("worker", &["protocol", "broker", "clusters", "telemetry"]),
+    ("worker", &["protocol", "codec", "broker", "clusters", "telemetry"]),
     ("dashboard", &["api", "protocol", "broker", "telemetry"]),
     ("cli", &["api", "plan", "protocol", "broker", "clusters"]),
     ("testkit", &["api", "protocol"]),
@@ -27,14 +28,14 @@ const ARROWS: &[(&str, &[&str])] = &[
 const OWNERS: &[(&str, &[&str])] = &[
     ("redis", &["broker", "testkit"]),
     ("clap", &["operator", "worker", "dashboard", "cli"]),
-    ("base64", &["protocol", "clusters"]),
+    ("base64", &["protocol", "codec", "clusters"]),
     ("croner", &["plan"]),
     ("prometheus-client", &["telemetry", "operator", "worker", "dashboard"]),
     ("axum", &["telemetry", "dashboard"]),
 ];
 
 /// Foreign crates that only these of ours must do without.
-const STRANGERS: &[(&str, &[&str])] = &[("tokio", &["api", "protocol", "plan"])];
+const STRANGERS: &[(&str, &[&str])] = &[("tokio", &["api", "protocol", "codec", "plan"])];
 
 #[test]
 fn crates_use_only_whom_they_may() {

@@ -51,6 +51,14 @@ pub fn decode_with(
     read(raw, limits, zone, bodies, &mut envelope).map_err(|reason| envelope.malformed(reason, limits))
 }
 
+/// One header of a message, which is not read beyond its headers; `None` if there is none, or no message.
+pub fn header(raw: &[u8], name: &str) -> Option<Json> {
+    let mut envelope = Envelope::default();
+    split(utf8(raw, "message").ok()?, &Limits::default(), &mut envelope).ok()?;
+    let headers = Json::trusted(envelope.all_headers?);
+    headers.get(name).filter(|value| !value.is_null())
+}
+
 /// The labels and the bytes of a message's body, which is not read. Sizes are not limited.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::json::Json;
 
 pub use body::{Bodies, Body, OnlyJson};
-pub use decode::{body, decode, decode_with};
+pub use decode::{body, decode, decode_with, header};
 pub use encode::{BodyEncoding, NewTask};
 pub use reason::{Malformed, Reason, quoted};
 pub use retry::{Retry, next_try, retry, retry_with, retry_with_body, with_headers};

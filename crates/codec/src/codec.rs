@@ -1,0 +1,276 @@
+//! [`Codec`]: any body that is accepted, from and to JSON text.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{self, Bodies, Body, Limits, Malformed, NewTask, Reason, Retry, TaskMessage, quoted};
+
+use crate::{Compression, DEFAULT_MAX_INFLATED, Keyring, Serializer, Signer, compress, decompress, msgpack, yaml};
+
+/// What a codec accepts, and by which keys.
+#[derive(Debug)]
+pub struct Options {
+    /// What is read. Without `Json`, plain JSON is refused as well.
+    pub accept: Vec<Serializer>,
+    /// Bytes of a body after unpacking, as it came and as JSON text.
+    pub max_inflated: usize,
+    /// Whose signatures count; without one, nothing signed is accepted.
+    pub keyring: Option<Keyring>,
+    /// Who signs what we send.
+    pub signer: Option<Signer>,
+}
+
+impl Default for Options {
+    /// JSON, 8 MiB, no keys.
+    fn default() -> Options {
+        Options {
+            accept: vec![Serializer::Json],
+            max_inflated: DEFAULT_MAX_INFLATED,
+            keyring: None,
+            signer: None,
+        }
+    }
+}
+
+/// A task that cannot be written in a format.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("task {task:?} cannot be written in {serializer}: {why}")]
+pub struct EncodeError {
+    /// The task's name.
+    pub task: String,
+    /// The format.
+    pub serializer: Serializer,
+    /// Why.
+    pub why: String,
+}
+
+/// Reads and writes bodies. Cheap to clone.
+#[derive(Clone)]
+pub struct Codec(Arc<Options>);
+
+impl Default for Codec {
+    fn default() -> Codec {
+        Codec::new(Options::default())
+    }
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keys say for themselves what of them may be shown.
+        self.0.fmt(f)
+    }
+}
+
+impl Codec {
+    /// A codec by these options.
+    pub fn new(options: Options) -> Codec {
+        Codec(Arc::new(options))
+    }
+
+    /// What is read.
+    pub fn accept(&self) -> &[Serializer] {
+        &self.0.accept
+    }
+
+    /// Reads one list element, as [`message::decode`]; a plain JSON message costs no more than there.
+    ///
+    /// # Errors
+    /// [`Malformed`], with id and task name if they came before the fault.
+    pub fn decode(&self, raw: &[u8], limits: &Limits, zone: &TimeZone) -> Result<TaskMessage, Malformed> {
+        message::decode_with(raw, limits, zone, self)
+    }
+
+    /// Writes a task as Celery's producer does.
+    ///
+    /// # Errors
+    /// [`EncodeError`]: a value that the format does not have, or no key to sign with.
+    pub fn encode(
+        &self,
+        task: &NewTask,
+        serializer: Serializer,
+        compression: Option<Compression>,
+    ) -> Result<Vec<u8>, EncodeError> {
+        if serializer == Serializer::Json && compression.is_none() {
+            return Ok(task.encode());
+        }
+        let bytes = self
+            .seal(&task.body(), serializer, compression)
+            .map_err(|why| EncodeError {
+                task: task.task.clone(),
+                serializer,
+                why,
+            })?;
+        Ok(task.encode_with(&Body {
+            content_type: Cow::Borrowed(serializer.content_type()),
+            content_encoding: Some(Cow::Borrowed(serializer.content_encoding())),
+            compression: compression.map(|compression| Cow::Borrowed(compression.content_type())),
+            bytes: Cow::Owned(bytes),
+        }))
+    }
+
+    /// Writes a task that a worker sends on its own: signed where there is a key, else plain JSON.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn outgoing(&self, task: &NewTask) -> Result<Vec<u8>, EncodeError> {
+        let serializer = if self.0.signer.is_some() {
+            Serializer::Auth
+        } else {
+            Serializer::Json
+        };
+        self.encode(task, serializer, None)
+    }
+
+    /// The message of the next try, as [`message::retry`], of any message that this codec reads. With `arguments`,
+    /// positional and keyword, these are put in place of the old ones: in the same serializer and compression, and
+    /// signed by our key if the old ones were signed.
+    ///
+    /// # Errors
+    /// [`Malformed`]: not to be read, or new arguments that its serializer cannot say.
+    pub fn retry(&self, raw: &[u8], retry: &Retry, arguments: Option<(&Json, &Json)>) -> Result<Vec<u8>, Malformed> {
+        let is_modern = message::header(raw, "task").is_some();
+        let Some((args, kwargs)) = arguments else {
+            if is_modern {
+                return message::retry(raw, retry);
+            }
+            return self.next_try(raw, retry, None);
+        };
+        if !is_modern {
+            return self.next_try(raw, retry, Some((args, kwargs)));
+        }
+        let message = self.reread(raw)?;
+        let embed = message.embed.clone().unwrap_or_else(Json::null);
+        let bytes = self
+            .reseal(raw, &format!("[{args}, {kwargs}, {embed}]"))
+            .map_err(|reason| malformed(&message, reason))?;
+        message::retry_with_body(raw, retry, &bytes, [&args.repr_as_arguments(), &kwargs.repr()])
+    }
+
+    /// A protocol 1 message becomes one of protocol 2 in the same serializer.
+    fn next_try(&self, raw: &[u8], retry: &Retry, arguments: Option<(&Json, &Json)>) -> Result<Vec<u8>, Malformed> {
+        let message = self.reread(raw)?;
+        let mut task = message::next_try(&message, retry);
+        if let Some((args, kwargs)) = arguments {
+            (task.args, task.kwargs) = (args.clone(), kwargs.clone());
+            (task.argsrepr, task.kwargsrepr) = (None, None);
+        }
+        let old = message::body(raw)?;
+        let serializer = Serializer::named(&old.content_type).unwrap_or(Serializer::Json);
+        let compression = old.compression.as_deref().and_then(Compression::named);
+        self.encode(&task, serializer, compression)
+            .map_err(|err| malformed(&message, format(serializer, err.why)))
+    }
+
+    fn reread(&self, raw: &[u8]) -> Result<TaskMessage, Malformed> {
+        let limits = Limits {
+            bytes: usize::MAX,
+            ..Limits::default()
+        };
+        self.decode(raw, &limits, &TimeZone::UTC)
+    }
+
+    fn reseal(&self, raw: &[u8], body: &str) -> Result<Vec<u8>, Reason> {
+        let old = message::body(raw).map_err(|malformed| malformed.reason)?;
+        let serializer = Serializer::named(&old.content_type).unwrap_or(Serializer::Json);
+        let compression = old.compression.as_deref().and_then(Compression::named);
+        self.seal(body, serializer, compression)
+            .map_err(|why| format(serializer, why))
+    }
+
+    fn seal(&self, body: &str, serializer: Serializer, compression: Option<Compression>) -> Result<Vec<u8>, String> {
+        let json = || Json::parse(body).map_err(|err| err.to_string());
+        let bytes = match serializer {
+            Serializer::Json => body.as_bytes().to_vec(),
+            Serializer::Msgpack => msgpack::write(&json()?)?,
+            Serializer::Yaml => yaml::write(&json()?)?.into_bytes(),
+            Serializer::Auth => {
+                let signer = self.0.signer.as_ref().ok_or("there is no key to sign with")?;
+                let inner = Serializer::Json;
+                signer.seal(body.as_bytes(), inner.content_type(), inner.content_encoding())?
+            }
+        };
+        Ok(match compression {
+            Some(compression) => compress(compression, &bytes),
+            None => bytes,
+        })
+    }
+
+    fn read(&self, serializer: Serializer, bytes: Cow<'_, [u8]>) -> Result<String, Reason> {
+        let limit = self.0.max_inflated;
+        match serializer {
+            Serializer::Json => text(bytes.into_owned()),
+            Serializer::Msgpack => msgpack::read(&bytes, limit),
+            Serializer::Yaml => yaml::read(&text(bytes.into_owned())?, limit),
+            Serializer::Auth => {
+                let keyring = self.0.keyring.as_ref();
+                let keyring = keyring.ok_or_else(|| Reason::Signature("nobody's signature counts here".into()))?;
+                let signed = keyring.open(&bytes)?;
+                match Serializer::named(&signed.content_type) {
+                    // A signature inside of a signature says nothing more; pickle has no name here.
+                    None | Some(Serializer::Auth) => Err(Reason::ContentType(quoted(&signed.content_type))),
+                    Some(Serializer::Msgpack) => self.read(Serializer::Msgpack, signed.payload.into()),
+                    Some(inner) if is_utf8(&signed.content_encoding) => self.read(inner, signed.payload.into()),
+                    Some(_) => Err(Reason::Encoding {
+                        field: "content-encoding",
+                        found: quoted(&signed.content_encoding),
+                    }),
+                }
+            }
+        }
+    }
+}
+
+impl Bodies for Codec {
+    fn accepts(&self, content_type: &str) -> bool {
+        Serializer::named(content_type).is_some_and(|serializer| self.0.accept.contains(&serializer))
+    }
+
+    fn open(&self, body: Body<'_>) -> Result<String, Reason> {
+        let Body {
+            content_type,
+            content_encoding: _,
+            compression,
+            bytes,
+        } = body;
+        let serializer = Serializer::named(&content_type).ok_or_else(|| Reason::ContentType(quoted(&content_type)))?;
+        let bytes = match compression {
+            None => bytes,
+            Some(name) => {
+                let compression = Compression::named(&name).ok_or_else(|| Reason::Compression(quoted(&name)))?;
+                Cow::Owned(decompress(compression, &bytes, self.0.max_inflated)?)
+            }
+        };
+        self.read(serializer, bytes)
+    }
+}
+
+fn is_utf8(encoding: &str) -> bool {
+    ["utf-8", "utf8", "ascii", "us-ascii", "binary"]
+        .iter()
+        .any(|known| encoding.eq_ignore_ascii_case(known))
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, Reason> {
+    String::from_utf8(bytes).map_err(|err| Reason::Text {
+        part: "body",
+        at: err.utf8_error().valid_up_to(),
+    })
+}
+
+fn format(serializer: Serializer, why: String) -> Reason {
+    Reason::Format {
+        format: serializer.name(),
+        why,
+    }
+}
+
+fn malformed(message: &TaskMessage, reason: Reason) -> Malformed {
+    Malformed {
+        reason,
+        id: Some(message.id.clone()),
+        task: Some(message.task.clone()),
+    }
+}
