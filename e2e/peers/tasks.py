@@ -31,6 +31,7 @@ def work(self, seconds=0):
     time.sleep(seconds)
     history("effect", self.request.id)
     history("done", self.request.id)
+    return seconds
 
 
 @app.task(name="peers.work", bind=True, acks_late=True)

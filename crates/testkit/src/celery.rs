@@ -1,82 +1,54 @@
-//! Real Celery beside ours: a client that sends and reads results, and workers.
+//! Real Celery beside ours: a client that sends and reads results.
 
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout};
 
-use crate::leash::Leash;
+use crate::peer::{Peer, peers};
 use crate::wait::patient;
-use crate::{Process, repository, within};
+use crate::{CeleryVersion, within};
 
-/// The Python of the environment that has Celery.
-///
-/// # Panics
-/// When it is missing; the message says how to make it.
-pub(crate) fn python() -> PathBuf {
-    let folder = std::env::var_os("UMBEL_VENV").map_or_else(folder_of_setup, PathBuf::from);
-    let python = folder.join("bin/python");
-    assert!(
-        python.exists(),
-        "no Python environment at {}: run `hack/setup.sh venv`",
-        folder.display()
-    );
-    python
-}
-
-/// Where `hack/setup.sh venv` puts it.
-fn folder_of_setup() -> PathBuf {
-    let script = repository().join("hack/env.sh");
-    let output = std::process::Command::new(&script)
-        .output()
-        .unwrap_or_else(|err| panic!("{}: {err}", script.display()));
-    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-    let quoted = lines.lines().find_map(|line| line.strip_prefix("export UMBEL_VENV="));
-    PathBuf::from(
-        quoted
-            .unwrap_or_else(|| panic!("{} names no UMBEL_VENV", script.display()))
-            .trim_matches('\''),
-    )
-}
-
-fn peers() -> PathBuf {
-    repository().join("e2e/peers")
-}
+pub use crate::peer::Raised;
 
 /// Python and Celery take about a second to start, more on a machine that compiles.
-const START: Duration = Duration::from_mins(1);
+pub(crate) const START: Duration = Duration::from_mins(1);
 
 /// A Celery client: one Python process that sends tasks and reads their results with `AsyncResult`.
 pub struct Celery {
-    requests: ChildStdin,
-    replies: Lines<BufReader<ChildStdout>>,
-    _leash: Leash,
-    _child: Child,
+    peer: Peer,
 }
 
-/// An exception as `AsyncResult.get` raised it.
+/// Where an application sends to and reads from, and how it is set up.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The broker's address.
+    pub broker: String,
+    /// The result backend's.
+    pub results: String,
+    /// Further settings, by Celery's own names.
+    pub settings: Value,
+}
+
+impl App {
+    /// One that keeps results beside the messages.
+    pub fn at(broker: &str) -> App {
+        App {
+            broker: broker.to_owned(),
+            results: broker.to_owned(),
+            settings: json!({}),
+        }
+    }
+}
+
+/// A workflow that a client has sent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Raised {
-    /// Class name.
-    #[serde(rename = "type")]
-    pub exc_type: String,
-    /// Module of the class.
-    pub module: String,
-    /// `str(exception)`.
-    pub message: String,
-    /// The remote traceback, where there is one.
-    pub traceback: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Reply {
-    Ok(Value),
-    Raised(Raised),
+pub struct Sent {
+    /// By what the client knows it.
+    handle: u64,
+    /// Its id: of its last task, or of the group.
+    pub id: String,
 }
 
 impl Celery {
@@ -86,58 +58,62 @@ impl Celery {
     }
 
     /// Starts a client with a result backend and further settings, by Celery's own names.
+    pub async fn client_with(broker: &str, results: &str, settings: &Value) -> Celery {
+        let app = App {
+            broker: broker.to_owned(),
+            results: results.to_owned(),
+            settings: settings.clone(),
+        };
+        Celery::client_of(CeleryVersion::V5_7, &app).await
+    }
+
+    /// Starts a client of some version.
     ///
     /// # Panics
-    /// When Python or Celery is missing.
-    pub async fn client_with(broker: &str, results: &str, settings: &Value) -> Celery {
-        let mut child = tokio::process::Command::new(python())
-            .arg("-u")
-            .arg(peers().join("client.py"))
-            .env("UMBEL_PEER_BROKER", broker)
-            .env("UMBEL_PEER_RESULTS", results)
-            .env("UMBEL_PEER_SETTINGS", settings.to_string())
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("Python can be started");
-        let leash = Leash::on(child.id().expect("it was just started"), None);
-        let requests = child.stdin.take().expect("it is a pipe");
-        let replies = BufReader::new(child.stdout.take().expect("it is a pipe")).lines();
-        let mut client = Celery {
-            requests,
-            replies,
-            _leash: leash,
-            _child: child,
-        };
-        client
-            .ask(START, &json!({"op": "ready"}))
+    /// When Python or that Celery is missing.
+    pub async fn client_of(version: CeleryVersion, app: &App) -> Celery {
+        let mut command = tokio::process::Command::new(version.python());
+        command.arg("-u").arg(peers().join("client.py"));
+        command.env("UMBEL_PEER_BROKER", &app.broker);
+        command.env("UMBEL_PEER_RESULTS", &app.results);
+        command.env("UMBEL_PEER_SETTINGS", app.settings.to_string());
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        let mut peer = Peer::start(command);
+        peer.ask(START, &json!({"op": "ready"}))
             .await
             .expect("a client that is ready says so");
-        client
+        Celery { peer }
     }
 
     async fn ask(&mut self, deadline: Duration, request: &Value) -> Result<Value, Raised> {
-        let what = format!("the Celery client answers {request:.200}");
-        within(deadline, &what, async {
-            self.requests
-                .write_all(format!("{request}\n").as_bytes())
-                .await
-                .expect("the client runs");
-            let line = self
-                .replies
-                .next_line()
-                .await
-                .expect("the client runs")
-                .expect("the client runs");
-            match serde_json::from_str(&line) {
-                Ok(Reply::Ok(value)) => Ok(value),
-                Ok(Reply::Raised(raised)) => Err(raised),
-                Err(err) => panic!("the client wrote {line:?}: {err}"),
-            }
-        })
-        .await
+        self.peer.ask(deadline, request).await
+    }
+
+    /// Sends a workflow, written as for [`Celery::canvas`], without waiting for it, from another application than the
+    /// client's own where `app` says so.
+    ///
+    /// # Panics
+    /// When Celery refuses it.
+    pub async fn apply(&mut self, workflow: &str, app: Option<&App>) -> Sent {
+        let app = app.map(|app| json!({"broker": app.broker, "results": app.results, "settings": app.settings}));
+        let request = json!({"op": "apply", "workflow": workflow, "app": app});
+        let sent = self.ask(Duration::from_mins(1), &request).await;
+        let sent = sent.unwrap_or_else(|raised| panic!("{workflow}: {raised:?}"));
+        serde_json::from_value(sent).expect("a handle and an id")
+    }
+
+    /// The result of a workflow as JSON text: sorted keys, no blanks, and what JSON has no form for as Python's `repr`.
+    ///
+    /// # Errors
+    /// What `get` raised.
+    ///
+    /// # Panics
+    /// When the client is gone.
+    pub async fn result(&mut self, sent: &Sent, timeout: Duration) -> Result<String, Raised> {
+        let request =
+            json!({"op": "result", "handle": sent.handle, "id": sent.id, "timeout": patient(timeout).as_secs_f64()});
+        let text = self.ask(timeout + Duration::from_secs(30), &request).await?;
+        Ok(serde_json::from_value(text).expect("it is text"))
     }
 
     /// `app.send_task(task, args, **options)`; returns the id. `kwargs` is one of the options.
@@ -256,7 +232,7 @@ impl Celery {
 /// # Panics
 /// When it cannot be started.
 pub async fn celery_command(broker: &str, args: &[&str]) -> (bool, String) {
-    let output = tokio::process::Command::new(python())
+    let output = tokio::process::Command::new(CeleryVersion::V5_7.python())
         .args(["-m", "celery", "-A", "app", "--no-color"])
         .args(args)
         .env("UMBEL_PEER_BROKER", broker)
@@ -271,88 +247,4 @@ pub async fn celery_command(broker: &str, args: &[&str]) -> (bool, String) {
         .expect("Python can be started");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.success(), text)
-}
-
-/// How a Celery worker is started.
-#[derive(Debug, Clone)]
-pub struct Options<'a> {
-    /// Its queues, separated by commas.
-    pub queues: &'a str,
-    /// `solo` or `prefork`.
-    pub pool: &'a str,
-    /// Child processes of `prefork`.
-    pub concurrency: usize,
-    /// Further settings, by Celery's own names.
-    pub settings: Value,
-    /// More environment, e.g. where to write a history.
-    pub environment: Vec<(&'a str, &'a str)>,
-}
-
-impl Default for Options<'_> {
-    fn default() -> Self {
-        Options {
-            queues: "celery",
-            pool: "solo",
-            concurrency: 1,
-            settings: json!({}),
-            environment: Vec::new(),
-        }
-    }
-}
-
-/// A real Celery worker with the tasks of `e2e/peers/tasks.py`.
-pub struct CeleryWorker {
-    /// The process; SIGTERM stops it in order.
-    pub process: Process,
-}
-
-impl CeleryWorker {
-    /// Starts one and waits until it takes work.
-    ///
-    /// # Panics
-    /// When it does not get there.
-    pub async fn start(broker: &str, options: &Options<'_>) -> CeleryWorker {
-        let Options {
-            queues,
-            pool,
-            concurrency,
-            settings,
-            environment,
-        } = options;
-        let (settings, concurrency, tasks) = (settings.to_string(), concurrency.to_string(), peers());
-        let node = format!("celery-{}@%h", crate::free_port()); // Celery wants names that differ.
-        let args = [
-            "-m",
-            "celery",
-            "-A",
-            "tasks",
-            "worker",
-            "-Q",
-            queues,
-            "-P",
-            pool,
-            "-c",
-            &concurrency,
-            "-n",
-            &node,
-        ];
-        let quiet = [
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-            "-l",
-            "INFO",
-        ];
-        let mut env = vec![
-            ("UMBEL_PEER_BROKER", broker),
-            ("UMBEL_PEER_RESULTS", broker),
-            ("UMBEL_PEER_SETTINGS", &settings),
-            ("PYTHONPATH", tasks.to_str().expect("the checkout's path is text")),
-            ("PYTHONDONTWRITEBYTECODE", "1"),
-        ];
-        env.extend(environment.iter().copied());
-        let mut process = Process::start(Path::new(&python()), args.iter().chain(&quiet), &env);
-        process.says(START, " ready.").await;
-        CeleryWorker { process }
-    }
 }

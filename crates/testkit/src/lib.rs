@@ -1,7 +1,8 @@
 //! Real parts for tests, each private to the test that starts it and gone when it ends.
 //!
-//! * [`Redis`]: a server on a free port; [`Relay`]: a wire in front of it that can be cut at an exact reply.
-//! * [`Process`]: a program of ours under a leash; [`Celery`]: real Celery clients and workers.
+//! * [`Redis`]: a server, Redis or Valkey, on a free port; [`Relay`]: a wire in front of it that can be cut at an exact reply.
+//! * [`Process`]: a program of ours under a leash; [`Celery`], [`CeleryWorker`]: real Celery of three versions;
+//!   [`CeleryNode`]: Celery for Node.
 //! * [`History`]: what processes say they did, merged, with a verdict: lost, run again, stale.
 //! * [`ControlPlane`]: a real Kubernetes API server with its controllers.
 //! * [`eventually`]: waiting for a condition, never for time to pass.
@@ -11,27 +12,36 @@
 #![allow(clippy::panic, reason = "a failure here is the failure of the test that uses it")]
 
 mod celery;
+mod celery_worker;
+mod certificate;
 mod cluster;
 mod dir;
 mod history;
 mod leash;
+mod node;
+mod peer;
 mod port;
 mod process;
 mod relay;
 mod resp;
 mod server;
+mod setup;
 mod wait;
 
 /// The client by which tests look into a server.
 pub use ::redis;
-pub use celery::{Celery, CeleryWorker, Options as CeleryOptions, Raised, celery_command};
+pub use celery::{App, Celery, Raised, Sent, celery_command};
+pub use celery_worker::{CeleryWorker, Options as CeleryOptions};
+pub use certificate::Signer;
 pub use cluster::{ControlPlane, Target};
 pub use dir::TempDir;
 pub use history::{Event, History, Log, Verdict};
+pub use node::{CeleryNode, celery_node_worker};
 pub use port::free_port;
 pub use process::{Process, Signal, send_signal};
 pub use relay::{Command, Cut, Direction, Held, Late, Relay, script};
-pub use server::Redis;
+pub use server::{Redis, ServerKind};
+pub use setup::CeleryVersion;
 pub use wait::{eventually, eventually_some, within};
 
 /// The root of the checkout that this crate was built from.

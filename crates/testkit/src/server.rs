@@ -1,17 +1,50 @@
 //! A private Redis server.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 
 use crate::leash::Leash;
+use crate::setup::made;
 use crate::{TempDir, eventually, free_port};
+
+/// What program a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerKind {
+    /// Redis 7.0, as Debian 12 has it.
+    Redis,
+    /// Valkey 8.
+    Valkey,
+}
+
+impl ServerKind {
+    /// Redis, unless `UMBEL_TEST_SERVER` says `valkey`.
+    ///
+    /// # Panics
+    /// When it says something else.
+    pub fn of_this_run() -> ServerKind {
+        match std::env::var("UMBEL_TEST_SERVER").as_deref() {
+            Err(_) | Ok("" | "redis") => ServerKind::Redis,
+            Ok("valkey") => ServerKind::Valkey,
+            Ok(other) => panic!("UMBEL_TEST_SERVER is {other:?}: redis and valkey are known"),
+        }
+    }
+
+    fn program(self) -> PathBuf {
+        match self {
+            ServerKind::Redis => "redis-server".into(),
+            ServerKind::Valkey => made("UMBEL_VALKEY", "peers"),
+        }
+    }
+}
 
 /// A server of one's own on a free loopback port, without persistence unless asked for. It dies with the test.
 #[derive(Debug)]
 pub struct Redis {
+    kind: ServerKind,
     port: u16,
     extra: Vec<String>,
     running: Option<(Child, Leash)>,
@@ -37,8 +70,17 @@ impl Redis {
     /// # Panics
     /// When it does not answer.
     pub async fn start_with(settings: &[&str]) -> Redis {
+        Redis::start_kind(ServerKind::of_this_run(), settings).await
+    }
+
+    /// Starts this program, whatever the run is about.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn start_kind(kind: ServerKind, settings: &[&str]) -> Redis {
         let extra: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
         let mut server = Redis {
+            kind,
             port: 0,
             extra,
             running: None,
@@ -61,7 +103,7 @@ impl Redis {
             .open(self.folder.path().join("redis.log"))
             .expect("the log can be made");
         let errors = log.try_clone().expect("the log can be shared");
-        let child = Command::new("redis-server")
+        let child = Command::new(self.kind.program())
             .args([
                 "--bind",
                 "127.0.0.1",
@@ -79,7 +121,7 @@ impl Redis {
             .stdout(log)
             .stderr(errors)
             .spawn()
-            .expect("redis-server is installed: `make setup`");
+            .expect("the server is installed: `make setup`");
         let leash = Leash::on(child.id(), Some(self.folder.path()));
         self.running = Some((child, leash));
     }

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use redis::AsyncCommands;
 use serde_json::json;
-use umbel_testkit::{Celery, CeleryOptions, CeleryWorker, ControlPlane, History, Process, Redis, Signal};
+use umbel_testkit::{
+    App, Celery, CeleryNode, CeleryOptions, CeleryVersion, CeleryWorker, ControlPlane, History, Process, Redis,
+    ServerKind, Signal, celery_node_worker,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -69,6 +72,51 @@ async fn celery_client_and_worker_speak_through_redis() {
         (20, 20, 0),
         "{verdict}"
     );
+}
+
+#[tokio::test]
+async fn every_peer_is_of_its_version_and_speaks() {
+    let server = Redis::start_kind(ServerKind::Valkey, &[]).await;
+    let info: String = redis::cmd("INFO")
+        .arg("server")
+        .query_async(&mut server.connection().await)
+        .await
+        .expect("it answers");
+    assert!(info.contains("valkey_version:8."), "{info}");
+    for (number, version, named) in [
+        (1, CeleryVersion::V5_2, "v5.2."),
+        (2, CeleryVersion::V5_6, "v5.6."),
+        (3, CeleryVersion::V5_7, "v5.7."),
+    ] {
+        let app = App::at(&server.database(number));
+        let options = CeleryOptions {
+            version,
+            ..CeleryOptions::default()
+        };
+        let (worker, mut client) = tokio::join!(
+            CeleryWorker::start(&app.broker, &options),
+            Celery::client_of(version, &app)
+        );
+        assert!(worker.process.log().contains(named), "{}", worker.process.log());
+        let sent = client.apply("chord([e(1, b=nan), s(0)], e())", None).await;
+        let found = client.result(&sent, SOON).await;
+        assert_eq!(
+            found.as_deref(),
+            Ok(r#"{"args":[[{"args":[1],"kwargs":{"b":NaN}},0]],"kwargs":{}}"#)
+        );
+    }
+    let app = App::at(&server.url());
+    let _worker = celery_node_worker(&app.broker, &app.results).await;
+    let mut client = CeleryNode::client().await;
+    for protocol in [1, 2] {
+        let id = client
+            .send(&app, protocol, "umbel.echo", &json!(["é"]), &json!({"b": null}))
+            .await;
+        assert_eq!(
+            client.get(&id, SOON).await.as_deref(),
+            Ok(r#"{"args":["é"],"kwargs":{"b":null}}"#)
+        );
+    }
 }
 
 #[tokio::test]
