@@ -115,8 +115,8 @@ fn echo(args: &Arguments) -> String {
 }
 
 /// Names of captures whose tasks only show that they ran.
-const SHOWN: [&str; 34] = [
-    "proj.echo",
+const SHOWN: [&str; 40] = [
+    "demo.a",
     "demo.add",
     "demo.b",
     "demo.c",
@@ -128,7 +128,9 @@ const SHOWN: [&str; 34] = [
     "demo.eb",
     "demo.fan",
     "demo.g",
+    "demo.h",
     "demo.inner",
+    "demo.l",
     "demo.lnk",
     "demo.m",
     "demo.minute",
@@ -144,12 +146,16 @@ const SHOWN: [&str; 34] = [
     "demo.secret",
     "demo.st",
     "demo.sum",
+    "demo.t",
     "demo.tick",
     "demo.tock",
     "demo.top",
     "demo.u",
     "demo.x",
+    "demo.y",
+    "demo.z",
     "other.add",
+    "proj.echo",
 ];
 
 fn main() -> anyhow::Result<()> {

@@ -6,6 +6,11 @@
 mod canvas;
 mod capture;
 mod compare;
+mod consume;
+mod control;
 mod effects;
+mod events;
 mod monitor;
+mod publish;
+mod results;
 mod stage;

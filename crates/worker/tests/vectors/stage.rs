@@ -92,6 +92,16 @@ impl Stage {
             entries.iter().any(|entry| entry.starts_with("open"))
         })
         .await;
+        eventually(SOON, "it listens to remote control", async || {
+            let mut asked = redis::cmd("PUBSUB");
+            let channels: Vec<String> = asked
+                .arg("CHANNELS")
+                .query_async(&mut connection)
+                .await
+                .unwrap_or_default();
+            channels.iter().any(|channel| channel.contains("pidbox"))
+        })
+        .await;
     }
 
     /// Sends a command as it is.
@@ -118,6 +128,13 @@ impl Stage {
         commands
     }
 
+    /// The effects since the worker was started.
+    pub(crate) fn all_effects(&self) -> Effects {
+        let mut commands = self.monitor.commands();
+        commands.retain(|command| command.client != self.own);
+        Effects::of(&commands, &[])
+    }
+
     pub(crate) fn effects(&self, own: &[Vec<u8>]) -> Effects {
         Effects::of(&self.done(), own)
     }
@@ -138,6 +155,20 @@ impl Stage {
         left == 0
     }
 
+    /// Waits until the record holds all that was done before.
+    async fn caught_up(&mut self) {
+        let mark = uuid::Uuid::new_v4().to_string();
+        self.send(&[b"ECHO".to_vec(), mark.clone().into_bytes()]).await;
+        eventually(SOON, "the record has caught up", async || {
+            let commands = self.monitor.commands();
+            commands
+                .iter()
+                .rev()
+                .any(|command| command.text(0) == "ECHO" && command.text(1) == mark)
+        })
+        .await;
+    }
+
     /// Plays what the client did, and waits until there is as much of each kind as Celery's worker did, and nothing
     /// more to do.
     pub(crate) async fn play(&mut self, capture: &Capture) -> (Effects, Effects) {
@@ -156,7 +187,9 @@ impl Stage {
             let mut parts = command.parts.into_iter();
             let name = parts.next().unwrap_or_default();
             let command = commands.cmd(&String::from_utf8_lossy(&name));
-            parts.for_each(|part| drop(command.arg(part)));
+            for part in parts {
+                command.arg(part);
+            }
         }
         commands
             .exec_async(&mut self.connection)
@@ -176,6 +209,7 @@ impl Stage {
         loop {
             // First idle, then read: what came before the last message was settled is in the record.
             let is_idle = self.is_idle().await;
+            self.caught_up().await;
             let ours = self.effects(own);
             if is_idle && is_enough(&ours) {
                 return ours;

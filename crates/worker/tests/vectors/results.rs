@@ -1,0 +1,120 @@
+//! Result documents: the captured task runs under its captured id, and its document is Celery's.
+
+use serde_json::{Value, json};
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{NewTask, TimeLimit};
+
+use crate::capture::Capture;
+use crate::compare::compare;
+use crate::effects::Effects;
+use crate::stage::Stage;
+
+/// The id whose result a capture holds.
+pub(crate) fn id_of(capture: &Capture) -> String {
+    let results = Effects::of(&capture.commands, &[]);
+    let first = results
+        .published
+        .first()
+        .or(results.documents.first())
+        .expect("a result");
+    first["document"]["task_id"].as_str().expect("an id").to_owned()
+}
+
+/// A call as the client of the captures made it.
+pub(crate) fn call(id: &str, task: &str, args: &Value) -> NewTask {
+    NewTask {
+        id: id.to_owned(),
+        task: task.to_owned(),
+        args: Json::of(args),
+        delivery_tag: format!("tag-{id}"),
+        ..NewTask::default()
+    }
+}
+
+/// Sends a task, and compares what is stored with the capture.
+async fn runs(stage: &mut Stage, name: &str, task: NewTask) -> Result<(), String> {
+    let mut theirs = Effects::of(&Capture::of(name).commands, &[]);
+    theirs.messages.clear();
+    // Celery's parent process stores a hard time limit twice.
+    theirs
+        .documents
+        .dedup_by_key(|document| document["document"]["result"].to_string());
+    stage.forget();
+    let raw = task.encode();
+    stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), raw.clone()]).await;
+    let mut ours = stage
+        .until(name, &[raw], |ours| ours.documents.len() >= theirs.documents.len())
+        .await;
+    ours.messages.clear(); // These captures hold results only.
+    compare(&ours, &theirs).map_err(|differs| format!("{name}: {differs}"))
+}
+
+async fn all_run(flags: &[&str], calls: Vec<(&str, NewTask)>) {
+    let mut stage = Stage::with(flags).await;
+    let mut differ = Vec::new();
+    for (name, task) in calls {
+        differ.extend(runs(&mut stage, name, task).await.err());
+    }
+    assert!(differ.is_empty(), "{}", differ.join("\n\n"));
+}
+
+fn of(name: &'static str, task: &str, args: Value) -> (&'static str, NewTask) {
+    (name, call(&id_of(&Capture::of(name)), task, &args))
+}
+
+#[tokio::test]
+async fn documents_are_celerys() {
+    let mut hard = of("result-10-hard-time-limit", "proj.hardie", json!([]));
+    hard.1.time_limit = TimeLimit {
+        hard: Some(1.0),
+        soft: None,
+    };
+    let mut expired = of("result-07-revoked-expired", "proj.add", json!([1, 2]));
+    expired.1.expires = Some(jiff::Timestamp::UNIX_EPOCH);
+    let mut special = of("result-09-returns-special-types", "proj.echo", json!([]));
+    let (args, kwargs) = (
+        r#"[null, "\u00e9\ud83d\ude00", [1, {"k": 2.5}]]"#,
+        r#"{"big": 12345678901234567890123}"#,
+    );
+    special.1.args = Json::parse(args).expect("JSON");
+    special.1.kwargs = Json::parse(kwargs).expect("JSON");
+    let calls = vec![
+        of("result-01-success", "proj.add", json!([2, 3])),
+        of("result-02-failure-builtin", "proj.fail", json!(["boom"])),
+        of("result-13-get-waits-with-subscribe", "proj.late", json!([0, "v"])),
+        expired,
+        special,
+        hard,
+    ];
+    all_run(&[], calls).await;
+}
+
+#[tokio::test]
+async fn results_live_as_long_as_they_are_told_to() {
+    let forever = of("result-19-expires-none", "proj.add", json!([2, 3]));
+    all_run(&["--result-ttl", "0s"], vec![forever]).await;
+    let short = of("result-24-expires-short", "proj.add", json!([2, 3]));
+    all_run(&["--result-ttl", "10s"], vec![short]).await;
+}
+
+#[tokio::test]
+async fn an_ignored_result_is_not_stored() {
+    let capture = Capture::of("result-12-ignored");
+    let mut stage = Stage::with(&[]).await;
+    stage.forget();
+    let (key, raw) = capture.pushed().remove(0);
+    stage.send(&[b"LPUSH".to_vec(), key, raw.clone()]).await;
+    // The next one's result comes after it.
+    let next = call("next", "proj.add", &json!([1, 1])).encode();
+    stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), next.clone()]).await;
+    let ours = stage
+        .until("ignored", &[raw, next], |ours| !ours.documents.is_empty())
+        .await;
+    let keys: Vec<&Value> = ours.documents.iter().map(|document| &document["key"]).collect();
+    assert_eq!(keys, ["celery-task-meta-next"]);
+    assert_eq!(
+        Effects::of(&capture.commands, &[]).documents,
+        Vec::<Value>::new(),
+        "nor does Celery"
+    );
+}
