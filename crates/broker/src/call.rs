@@ -36,6 +36,7 @@ scripts! {
     ADMIT_SELF = "admit_self";
     CLOSE_SELF = "close_self";
     DEPTH = "depth";
+    EARLY = "early";
     FIRE = "fire";
     FOLLOW = "follow";
     GATE = "gate";
@@ -50,6 +51,7 @@ scripts! {
     RENEW = "renew";
     RESERVE = "reserve";
     RESERVE_SUSPECT = "reserve_suspect";
+    REVOKE_RESULT = "revoke_result";
     SETTLE = "settle";
     STEP = "step";
     STORE_RESULT = "store_result";

@@ -3,7 +3,7 @@
 use umbel_protocol::canvas::{ChordKeys, ChordPart, timings};
 use umbel_protocol::json::Json;
 
-use crate::call::{Args, FOLLOW, PART, Reply};
+use crate::call::{Args, PART, Reply};
 use crate::settle::FollowUp;
 use crate::{Error, ResultStore};
 
@@ -55,7 +55,7 @@ impl ResultStore {
     /// Safe: an unused claim runs out.
     pub async fn count_part(&self, part: &ChordPart, token: &str) -> Result<Counted, Error> {
         let keys = self.chord_keys(&part.group);
-        let args = Args::new(&PART, self.prefix())
+        let args = Args::new(&PART, self.scope())
             .arg(keys.group)
             .arg(keys.parts)
             .arg(keys.extra)
@@ -91,10 +91,6 @@ impl ResultStore {
     /// # Errors
     /// [`Error::Call`]: repeat it.
     pub async fn follow(&self, follow_ups: &[FollowUp]) -> Result<(), Error> {
-        let mut args = Args::new(&FOLLOW, self.prefix());
-        for argument in follow_ups.iter().flat_map(FollowUp::arguments) {
-            args.push(argument);
-        }
-        args.call(&mut self.connection()).await.map(|_| ())
+        self.broker.follow(follow_ups).await
     }
 }

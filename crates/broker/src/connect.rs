@@ -16,6 +16,9 @@ pub struct Config {
     pub url: String,
     /// kombu's `global_keyprefix`; empty for none.
     pub key_prefix: String,
+    /// What stands before every key of results: [`crate::result_prefix`] of the `global_keyprefix` in Celery's
+    /// `result_backend_transport_options`, which is not the broker's.
+    pub result_prefix: String,
     /// kombu's `priority_steps`, ascending; must be the producers'.
     pub priority_steps: Vec<u8>,
     /// kombu's `sep`; must be the producers'.
@@ -32,6 +35,7 @@ impl Config {
         Config {
             url: url.to_owned(),
             key_prefix: String::new(),
+            result_prefix: String::new(),
             priority_steps: PRIORITY_STEPS.to_vec(),
             separator: SEPARATOR.to_owned(),
             connect_timeout: Duration::from_secs(3),

@@ -13,17 +13,20 @@
 //! | `Pumbel:dead:Q`, `Pumbel:quarantine:Q` | streams of raw messages with the reason |
 //! | `Pumbel:hb:worker:W`, `Pumbel:hb:operator:I` | heartbeats |
 //! | `Pumbel:term:I`, `Pumbel:slot:I:<uid>`, `Pumbel:run:<id>`, `Pumbel:step:<pool>` | leadership, schedules, scale-down |
-//! | `Pumbel:revoked` | task ids that are not to run, by the time until which that holds |
+//! | `Pumbel:revoked`, `Pumbel:revoked-stamps` | task ids and stamps that are not to run, by the time until which that holds |
+//! | `Pumbel:revocations` | how often something was revoked |
 //! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
 //!
 //! The scripts in `scripts/` say for each what it reads, writes and returns. They pop and remove **last**: an error
 //! anywhere earlier leaves the message where it was, at worst twice.
 
+mod bind;
 mod call;
 mod chord;
 mod connect;
 mod control;
 mod depth;
+mod documents;
 mod error;
 mod events;
 mod fire;
@@ -35,9 +38,12 @@ mod registry;
 mod reports;
 mod reserve;
 mod results;
+mod route;
+mod revoke;
 mod settle;
 mod sweep;
 mod wake;
+mod watch;
 
 pub use chord::Counted;
 pub use connect::{Broker, Config, Endpoint};
@@ -47,10 +53,14 @@ pub use error::Error;
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};
 pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
 pub use keys::{Keys, PRIORITY_STEPS, SEPARATOR, parse_separator, parse_steps};
+pub use publish::{Fate, Publication, Replicas, Undelivered};
 pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
 pub use reserve::{Batch, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
-pub use results::{ResultStore, StoredResult};
+pub use results::{ResultStore, StoredResult, result_prefix};
+pub use revoke::{REVOKED_KEPT, Revocations};
+pub use route::{Binding, ExchangeKind, route};
 pub use settle::{AckGroup, End, FollowUp, Settlement};
 pub use sweep::{JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
 pub use wake::{Look, Waker};
+pub use watch::{Watch, Watcher};

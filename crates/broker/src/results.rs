@@ -5,11 +5,15 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use crate::call::{Args, STORE_RESULT};
-use crate::{Broker, Config, Error, Keys};
+use crate::{Broker, Config, Error};
 
-/// Key of a task's result document.
-pub(crate) fn result_key(keys: &Keys, id: &str) -> String {
-    format!("{}celery-task-meta-{id}", keys.prefix())
+/// The prefix of result keys that Celery makes of `global_keyprefix`: set off by an underscore, unless it ends in
+/// something that sets it off.
+pub fn result_prefix(global_keyprefix: &str) -> String {
+    match global_keyprefix.chars().last() {
+        None | Some(':' | '_' | '-' | '.') => global_keyprefix.to_owned(),
+        Some(_) => format!("{global_keyprefix}_"),
+    }
 }
 
 /// A result document on its way into Redis.
@@ -28,7 +32,7 @@ pub struct StoredResult {
 /// A result backend: the broker's database, or another one.
 #[derive(Clone)]
 pub struct ResultStore {
-    broker: Broker,
+    pub(crate) broker: Broker,
 }
 
 impl ResultStore {
@@ -48,7 +52,11 @@ impl ResultStore {
     }
 
     pub(crate) fn prefix(&self) -> &str {
-        self.broker.keys.prefix()
+        &self.broker.config.result_prefix
+    }
+
+    pub(crate) fn scope(&self) -> &str {
+        self.broker.keys.scope()
     }
 
     pub(crate) fn connection(&self) -> redis::aio::ConnectionManager {
@@ -57,7 +65,7 @@ impl ResultStore {
 
     /// Key of a task's document.
     pub fn key(&self, id: &str) -> String {
-        result_key(&self.broker.keys, id)
+        self.broker.result_key(id)
     }
 
     /// Stores documents and wakes who waits for them.
@@ -65,7 +73,7 @@ impl ResultStore {
     /// # Errors
     /// [`Error::Call`]: repeat it.
     pub async fn store(&self, results: &[StoredResult]) -> Result<(), Error> {
-        let mut args = Args::new(&STORE_RESULT, self.broker.keys.prefix());
+        let mut args = Args::new(&STORE_RESULT, self.scope());
         for StoredResult {
             key,
             ttl,
@@ -85,7 +93,7 @@ impl ResultStore {
 impl Broker {
     /// Key of a task's result document on this database.
     pub fn result_key(&self, id: &str) -> String {
-        result_key(&self.keys, id)
+        format!("{}celery-task-meta-{id}", self.config.result_prefix)
     }
 
     /// The result document of a task, if there is one.

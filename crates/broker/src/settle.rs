@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::call::{ACK, Args, RENEW, SETTLE, texts};
+use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE, texts};
 use crate::{Broker, Error, StoredResult};
 
 /// Where a delivery ends.
@@ -32,6 +32,13 @@ pub enum End {
         /// Why, for people.
         reason: String,
     },
+    /// To the dead letters with these bytes: of a delivery that was acknowledged early, which Redis has no longer.
+    BuryBytes {
+        /// Why, for people.
+        reason: String,
+        /// The message.
+        raw: Vec<u8>,
+    },
     /// To the quarantine: it could not even be read.
     Quarantine {
         /// Why, for people.
@@ -39,6 +46,8 @@ pub enum End {
     },
     /// Back to the head of its list, uncharged.
     Release,
+    /// Back to the end of its list, uncharged: the task itself refused it.
+    Requeue,
 }
 
 /// One delivery's end with all that belongs to it.
@@ -229,8 +238,10 @@ impl Broker {
                 End::Later { due, raw } => ("later", format!("{due:.6}"), raw.as_slice()),
                 End::Park { due } => ("park", format!("{due:.6}"), empty),
                 End::Bury { reason } => ("bury", reason.clone(), empty),
+                End::BuryBytes { reason, raw } => ("bury", reason.clone(), raw.as_slice()),
                 End::Quarantine { reason } => ("quarantine", reason.clone(), empty),
                 End::Release => ("release", String::new(), empty),
+                End::Requeue => ("requeue", String::new(), empty),
             };
             args.push(action);
             args.push(&**lid);
@@ -266,6 +277,53 @@ impl Broker {
             }
         }
         texts(&SETTLE, args.call(&mut self.connection.clone()).await?)
+    }
+
+    /// Acknowledges a delivery before it runs: the message goes, its lease stays, and whatever happens it is not run
+    /// again. `stub` is a message that names it, for whoever finds the lease overdue. False: the lease was lost.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: repeat it, and do not run the task before there is an answer.
+    ///
+    /// # Cancellation
+    /// As an error: it may or may not have happened.
+    pub async fn ack_early(&self, lid: &str, stub: &[u8]) -> Result<bool, Error> {
+        let args = Args::new(&EARLY, self.keys.scope()).arg(lid).arg(stub);
+        let lost = texts(&EARLY, args.call(&mut self.connection.clone()).await?)?;
+        Ok(lost.is_empty())
+    }
+
+    /// Carries out what is not bound to the end of a delivery: what a task sends while it runs.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: nothing or everything was done.
+    ///
+    /// # Cancellation
+    /// As an error.
+    pub async fn follow(&self, follow_ups: &[FollowUp]) -> Result<(), Error> {
+        let mut args = Args::new(&FOLLOW, self.keys.scope());
+        for argument in follow_ups.iter().flat_map(FollowUp::arguments) {
+            args.push(argument);
+        }
+        args.call(&mut self.connection.clone()).await.map(|_| ())
+    }
+
+    /// Was a message with this task id handed back by its task, or did a worker die with it? Known for a day.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn was_delivered(&self, id: &str) -> Result<bool, Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("EXISTS").arg(self.keys.umbel(&format!("back:{id}")));
+        pipe.cmd("HEXISTS").arg(self.keys.umbel("att")).arg(id);
+        let (back, died): (bool, bool) = pipe
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call {
+                call: "EXISTS back",
+                source,
+            })?;
+        Ok(back || died)
     }
 
     /// Extends leases. Returns those that are lost.

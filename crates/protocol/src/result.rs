@@ -140,6 +140,17 @@ pub fn retry(id: &str, cause: &Failure, traceback: Option<&str>, meta: &Meta<'_>
     )
 }
 
+/// The task will be tried again because it asked for that, and not because of an error.
+pub fn retry_without_cause(id: &str, meta: &Meta<'_>) -> Vec<u8> {
+    let mut children = meta.children.to_vec();
+    children.push(id.to_owned());
+    let meta = Meta {
+        children: &children,
+        ..*meta
+    };
+    document("RETRY", "null", None, None, id, &meta)
+}
+
 /// The task was not run; `why` is `expired`, `revoked` or `terminated`.
 pub fn revoked(id: &str, why: &str, meta: &Meta<'_>) -> Vec<u8> {
     let error = Failure::new("celery.exceptions", "TaskRevokedError", why);

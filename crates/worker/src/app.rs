@@ -1,11 +1,11 @@
 //! Wiring: start, quiet, stop.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Broker, ClusterReport, QueueLists, Reserver, ResultStore, Waker, WorkerIdentity};
 use umbel_telemetry::admin::Readiness;
@@ -14,6 +14,7 @@ use umbel_telemetry::metrics::Registry;
 use umbel_telemetry::shutdown::Shutdown;
 
 use crate::args::Config;
+use crate::autoscale::Autoscale;
 use crate::clock::RedisClock;
 use crate::consume::{Aside, Consumer};
 use crate::decide::Faults;
@@ -22,9 +23,12 @@ use crate::job::Report;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::queues::Queues;
+use crate::rates::Rates;
 use crate::renew::Renewal;
 use crate::revoked::Revoked;
 use crate::settle::{Ended, Settler};
+use crate::slots::Slots;
 use crate::sweep::{DueSoon, Recovery};
 use crate::tasks::Tasks;
 
@@ -43,12 +47,18 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) worker: String,
     pub(crate) broker: Broker,
+    /// Where results go, when that is not the broker's database.
     pub(crate) results: Option<ResultStore>,
+    /// Where results go.
+    pub(crate) store: ResultStore,
+    /// Node name, as results and requests name it.
+    pub(crate) hostname: Arc<str>,
     pub(crate) tasks: Tasks,
     pub(crate) leases: Arc<Leases>,
-    pub(crate) slots: Arc<Semaphore>,
-    /// Slots in all, as remote control has left them.
-    pub(crate) slots_total: AtomicUsize,
+    pub(crate) slots: Slots,
+    pub(crate) autoscale: Autoscale,
+    pub(crate) queues: Arc<Queues>,
+    pub(crate) rates: Rates,
     pub(crate) clock: Arc<RedisClock>,
     pub(crate) due: Arc<DueSoon>,
     pub(crate) metrics: Arc<Metrics>,
@@ -87,7 +97,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
     else {
         return Ok(());
     };
-    let results = match &config.results {
+    let results = match &config.results.backend {
         Some(results) => match connect(results, backoff, &stop.quiet, ResultStore::connect)
             .await
             .context("--result-url")?
@@ -102,13 +112,17 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
     let (reports, reports_rx) = mpsc::channel(REPORTS);
     let clock = Arc::new(RedisClock::new());
     let shared = Arc::new(Shared {
+        rates: Rates::of_tasks(&tasks),
         worker,
+        store: results.clone().unwrap_or_else(|| ResultStore::of(&broker)),
+        hostname: config.name.as_str().into(),
         broker,
         results,
         tasks,
         leases: Arc::new(Leases::default()),
-        slots: Arc::new(Semaphore::new(config.concurrency)),
-        slots_total: AtomicUsize::new(config.concurrency),
+        slots: Slots::new(config.autoscale.map_or(config.concurrency, |bounds| bounds.min)),
+        autoscale: Autoscale::new(config.autoscale),
+        queues: Arc::new(Queues::new(&config.queues)),
         events: Events::new(&config.name, Arc::clone(&clock)),
         revoked: Revoked::default(),
         since: Instant::now(),
@@ -130,7 +144,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow:
     });
     tracing::info!(
         worker = %shared.worker, node = %shared.config.name, queues = ?shared.config.queues,
-        slots = shared.config.concurrency, server = %shared.broker.server(), "worker starts"
+        slots = shared.slots.total(), server = %shared.broker.server(), "worker starts"
     );
     let settler = tokio::spawn(settler(&shared).run(ended_rx));
     let renewing = CancellationToken::new();
@@ -265,6 +279,8 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         ),
         waker: Waker::new(config.broker.clone(), &shared.worker, queues.clone()),
         queues,
+        served: shared.queues.follow(),
+        permits: None,
         peers: Peers::default(),
         quiet,
         backoff,
@@ -286,7 +302,7 @@ fn spawn_background(
             .results
             .clone()
             .map(|store| (store, shared.config.policy.result_ttl)),
-        queues: shared.config.queues.clone(),
+        queues: Arc::clone(&shared.queues),
         lease: shared.config.lease,
         every: shared.config.sweep,
         backoff,
@@ -299,6 +315,7 @@ fn spawn_background(
     spawn_until(stop, async move { recovery.promote().await });
     spawn_until(stop, events::publish(Arc::clone(shared)));
     spawn_until(stop, events::beat(Arc::clone(shared)));
+    spawn_until(stop, crate::autoscale::run(Arc::clone(shared)));
     spawn_until(stop, crate::heartbeat::run(shared.broker.clone(), Arc::clone(shared)));
     let reporting = Arc::clone(shared);
     spawn_until(stop, async move {

@@ -6,6 +6,9 @@ use std::time::Duration;
 use clap::Parser;
 use umbel_broker::Policy;
 
+use crate::autoscale::Bounds;
+use crate::options::Ack;
+use crate::results::{Results, StoreResults};
 use crate::retry::RetryPolicy;
 
 /// Runs tasks from Celery queues on Redis.
@@ -18,6 +21,27 @@ pub struct Args {
     /// Another database for results; the broker's if absent
     #[arg(long, env = "UMBEL_RESULT_URL", hide_env_values = true)]
     result_url: Option<String>,
+    /// Prefix of result keys: global_keyprefix of Celery's result_backend_transport_options
+    #[arg(long, env = "UMBEL_RESULT_KEY_PREFIX", default_value = "")]
+    result_key_prefix: String,
+    /// Which results are stored
+    #[arg(long, env = "UMBEL_RESULTS", value_enum, default_value_t)]
+    results: StoreResults,
+    /// Results name task, arguments, worker, tries, queue and stamps: Celery's result_extended
+    #[arg(long, env = "UMBEL_RESULT_EXTENDED")]
+    result_extended: bool,
+    /// Largest result in bytes; a task that returns more fails
+    #[arg(long, env = "UMBEL_RESULT_MAX_BYTES", default_value_t = 262_144)]
+    result_max_bytes: usize,
+    /// Store STARTED when a task starts
+    #[arg(long, env = "UMBEL_TRACK_STARTED")]
+    track_started: bool,
+    /// When messages are acknowledged: late (at least once) or early (at most once)
+    #[arg(long, env = "UMBEL_ACK", value_enum, ignore_case = true, default_value_t)]
+    ack: Ack,
+    /// What a task sends has its priority, unless it names one: Celery's task_inherit_parent_priority
+    #[arg(long, env = "UMBEL_INHERIT_PRIORITY")]
+    inherit_priority: bool,
     /// kombu's global_keyprefix
     #[arg(long, env = "UMBEL_KEY_PREFIX", default_value = "")]
     key_prefix: String,
@@ -33,6 +57,9 @@ pub struct Args {
     /// Tasks at the same time
     #[arg(long, env = "UMBEL_CONCURRENCY", default_value_t = 10, value_parser = parse_concurrency)]
     concurrency: usize,
+    /// As many slots as there is work for, from MIN to MAX, instead of a fixed number: MAX,MIN as with Celery
+    #[arg(long, env = "UMBEL_AUTOSCALE", value_parser = parse_bounds, conflicts_with = "concurrency")]
+    autoscale: Option<Bounds>,
     /// Needs no operator: take messages at once
     #[arg(long, env = "UMBEL_STANDALONE")]
     standalone: bool,
@@ -84,6 +111,8 @@ pub struct Args {
     /// Largest message in bytes; larger ones go to the quarantine unread
     #[arg(long, env = "UMBEL_MAX_MESSAGE", default_value_t = 1_048_576)]
     max_message: usize,
+    #[command(flatten)]
+    bodies: crate::bodies::Bodies,
     /// Zone of ETAs that name none
     #[arg(long, env = "UMBEL_TIME_ZONE", default_value = "UTC")]
     time_zone: String,
@@ -133,12 +162,18 @@ pub struct Pod {
 pub struct Config {
     /// The broker.
     pub broker: umbel_broker::Config,
-    /// The result database, where it is not the broker's.
-    pub results: Option<umbel_broker::Config>,
+    /// Results: where, which and how.
+    pub results: Results,
+    /// When messages are acknowledged whose task does not say.
+    pub ack: Ack,
+    /// Does what a task sends have its priority, unless it names one?
+    pub inherit_priority: bool,
     /// Queues, each once.
     pub queues: Vec<String>,
     /// Slots.
     pub concurrency: usize,
+    /// Bounds between which their number follows the work, instead.
+    pub autoscale: Option<Bounds>,
     /// No operator.
     pub is_standalone: bool,
     /// Length of a lease.
@@ -161,6 +196,8 @@ pub struct Config {
     pub policy: Policy,
     /// Largest message in bytes.
     pub max_message: usize,
+    /// Which bodies are read, and how.
+    pub codec: umbel_codec::Codec,
     /// Zone of naive ETAs.
     pub zone: jiff::tz::TimeZone,
     /// Admin address.
@@ -186,7 +223,7 @@ pub enum ConfigError {
     },
 }
 
-fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
+pub(crate) fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Value {
         flag,
         reason: reason.into(),
@@ -235,14 +272,26 @@ impl TryFrom<Args> for Config {
             return Err(wrong("--time-limit", "must be above zero"));
         }
         let zone = jiff::tz::TimeZone::get(&args.time_zone).map_err(|err| wrong("--time-zone", err.to_string()))?;
+        broker.result_prefix = umbel_broker::result_prefix(&args.result_key_prefix);
+        let results = args.result_url.filter(|url| !url.is_empty()).map(|url| {
+            let mut results = umbel_broker::Config::new(&url);
+            results.result_prefix.clone_from(&broker.result_prefix);
+            results
+        });
         Ok(Config {
+            results: Results {
+                backend: results,
+                store: args.results,
+                is_extended: args.result_extended,
+                track_started: args.track_started,
+                max_bytes: args.result_max_bytes,
+            },
+            ack: args.ack,
+            inherit_priority: args.inherit_priority,
             broker,
-            results: args
-                .result_url
-                .filter(|url| !url.is_empty())
-                .map(|url| umbel_broker::Config::new(&url)),
             queues,
             concurrency: args.concurrency,
+            autoscale: args.autoscale,
             is_standalone: args.standalone,
             lease: args.lease,
             renew_every: args.renew_every,
@@ -264,6 +313,7 @@ impl TryFrom<Args> for Config {
                 dead_kept: args.dead_kept,
             },
             max_message: args.max_message,
+            codec: args.bodies.codec()?,
             zone,
             admin: args.admin_addr,
             pod: Pod {
@@ -278,6 +328,15 @@ impl TryFrom<Args> for Config {
             jobs: args.jobs,
         })
     }
+}
+
+/// Can a worker serve a queue of this name? The answer says why not.
+pub(crate) fn check_queue_name(queue: &str, keys: &umbel_broker::Keys) -> Result<(), String> {
+    check_queue(queue).map_err(|ConfigError::Value { reason, .. }| reason)?;
+    if keys.queue_of(&format!("{}{queue}", keys.prefix())) != queue {
+        return Err(format!("{queue:?} ends like a list of priority"));
+    }
+    Ok(())
 }
 
 /// A queue's key must not be one of ours or kombu's own.
@@ -308,6 +367,16 @@ fn parse_concurrency(text: &str) -> Result<usize, String> {
         Ok(slots @ 1..=100_000) => Ok(slots),
         _ => Err("must be a number from 1 to 100000".into()),
     }
+}
+
+/// Celery's notation: the larger first, the smaller may be left out.
+fn parse_bounds(text: &str) -> Result<Bounds, String> {
+    let (max, min) = text.split_once(',').unwrap_or((text, "1"));
+    let (max, min) = (parse_concurrency(max.trim())?, parse_concurrency(min.trim())?);
+    if min > max {
+        return Err("the first number must not be below the second".into());
+    }
+    Ok(Bounds { max, min })
 }
 
 pub(crate) fn hostname() -> String {
@@ -352,6 +421,17 @@ mod tests {
     fn a_sweep_is_at_most_a_quarter_of_the_lease() {
         let config = config(&["--lease", "2s", "--renew-every", "600ms", "--sweep", "5s"]).unwrap();
         assert_eq!(config.sweep, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn bounds_of_the_autoscaler_are_celerys() {
+        let bounds = |text| config(&["--autoscale", text]).unwrap().autoscale;
+        assert_eq!(bounds("10,3"), Some(Bounds { max: 10, min: 3 }));
+        assert_eq!(bounds("10"), Some(Bounds { max: 10, min: 1 }));
+        for bad in ["3,10", "", "0", "a,b", "10,0"] {
+            let flags = ["umbel-worker", "--redis-url", "redis://127.0.0.1/0", "--autoscale", bad];
+            assert!(Args::try_parse_from(flags).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use umbel_broker::{Counted, Error, FollowUp, ResultStore};
-use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, timings};
+use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, Signature, timings};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{Malformed, TaskMessage};
 use umbel_telemetry::chain;
@@ -23,7 +23,7 @@ use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Calls `make` with somebody who sends now, under fresh ids.
-fn with_sender<T>(shared: &Shared, make: impl FnOnce(&mut Sender<'_>) -> T) -> T {
+pub(crate) fn with_sender<T>(shared: &Shared, make: impl FnOnce(&mut Sender<'_>) -> T) -> T {
     let mut ids = || uuid::Uuid::new_v4().to_string();
     make(&mut Sender {
         now: shared.clock.timestamp(),
@@ -39,6 +39,11 @@ fn is_alone(message: &TaskMessage) -> bool {
     message.embed.as_ref().is_none_or(|embed| embed.as_str() == NOTHING)
 }
 
+/// What follows when another task takes the place of this one, or why that cannot be.
+pub(crate) fn replacement(shared: &Shared, message: &TaskMessage, with: &Signature) -> Result<Aftermath, Malformed> {
+    with_sender(shared, |sender| canvas::replace(message, with, sender))
+}
+
 /// What follows a success: the aftermath, or why its workflow cannot be read.
 pub(crate) fn after_success(shared: &Shared, message: &TaskMessage, result: &Json) -> Result<Aftermath, Malformed> {
     if is_alone(message) {
@@ -52,13 +57,13 @@ pub(crate) fn after_failure(
     shared: &Shared,
     message: &TaskMessage,
     failure: &umbel_protocol::result::Failure,
-    traceback: &str,
+    traceback: Option<&str>,
 ) -> Aftermath {
     if is_alone(message) {
         return Aftermath::default();
     }
     with_sender(shared, |sender| {
-        canvas::after_failure(message, failure, Some(traceback), sender)
+        canvas::after_failure(message, failure, traceback, sender)
     })
     .unwrap_or_else(|malformed| {
         tracing::error!(task.id = %message.id, reason = %malformed, "the rest of the workflow cannot be read");
@@ -78,11 +83,7 @@ pub(crate) async fn resolve(
     if aftermath.steps.is_empty() {
         return Ok(Vec::new());
     }
-    let results = shared
-        .results
-        .clone()
-        .unwrap_or_else(|| ResultStore::of(&shared.broker));
-    steps(shared, &results, message, aftermath).await
+    steps(shared, &shared.store, message, aftermath).await
 }
 
 /// Boxed, for a chord's end may complete the chord around it.
@@ -204,7 +205,15 @@ async fn count(
         }
         Err(malformed) => {
             tracing::error!(task.id = %message.id, group = %part.group, reason = %malformed, "the chord's body cannot be sent");
-            Vec::new()
+            let why = malformed.to_string();
+            let failed = with_sender(shared, |sender| canvas::fail_chord(message, part, &why, sender));
+            let mut then = match failed {
+                Ok(failed) => steps(shared, results, message, failed).await?,
+                // The body is no signature: there is nobody to tell.
+                Err(_) => Vec::new(),
+            };
+            then.push(FollowUp::Delete { key: keys.size });
+            then
         }
     };
     Ok(vec![FollowUp::Guarded {
@@ -282,7 +291,12 @@ impl Job for Calls {
                 };
                 match self.job.run(ctx, call).await {
                     Outcome::Done(value) => results.push(value),
-                    ended @ (Outcome::Retry { .. } | Outcome::Failed(_)) => return ended,
+                    ended @ (Outcome::Retry { .. }
+                    | Outcome::Again(_)
+                    | Outcome::Failed(_)
+                    | Outcome::Ignored
+                    | Outcome::Rejected { .. }
+                    | Outcome::Replaced(_)) => return ended,
                 }
             }
             let texts: Vec<&str> = results.iter().map(Json::as_str).collect();

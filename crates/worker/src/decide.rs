@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
 use umbel_broker::{Batch, End, Settlement, Taken};
 use umbel_protocol::canvas::Aftermath;
-use umbel_protocol::event::{Event, TaskInfo};
-use umbel_protocol::message::{self, Limits, Malformed};
+use umbel_protocol::message::{Limits, Malformed};
 use umbel_protocol::result;
 use umbel_telemetry::chain;
 
 use crate::admit::{Admission, admit};
+use crate::app::Shared;
 use crate::canvas;
 use crate::consume::Consumer;
 use crate::job::{Failure, Job};
+use crate::lease::Cut;
+use crate::rates::Turn;
 use crate::run::{Delivery, run};
 use crate::settle::Ended;
 
@@ -68,15 +71,16 @@ impl Consumer {
                 bytes: self.shared.config.max_message,
                 ..Limits::default()
             };
-            match message::decode(&raw, &limits, &self.shared.config.zone) {
+            match self.shared.config.codec.decode(&raw, &limits, &self.shared.config.zone) {
                 Ok(message) => {
                     self.decide(
                         Delivery {
                             lease,
                             queue,
-                            raw,
-                            message,
+                            raw: Arc::new(raw),
+                            message: Arc::new(message),
                             is_suspect,
+                            is_early: false,
                             sends: Aftermath::default(),
                         },
                         now,
@@ -89,7 +93,7 @@ impl Consumer {
     }
 
     async fn decide(&mut self, mut delivery: Delivery, now: f64) {
-        if self.shared.revoked.contains(&delivery.message.id, now) {
+        if self.shared.revoked.contains(&delivery.message, now) {
             return self.shared.revoke(delivery, "revoked").await;
         }
         let mut job = self.shared.tasks.get(&delivery.message.task).cloned();
@@ -101,23 +105,36 @@ impl Consumer {
         }
         match (admit(&delivery.message, job.is_some(), now), job) {
             (Admission::Run, Some(job)) => {
-                self.shared
-                    .events
-                    .task(|| Event::TaskReceived(TaskInfo::from(&delivery.message)));
-                self.spawn(delivery, job).await;
+                let turn = self
+                    .shared
+                    .rates
+                    .turn(job.name(), Instant::now(), crate::random());
+                match turn {
+                    Turn::After(Duration::ZERO) => {
+                        self.shared.events.received(&delivery.message, false);
+                        self.spawn(delivery, job).await;
+                    }
+                    Turn::After(wait) => {
+                        self.shared.events.received(&delivery.message, false);
+                        self.hold(delivery, job, wait);
+                    }
+                    Turn::Away(wait) => self.park(delivery, now + wait.as_secs_f64(), wait).await,
+                }
             }
             (Admission::Later(due), _) => {
-                self.shared
-                    .events
-                    .task(|| Event::TaskReceived(TaskInfo::from(&delivery.message)));
-                self.shared
-                    .due
-                    .within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
-                self.shared.end(delivery, End::Park { due }, None, "", "parked").await;
+                let wait = Duration::try_from_secs_f64(due - now).unwrap_or_default();
+                self.park(delivery, due, wait).await;
             }
             (Admission::Expired, _) => self.shared.revoke(delivery, "expired").await,
             (Admission::Unknown | Admission::Run, _) => self.unknown(delivery).await,
         }
+    }
+
+    /// Puts a message aside until its time.
+    async fn park(&self, delivery: Delivery, due: f64, wait: Duration) {
+        self.shared.events.received(&delivery.message, true);
+        self.shared.due.within(wait);
+        self.shared.end(delivery, End::Park { due }, None, "", "parked").await;
     }
 
     /// A task that this worker does not know: back to who does, else to the dead letters.
@@ -188,21 +205,60 @@ impl Consumer {
         self.shared.send(Ended { queue, settlement }).await;
     }
 
-    async fn spawn(&self, delivery: Delivery, job: Arc<dyn Job>) {
-        // Never waits: only this loop takes slots, and it asked for no more messages than were free.
-        let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else {
-            return;
+    async fn spawn(&mut self, delivery: Delivery, job: Arc<dyn Job>) {
+        let slot = match self.permits.as_mut().and_then(|permits| permits.split(1)) {
+            Some(slot) => slot,
+            // A suspect, taken by a worker that runs nothing else.
+            None => match Arc::clone(self.shared.slots.free()).acquire_owned().await {
+                Ok(slot) => slot,
+                Err(_) => return,
+            },
         };
-        let shared = Arc::clone(&self.shared);
-        shared.started.fetch_add(1, Ordering::Relaxed);
-        shared.metrics.started.inc();
+        tokio::spawn(run_in(Arc::clone(&self.shared), slot, delivery, job));
+    }
+
+    /// Waits for the message's turn under its lease, without a slot, and then for a slot.
+    fn hold(&self, delivery: Delivery, job: Arc<dyn Job>, wait: Duration) {
+        let (shared, quiet) = (Arc::clone(&self.shared), self.quiet.clone());
+        let lid = Arc::clone(&delivery.lease.lid);
+        shared.rates.waits(&lid);
         tokio::spawn(async move {
-            run(&shared, delivery, job).await;
-            shared.finished.fetch_add(1, Ordering::Relaxed);
-            shared.metrics.finished.inc();
-            drop(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+            let turn = async {
+                tokio::time::sleep(wait).await;
+                Arc::clone(shared.slots.free()).acquire_owned().await
+            };
+            let lease = delivery.lease.clone();
+            let slot = tokio::select! {
+                biased;
+                cut = lease.cut_short() => Err(Some(cut)),
+                () = quiet.cancelled() => Err(None),
+                slot = turn => slot.map_err(|_| None),
+            };
+            shared.rates.waits_no_more(&lid);
+            match slot {
+                Ok(slot) => match admit(&delivery.message, true, shared.clock.now()) {
+                    Admission::Expired => shared.revoke(delivery, "expired").await,
+                    Admission::Run | Admission::Later(_) | Admission::Unknown => {
+                        run_in(shared, slot, delivery, job).await;
+                    }
+                },
+                Err(Some(Cut::Lost)) => shared.leases.remove(std::iter::once(&lid)),
+                Err(Some(Cut::Terminated)) => shared.revoke(delivery, "terminated").await,
+                // The worker stops: what has not begun goes back at once.
+                Err(None) => shared.end(delivery, End::Release, None, "", "handed_back").await,
+            }
         });
     }
+}
+
+/// Runs a message in a slot.
+async fn run_in(shared: Arc<Shared>, slot: OwnedSemaphorePermit, delivery: Delivery, job: Arc<dyn Job>) {
+    shared.started.fetch_add(1, Ordering::Relaxed);
+    shared.metrics.started.inc();
+    run(&shared, delivery, job).await;
+    shared.finished.fetch_add(1, Ordering::Relaxed);
+    shared.metrics.finished.inc();
+    drop(slot); // After the settlement is on its way: a slow Redis slows the taking down.
 }
 
 /// Faults of lists, told once a minute each: one line, not one a reserve.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use umbel_broker::{End, FollowUp, Settlement, StoredResult};
+use umbel_broker::{End, FollowUp, ResultStore, Settlement, StoredResult};
 use umbel_protocol::canvas::{Aftermath, after_revoked};
 use umbel_protocol::event::Event;
 use umbel_protocol::json::Json;
@@ -15,6 +15,7 @@ use umbel_telemetry::chain;
 use crate::app::Shared;
 use crate::canvas;
 use crate::job::Failure;
+use crate::results::{Kind, is_wanted};
 use crate::run::Delivery;
 use crate::settle::Ended;
 
@@ -22,16 +23,6 @@ use crate::settle::Ended;
 pub(crate) struct ResultContext<'a> {
     pub(crate) id: &'a str,
     pub(crate) meta: result::Meta<'a>,
-}
-
-pub(crate) fn failure_of(failure: &Failure) -> result::Failure {
-    let Failure {
-        exc_type,
-        exc_module,
-        message,
-        is_retryable: _,
-    } = failure;
-    result::Failure::new(exc_module, exc_type, message)
 }
 
 impl Shared {
@@ -55,37 +46,45 @@ impl Shared {
         }
     }
 
+    /// The result store, when it is not the broker's database.
+    pub(crate) fn elsewhere(&self) -> Option<&ResultStore> {
+        self.results.as_ref()
+    }
+
     /// A result document for the message, unless nobody wants one.
     pub(crate) fn document(
         &self,
         message: &TaskMessage,
-        is_success: bool,
+        kind: Kind,
         trail: &[Json],
         make: impl FnOnce(&ResultContext) -> Vec<u8>,
     ) -> Option<StoredResult> {
-        if message.ignore_result == Some(true) {
+        let options = self.tasks.options(&message.task);
+        if !is_wanted(self.config.results.store, options, message.ignore_result, kind) {
             return None;
         }
+        let extra = if self.config.results.is_extended {
+            result::extended(message, &self.hostname)
+        } else {
+            Vec::new()
+        };
         let meta = result::Meta {
             done_at: self.clock.timestamp(),
             group_id: message.group.as_deref(),
             parent_id: message.parent_id.as_deref(),
             trail,
+            extra: &extra,
             ..result::Meta::default()
         };
         let document = make(&ResultContext { id: &message.id, meta });
-        Some(self.stored(&message.id, document, is_success))
+        Some(self.stored(&message.id, document, kind == Kind::Success))
     }
 
     pub(crate) fn stored(&self, id: &str, document: Vec<u8>, is_success: bool) -> StoredResult {
-        let key = self
-            .results
-            .as_ref()
-            .map_or_else(|| self.broker.result_key(id), |results| results.key(id));
         StoredResult {
-            key,
+            key: self.store.key(id),
             ttl: self.config.policy.result_ttl,
-            document,
+            document: self.config.results.packed(document),
             is_success,
         }
     }
@@ -120,7 +119,7 @@ impl Shared {
         }
     }
 
-    async fn end_with(
+    pub(crate) async fn end_with(
         &self,
         delivery: Delivery,
         end: End,
@@ -137,8 +136,8 @@ impl Shared {
             .ended(&queue, if is_known { &message.task } else { "" }, state);
         let settlement = Settlement {
             lid: lease.lid,
-            id: message.id,
-            task: message.task,
+            id: message.id.clone(),
+            task: message.task.clone(),
             end,
             result,
             run,
@@ -153,10 +152,10 @@ impl Shared {
         self.events.task(|| Event::TaskRevoked {
             uuid: delivery.message.id.clone(),
             terminated: why == "terminated",
-            signum: (why == "terminated").then(|| Json::of(&15)), // What Celery sends, unless told otherwise.
+            signum: (why == "terminated").then(|| Json::of(&delivery.lease.signum())),
             expired: why == "expired",
         });
-        let result = self.document(&delivery.message, false, &[], |ctx| {
+        let result = self.document(&delivery.message, Kind::Failure, &[], |ctx| {
             result::revoked(ctx.id, why, &ctx.meta)
         });
         let aftermath = after_revoked(&delivery.message, why);
@@ -174,23 +173,51 @@ impl Shared {
 
     /// Ends a delivery as a failure: result for the caller, message to the dead letters, the rest of its workflow failed.
     pub(crate) async fn bury(self: &Arc<Self>, delivery: Delivery, failure: &Failure, reason: String) {
+        self.bury_with(delivery, failure, reason, &[]).await;
+    }
+
+    /// As [`Shared::bury`], with the results of what the task had sent.
+    pub(crate) async fn bury_with(
+        self: &Arc<Self>,
+        delivery: Delivery,
+        failure: &Failure,
+        reason: String,
+        trail: &[Json],
+    ) {
         tracing::warn!(
             task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue, reason = %reason,
             "task failed: dead letter"
         );
-        let document = failure_of(failure);
-        let text = failure.to_string();
+        let document = failure.document();
+        let text = traceback(failure, &delivery.message.task);
         self.events.task(|| Event::TaskFailed {
             uuid: delivery.message.id.clone(),
             exception: document.repr(),
-            traceback: Some(text.clone()),
+            traceback: text.clone(),
         });
-        let aftermath = canvas::after_failure(self, &delivery.message, &document, &text);
+        let aftermath = canvas::after_failure(self, &delivery.message, &document, text.as_deref());
         // Celery stores it before it sends errbacks: they are no children.
-        let result = self.document(&delivery.message, false, &[], |ctx| {
-            result::failure(ctx.id, &document, Some(&text), &ctx.meta)
+        let result = self.document(&delivery.message, Kind::Failure, trail, |ctx| {
+            result::failure(ctx.id, &document, text.as_deref(), &ctx.meta)
         });
-        self.end_workflow(delivery, End::Bury { reason }, result, aftermath, ("failed", "failed"))
+        let end = if delivery.is_early {
+            // Redis has its bytes no longer.
+            let raw = delivery.raw.to_vec();
+            End::BuryBytes { reason, raw }
+        } else {
+            End::Bury { reason }
+        };
+        self.end_workflow(delivery, end, result, aftermath, ("failed", "failed"))
             .await;
     }
+}
+
+/// The traceback of a failure. Those that Celery's own machinery raises have none: nothing of the task's ran then.
+fn traceback(failure: &Failure, task: &str) -> Option<String> {
+    let is_outside = matches!(
+        (failure.exc_module.as_str(), failure.exc_type.as_str()),
+        ("celery.exceptions", "NotRegistered" | "Reject")
+            | ("billiard.exceptions", "TimeLimitExceeded" | "WorkerLostError")
+    );
+    (!is_outside).then(|| failure.traceback(task))
 }

@@ -34,8 +34,11 @@ impl Ending {
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Ending::Outcome(Outcome::Done(_)) => "done",
-            Ending::Outcome(Outcome::Retry { .. }) => "retry",
+            Ending::Outcome(Outcome::Retry { .. } | Outcome::Again(_)) => "retry",
             Ending::Outcome(Outcome::Failed(_)) => "failed",
+            Ending::Outcome(Outcome::Ignored) => "ignored",
+            Ending::Outcome(Outcome::Rejected { .. }) => "rejected",
+            Ending::Outcome(Outcome::Replaced(_)) => "replaced",
             Ending::TimedOut(_) => "timed_out",
             Ending::Lost => "lost",
             Ending::Terminated => "terminated",
@@ -98,10 +101,5 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Failure {
-        exc_type: "RuntimeError".into(),
-        exc_module: "builtins".into(),
-        message: format!("task panicked: {}", text.unwrap_or("no message")),
-        is_retryable: true,
-    }
+    Failure::transient(format!("task panicked: {}", text.unwrap_or("no message")))
 }

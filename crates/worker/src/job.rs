@@ -2,46 +2,23 @@
 //!
 //! User tasks are plain async functions ([`crate::Builder::task`]); built-in jobs implement [`Job`] themselves.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
+use umbel_protocol::canvas::{ResultTuple, Signature};
 use umbel_protocol::json::Json;
 
+use crate::app::Shared;
+pub use crate::arguments::Arguments;
+pub use crate::failure::Failure;
 use crate::lease::{Lease, Lost};
-
-/// The arguments of a call, verbatim as the producer wrote them.
-#[derive(Debug, Clone)]
-pub struct Arguments {
-    /// A JSON array: the positional arguments.
-    pub args: Json,
-    /// A JSON object: the keyword arguments.
-    pub kwargs: Json,
-}
-
-impl Arguments {
-    /// The positional arguments as one type, e.g. a tuple.
-    ///
-    /// # Errors
-    /// [`Failure`] of type `TypeError` that says what does not fit: a call with wrong arguments is never retried.
-    pub fn positional<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        self.args
-            .to()
-            .map_err(|err| Failure::type_error(format!("positional arguments: {err}")))
-    }
-
-    /// The keyword arguments as one type.
-    ///
-    /// # Errors
-    /// As [`Arguments::positional`].
-    pub fn keywords<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        self.kwargs
-            .to()
-            .map_err(|err| Failure::type_error(format!("keyword arguments: {err}")))
-    }
-}
+use crate::options::TaskOptions;
+use crate::request::Request;
+use crate::stop::Retry;
 
 /// How a run ended. Settling it (result, acknowledgement, retry) is the worker's work.
 #[derive(Debug, Clone)]
@@ -55,8 +32,21 @@ pub enum Outcome {
         /// Why, for the result document of state RETRY and for the last failure.
         why: Failure,
     },
-    /// The task failed and must not be run again.
+    /// The task asks to be run again, with what it wants changed.
+    Again(Box<Retry>),
+    /// The task failed and must not be run again, unless the failure is retryable and the policy allows it.
     Failed(Failure),
+    /// The task ends without a result.
+    Ignored,
+    /// The task refuses its message: [`crate::Stop::Reject`].
+    Rejected {
+        /// Why.
+        reason: Option<String>,
+        /// Back to the end of its queue?
+        requeue: bool,
+    },
+    /// This goes on in its place.
+    Replaced(Box<Signature>),
 }
 
 impl Outcome {
@@ -66,60 +56,9 @@ impl Outcome {
     }
 }
 
-/// A failure as Celery's client raises it again: an exception type by module and name, with its message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Exception class, e.g. `ValueError`. Clients that do not know it make one up.
-    pub exc_type: String,
-    /// Its Python module, e.g. `builtins`.
-    pub exc_module: String,
-    /// Message; the exception's only constructor argument.
-    pub message: String,
-    /// May the worker's retry policy run the task again?
-    pub is_retryable: bool,
-}
-
-impl Failure {
-    /// A failure that the retry policy of the queue may repeat.
-    pub fn transient(message: impl Into<String>) -> Failure {
-        Failure {
-            exc_type: "RuntimeError".into(),
-            exc_module: "builtins".into(),
-            message: message.into(),
-            is_retryable: true,
-        }
-    }
-
-    /// A failure that repeating cannot mend.
-    pub fn permanent(exc_type: &str, message: impl Into<String>) -> Failure {
-        Failure {
-            exc_type: exc_type.into(),
-            exc_module: "builtins".into(),
-            message: message.into(),
-            is_retryable: false,
-        }
-    }
-
-    /// Arguments of the wrong shape.
-    pub fn type_error(message: impl Into<String>) -> Failure {
-        Failure::permanent("TypeError", message)
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.exc_type, self.message)
-    }
-}
-
-impl std::error::Error for Failure {}
-
 impl From<Lost> for Outcome {
     fn from(lost: Lost) -> Outcome {
-        Outcome::Failed(Failure {
-            is_retryable: true,
-            ..Failure::permanent("WorkerLostError", lost.to_string())
-        })
+        Outcome::Failed(lost.into())
     }
 }
 
@@ -138,12 +77,18 @@ pub struct JobContext {
     pub order: i64,
     /// All headers of the message, verbatim: an object. [`JobContext::header`] reads one.
     pub headers: Json,
+    /// Everything else that the message says.
+    pub request: Request,
     /// Cancelled when the run must end: hard limit, drain deadline, lease lost.
     pub cancel: CancellationToken,
     /// Set when the soft time limit has passed: finish what you are at.
     pub soft_limit: CancellationToken,
     pub(crate) lease: Lease,
     pub(crate) reports: tokio::sync::mpsc::Sender<Report>,
+    /// What it has sent.
+    pub(crate) children: Arc<Mutex<Vec<ResultTuple>>>,
+    /// The worker; none in tests of a job by itself.
+    pub(crate) shared: Option<Arc<Shared>>,
 }
 
 /// A target cluster's state, on its way to `TargetCluster.status`.
@@ -202,6 +147,11 @@ impl JobContext {
 pub trait Job: Send + Sync {
     /// Task name as producers send it.
     fn name(&self) -> &str;
+
+    /// What it wants that differs from the worker's flags. Asked for once, when it is registered.
+    fn options(&self) -> TaskOptions {
+        TaskOptions::default()
+    }
 
     /// Runs the task once.
     ///

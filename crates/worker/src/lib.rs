@@ -24,8 +24,12 @@
 //! `kwargs={"name": "Ada"}`. Flags and environment are those of `umbel-worker`.
 
 mod admit;
+mod again;
 mod app;
 mod args;
+mod arguments;
+mod autoscale;
+mod bodies;
 mod canvas;
 mod clock;
 mod consume;
@@ -34,18 +38,27 @@ mod decide;
 mod ends;
 mod events;
 mod execute;
+mod failure;
 mod heartbeat;
 mod inspect;
 pub mod job;
 pub mod jobs;
 mod lease;
 mod metrics;
+mod options;
 mod peers;
+mod queues;
+mod rates;
 mod renew;
+mod request;
+mod results;
 pub mod retry;
 mod revoked;
 mod run;
 mod settle;
+mod slots;
+mod stop;
+mod subtasks;
 mod sweep;
 mod tasks;
 
@@ -54,11 +67,18 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Parser;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 pub use args::{Args, Config, ConfigError, Pod};
-pub use job::{Arguments, Failure, Job, JobContext, Outcome};
+pub use arguments::{Arguments, FromArguments};
+pub use failure::Failure;
+pub use job::{Job, JobContext, Outcome};
 pub use lease::Lost;
+pub use options::{Ack, TaskOptions};
+pub use request::Request;
+pub use results::{Results, StoreResults};
+pub use stop::{Retry, Stop};
+pub use subtasks::SendError;
+pub use umbel_protocol::canvas::{ResultTuple, Signature};
 pub use umbel_protocol::json::Json;
 use umbel_telemetry::shutdown::{self, Shutdown};
 
@@ -76,17 +96,33 @@ impl Worker {
         Worker { tasks }
     }
 
-    /// Adds an async function under a task name. Its arguments are one type: a tuple or a struct for positional ones, a
-    /// struct for keywords. An error that [`Failure::transient`] made is retried by the queue's policy.
+    /// Adds an async function under a task name. Its arguments are one type, see [`FromArguments`]: a tuple or a struct
+    /// for positional ones, a struct for both kinds, [`Arguments`] for whatever comes. Its error is anything that says how
+    /// to stop: a [`Failure`], a [`Retry`], a [`Stop`]. A failure that [`Failure::transient`] made is retried by the
+    /// queue's policy.
     #[must_use]
-    pub fn task<A, R, F, Fut>(mut self, name: &str, call: F) -> Worker
+    pub fn task<A, R, E, F, Fut>(self, name: &str, call: F) -> Worker
     where
-        A: DeserializeOwned + Send + 'static,
+        A: FromArguments + Send + 'static,
         R: Serialize + 'static,
+        E: Into<Stop> + 'static,
         F: Fn(JobContext, A) -> Fut + Send + Sync + Clone + 'static,
-        Fut: Future<Output = Result<R, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
-        self.tasks.add(Arc::new(tasks::function(name, call)));
+        self.task_with(name, TaskOptions::default(), call)
+    }
+
+    /// Adds an async function as [`Worker::task`] does, with options of its own.
+    #[must_use]
+    pub fn task_with<A, R, E, F, Fut>(mut self, name: &str, options: TaskOptions, call: F) -> Worker
+    where
+        A: FromArguments + Send + 'static,
+        R: Serialize + 'static,
+        E: Into<Stop> + 'static,
+        F: Fn(JobContext, A) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        self.tasks.add(Arc::new(tasks::function(name, options, call)));
         self
     }
 

@@ -4,46 +4,48 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use umbel_broker::End;
-use umbel_protocol::canvas::{Aftermath, ResultTuple};
+use umbel_broker::{End, FollowUp};
+use umbel_protocol::canvas::{Aftermath, Kind as SignatureKind, ResultTuple, Signature};
 use umbel_protocol::event::Event;
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{self, TaskMessage};
+use umbel_protocol::message::{NewTask, TaskMessage};
 use umbel_protocol::result;
+use umbel_telemetry::chain;
 
+use crate::again::retry;
 use crate::app::Shared;
 use crate::canvas;
-use crate::ends::failure_of;
+use crate::clock::seconds_of;
 use crate::events::seconds;
 use crate::execute::{Ending, RunLimits, execute};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run};
+use crate::options::Ack;
+use crate::request::Request;
+use crate::results::Kind;
+use crate::stop::{Retry, When};
 
 /// A message with its lease.
 pub(crate) struct Delivery {
     pub(crate) lease: Lease,
     pub(crate) queue: Arc<str>,
-    pub(crate) raw: Vec<u8>,
-    pub(crate) message: TaskMessage,
+    pub(crate) raw: Arc<Vec<u8>>,
+    pub(crate) message: Arc<TaskMessage>,
     pub(crate) is_suspect: bool,
+    /// Was it acknowledged before its run? Then nobody puts it back.
+    pub(crate) is_early: bool,
     /// What a built-in task sends when it succeeds.
     pub(crate) sends: Aftermath,
 }
 
+/// Pause between two attempts to acknowledge early.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Runs a message and settles it, whatever happens.
-pub(crate) async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
-    let message = &delivery.message;
+pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<dyn Job>) {
+    let message = Arc::clone(&delivery.message);
     let since = shared.clock.now();
-    let limit = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
-    let (hard, soft) = shared.tasks.taken(&message.task);
-    let limits = RunLimits {
-        hard: limit(message.time_limit.hard)
-            .or(hard)
-            .or(Some(shared.config.time_limit)),
-        soft: limit(message.time_limit.soft)
-            .or(soft)
-            .or(shared.config.soft_time_limit),
-    };
+    let limits = limits(shared, &message);
     let began = Instant::now();
     // Stopped at its hard limit a run ends at once, unless it never gives way; then somebody else may have the message.
     let stuck_at = limits
@@ -60,15 +62,26 @@ pub(crate) async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn J
         stuck_at,
     );
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
-    if shared.revoked.contains(&message.id, since) {
+    // Since the look at its arrival.
+    let is_expired = message.expires.is_some_and(|expires| seconds_of(expires) <= since);
+    if is_expired || shared.revoked.contains(message.as_ref(), since) {
         shared.leases.stopped(&delivery.lease.lid);
-        return shared.revoke(delivery, "revoked").await; // Since the look at its arrival.
+        let why = if is_expired { "expired" } else { "revoked" };
+        return shared.revoke(delivery, why).await;
+    }
+    if is_early(shared, &message) {
+        if !acknowledge_early(shared, &delivery).await {
+            shared.leases.stopped(&delivery.lease.lid);
+            return lost(shared, &delivery);
+        }
+        delivery.is_early = true;
     }
     shared.events.task(|| Event::TaskStarted {
         uuid: message.id.clone(),
     });
-    let ctx = context(shared, &delivery);
-    let order = ctx.order;
+    track_started(shared, &message).await;
+    let ctx = context(shared, &delivery, limits);
+    let (order, sent) = (ctx.order, Arc::clone(&ctx.children));
     let args = Arguments {
         args: message.args.clone(),
         kwargs: message.kwargs.clone(),
@@ -77,41 +90,193 @@ pub(crate) async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn J
     shared.leases.stopped(&delivery.lease.lid);
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
     shared.metrics.runtime(&delivery.queue, began.elapsed());
+    let sent = std::mem::take(&mut *sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let trail: Vec<Json> = sent.iter().map(ResultTuple::to_json).collect();
     match ending {
-        Ending::Outcome(Outcome::Done(value)) => succeed(shared, delivery, &value, began).await,
-        Ending::Outcome(Outcome::Retry { after, why }) => retry(shared, delivery, after, why, order).await,
-        Ending::Outcome(Outcome::Failed(why)) if why.is_retryable => retry(shared, delivery, None, why, order).await,
-        Ending::Outcome(Outcome::Failed(why)) => shared.bury(delivery, &why, format!("failed: {why}")).await,
-        Ending::TimedOut(limit) => {
-            let failure = Failure {
-                exc_module: "billiard.exceptions".into(),
-                ..Failure::permanent("TimeLimitExceeded", limit.as_secs_f64().to_string())
+        Ending::Outcome(Outcome::Done(value)) => succeed(shared, delivery, &value, began, trail).await,
+        Ending::Outcome(Outcome::Retry { after, why }) => {
+            let asked = Retry {
+                when: after.map(When::In),
+                ..Retry::new().because(why)
             };
-            let reason = format!("ran longer than its hard limit of {} s", limit.as_secs_f64());
-            shared.bury(delivery, &failure, reason).await;
+            retry(shared, delivery, asked, order, &trail).await;
         }
-        Ending::Lost => {
-            shared.metrics.lost.inc();
-            tracing::warn!(task.id = %delivery.message.id, task.name = %delivery.message.task, "lease lost: the run was dropped");
-            shared.leases.remove(std::iter::once(&delivery.lease.lid));
+        Ending::Outcome(Outcome::Again(asked)) => retry(shared, delivery, *asked, order, &trail).await,
+        Ending::Outcome(Outcome::Failed(why)) if why.is_retryable => {
+            retry(shared, delivery, Retry::new().because(why), order, &trail).await;
         }
+        Ending::Outcome(Outcome::Failed(why)) => {
+            let reason = format!("failed: {why}");
+            shared.bury_with(delivery, &why, reason, &trail).await;
+        }
+        Ending::Outcome(Outcome::Ignored) => shared.end(delivery, End::Ack, None, "succeeded", "ignored").await,
+        Ending::Outcome(Outcome::Rejected { reason, requeue }) => {
+            reject(shared, delivery, reason, requeue, &trail).await;
+        }
+        Ending::Outcome(Outcome::Replaced(with)) => replace(shared, delivery, &with, &trail).await,
+        Ending::TimedOut(limit) => {
+            let seconds = limit.as_secs_f64();
+            let shown = if limit.subsec_nanos() == 0 {
+                Json::of(&limit.as_secs())
+            } else {
+                Json::of(&seconds)
+            };
+            let failure = Failure::raise("billiard.exceptions", "TimeLimitExceeded", &[shown]);
+            let reason = format!("ran longer than its hard limit of {seconds} s");
+            shared.bury_with(delivery, &failure, reason, &trail).await;
+        }
+        Ending::Lost => lost(shared, &delivery),
         Ending::Terminated => {
             tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "terminated by remote control");
             shared.revoke(delivery, "terminated").await;
         }
-        Ending::HandBack => {
-            shared.events.task(|| Event::TaskRejected {
-                uuid: delivery.message.id.clone(),
-                requeue: true,
-            });
-            tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "handed back: the worker stops");
-            shared.end(delivery, End::Release, None, "", "handed_back").await;
+        Ending::HandBack => hand_back(shared, delivery, &trail).await,
+    }
+}
+
+/// What the message says, then remote control, then the task, then the flags.
+fn limits(shared: &Shared, message: &TaskMessage) -> RunLimits {
+    let limit = |limit: Option<f64>| limit.and_then(|limit| Duration::try_from_secs_f64(limit).ok());
+    let (hard, soft) = shared.tasks.taken(&message.task);
+    let options = shared.tasks.options(&message.task);
+    RunLimits {
+        hard: limit(message.time_limit.hard)
+            .or(hard)
+            .or(options.and_then(|options| options.time_limit))
+            .or(Some(shared.config.time_limit)),
+        soft: limit(message.time_limit.soft)
+            .or(soft)
+            .or(options.and_then(|options| options.soft_time_limit))
+            .or(shared.config.soft_time_limit),
+    }
+}
+
+fn is_early(shared: &Shared, message: &TaskMessage) -> bool {
+    let own = shared.tasks.options(&message.task).and_then(|options| options.ack);
+    own.unwrap_or(shared.config.ack) == Ack::Early
+}
+
+/// Acknowledges before the run; false if the lease was lost, or if nobody knows: then the task must not run here.
+async fn acknowledge_early(shared: &Shared, delivery: &Delivery) -> bool {
+    let message = &delivery.message;
+    let stub = NewTask {
+        id: message.id.clone(),
+        task: message.task.clone(),
+        queue: message.queue.clone(),
+        headers: message.header("umbel_run").map(|run| ("umbel_run".into(), run)).into_iter().collect(),
+        ..NewTask::default()
+    };
+    let stub = stub.encode();
+    let began = Instant::now();
+    loop {
+        match shared.broker.ack_early(&delivery.lease.lid, &stub).await {
+            Ok(is_ours) => return is_ours,
+            Err(err) if began.elapsed() > shared.config.lease => {
+                tracing::error!(task.id = %message.id, error = %chain(&err), "not acknowledged before its run: not run");
+                return false;
+            }
+            Err(err) => {
+                tracing::debug!(task.id = %message.id, error = %chain(&err), "acknowledging again");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Stores STARTED where that is wanted. A task runs whether or not that succeeds.
+async fn track_started(shared: &Shared, message: &TaskMessage) {
+    let own = shared.tasks.options(&message.task).is_some_and(|options| options.track_started);
+    if !(own || shared.config.results.track_started) {
+        return;
+    }
+    let stored = shared.document(message, Kind::State, &[], |ctx| {
+        result::started(ctx.id, std::process::id(), &shared.hostname, &ctx.meta)
+    });
+    if let Some(stored) = stored
+        && let Err(err) = shared.store.store(&[stored]).await
+    {
+        tracing::warn!(task.id = %message.id, error = %chain(&err), "STARTED not stored");
+    }
+}
+
+fn lost(shared: &Shared, delivery: &Delivery) {
+    shared.metrics.lost.inc();
+    tracing::warn!(task.id = %delivery.message.id, task.name = %delivery.message.task, "lease lost: the run was dropped");
+    shared.leases.remove(std::iter::once(&delivery.lease.lid));
+}
+
+/// The worker stops before the run has ended.
+async fn hand_back(shared: &Arc<Shared>, delivery: Delivery, trail: &[Json]) {
+    if delivery.is_early {
+        let why = "the worker stopped before the task had ended; it was acknowledged early and is not run again";
+        let failure = Failure::raise("billiard.exceptions", "WorkerLostError", &[why]);
+        return shared.bury_with(delivery, &failure, why.to_owned(), trail).await;
+    }
+    shared.events.task(|| Event::TaskRejected {
+        uuid: delivery.message.id.clone(),
+        requeue: true,
+    });
+    tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "handed back: the worker stops");
+    shared.end(delivery, End::Release, None, "", "handed_back").await;
+}
+
+/// The task refuses its message.
+async fn reject(shared: &Arc<Shared>, delivery: Delivery, reason: Option<String>, requeue: bool, trail: &[Json]) {
+    let rejected = Event::TaskRejected {
+        uuid: delivery.message.id.clone(),
+        requeue,
+    };
+    tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, requeue, reason, "rejected by its task");
+    if !requeue {
+        let why = reason.as_deref().unwrap_or("no reason given").to_owned();
+        let failure = Failure::raise("celery.exceptions", "Reject", &(reason, false));
+        shared
+            .bury_with(delivery, &failure, format!("rejected by its task: {why}"), trail)
+            .await;
+        return shared.events.task(|| rejected);
+    }
+    shared.events.task(|| rejected);
+    if delivery.is_early {
+        // Redis has its bytes no longer; the task itself wants another run.
+        let list = shared.broker.keys().list(&delivery.queue, delivery.message.priority);
+        let raw = delivery.raw.to_vec();
+        let back = vec![FollowUp::Push { list, raw }];
+        return shared.end_with(delivery, End::Ack, None, back, ("", "requeued")).await;
+    }
+    shared.end(delivery, End::Requeue, None, "", "requeued").await;
+}
+
+/// Another task goes on under this one's id.
+async fn replace(shared: &Arc<Shared>, delivery: Delivery, with: &Signature, trail: &[Json]) {
+    match canvas::replacement(shared, &delivery.message, with) {
+        Ok(aftermath) => {
+            shared
+                .end_workflow(delivery, End::Ack, None, aftermath, ("succeeded", "replaced"))
+                .await;
+        }
+        Err(malformed) => {
+            let is_empty = with.kind == SignatureKind::Chain && with.tasks().is_ok_and(|tasks| tasks.is_empty());
+            let why = if is_empty {
+                "Cannot replace with an empty chain".to_owned()
+            } else if with.options.get("chord").is_some() {
+                "A signature replacing a task must not be part of a chord".to_owned()
+            } else {
+                format!("Cannot replace: {malformed}")
+            };
+            let failure = Failure::raise("celery.exceptions", "ImproperlyConfigured", &[&why]);
+            shared.bury_with(delivery, &failure, format!("failed: {why}"), trail).await;
         }
     }
 }
 
 /// Result, what follows, acknowledgement.
-async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, began: Instant) {
+async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, began: Instant, mut trail: Vec<Json>) {
+    let (bytes, most) = (value.as_str().len(), shared.config.results.max_bytes);
+    if bytes > most {
+        let why = format!("the result has {bytes} bytes, more than the limit of {most}");
+        let failure = Failure::permanent("ValueError", why.as_str());
+        return shared.bury_with(delivery, &failure, format!("ran, but {why}"), &trail).await;
+    }
     let mut aftermath = std::mem::take(&mut delivery.sends);
     match canvas::after_success(shared, &delivery.message, value) {
         Ok(after) => {
@@ -121,7 +286,7 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
         Err(malformed) => {
             let why = Failure::permanent("ValueError", format!("what follows cannot be read: {malformed}"));
             let reason = format!("ran, but what follows cannot be read: {malformed}");
-            return shared.bury(delivery, &why, reason).await;
+            return shared.bury_with(delivery, &why, reason, &trail).await;
         }
     }
     shared.events.task(|| Event::TaskSucceeded {
@@ -129,8 +294,8 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
         result: shown(value),
         runtime: seconds(began),
     });
-    let trail: Vec<Json> = aftermath.children.iter().map(ResultTuple::to_json).collect();
-    let result = shared.document(&delivery.message, true, &trail, |ctx| {
+    trail.extend(aftermath.children.iter().map(ResultTuple::to_json));
+    let result = shared.document(&delivery.message, Kind::Success, &trail, |ctx| {
         result::success(ctx.id, value, &ctx.meta)
     });
     shared
@@ -138,7 +303,7 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
         .await;
 }
 
-fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
+fn context(shared: &Arc<Shared>, delivery: &Delivery, limits: RunLimits) -> JobContext {
     let message = &delivery.message;
     let order = message.header("umbel_order").and_then(|order| order.to().ok());
     #[allow(clippy::cast_possible_wrap)] // Microseconds since 1970 fit for 290,000 years.
@@ -150,10 +315,18 @@ fn context(shared: &Arc<Shared>, delivery: &Delivery) -> JobContext {
         retries: message.retries,
         order: order.unwrap_or(first_seen),
         headers: message.headers.clone(),
+        request: Request {
+            message: Arc::clone(message),
+            raw: Arc::clone(&delivery.raw),
+            hostname: Arc::clone(&shared.hostname),
+            limits,
+        },
         cancel: CancellationToken::new(),
         soft_limit: CancellationToken::new(),
         lease: delivery.lease.clone(),
         reports: shared.reports.clone(),
+        children: Arc::default(),
+        shared: Some(Arc::clone(shared)),
     }
 }
 
@@ -166,46 +339,4 @@ fn shown(value: &Json) -> String {
     }
     let end = (0..=MOST).rev().find(|at| repr.is_char_boundary(*at)).unwrap_or(0);
     format!("{}...", &repr[..end])
-}
-
-/// Runs again later, or ends as a failure when the attempts are used up.
-async fn retry(shared: &Arc<Shared>, delivery: Delivery, after: Option<Duration>, why: Failure, order: i64) {
-    let retries = delivery.message.retries;
-    let Some(backoff) = crate::retry::next(&shared.config.retry, retries, crate::random()) else {
-        let reason = format!("failed {} times, the last time: {why}", retries.saturating_add(1));
-        return shared.bury(delivery, &why, reason).await;
-    };
-    let wait = after.unwrap_or(backoff);
-    let due = shared.clock.now() + wait.as_secs_f64();
-    #[allow(clippy::cast_possible_truncation)] // Microseconds since 1970 fit.
-    let eta = jiff::Timestamp::from_microsecond((due * 1e6) as i64).ok();
-    let change = message::Retry {
-        retries: retries.saturating_add(1),
-        eta,
-        delivery_tag: uuid::Uuid::new_v4().to_string(),
-        now: Some(shared.clock.timestamp()),
-        headers: vec![("umbel_order".into(), Json::of(&order))],
-    };
-    match message::retry(&delivery.raw, &change) {
-        Ok(raw) => {
-            shared.due.within(wait);
-            let failure = failure_of(&why);
-            shared.events.task(|| Event::TaskRetried {
-                uuid: delivery.message.id.clone(),
-                exception: failure.repr(),
-                traceback: Some(why.to_string()),
-            });
-            let result = shared.document(&delivery.message, false, &[], |ctx| {
-                result::retry(ctx.id, &failure, Some(&why.to_string()), &ctx.meta)
-            });
-            shared
-                .end(delivery, End::Later { due, raw }, result, "", "retried")
-                .await;
-        }
-        Err(malformed) => {
-            // It was read a moment ago, so this is a defect of ours; the message is kept all the same.
-            let reason = format!("failed ({why}), and no retry could be made of it: {malformed}");
-            shared.bury(delivery, &why, reason).await;
-        }
-    }
 }

@@ -251,6 +251,29 @@ fn elsewhere(settlements: &mut [Settlement]) -> (Vec<FollowUp>, Vec<FollowUp>) {
     (before, after)
 }
 
+/// Carries out what a task sends while it runs: first what belongs to results, so that nobody can be faster than it.
+///
+/// # Errors
+/// The broker did not answer.
+pub(crate) async fn follow_now(
+    broker: &Broker,
+    elsewhere: Option<&ResultStore>,
+    follow_ups: Vec<FollowUp>,
+) -> Result<(), Error> {
+    let Some(store) = elsewhere else {
+        return broker.follow(&follow_ups).await;
+    };
+    let mut pushes = Vec::new();
+    let before: Vec<FollowUp> = follow_ups
+        .into_iter()
+        .filter_map(|follow_up| without_pushes(follow_up, &mut pushes))
+        .collect();
+    if !before.is_empty() {
+        store.follow(&before).await?;
+    }
+    broker.follow(&pushes).await
+}
+
 /// The follow-up without the pushes in it, at any depth; these go to `pushes`.
 fn without_pushes(follow_up: FollowUp, pushes: &mut Vec<FollowUp>) -> Option<FollowUp> {
     match follow_up {

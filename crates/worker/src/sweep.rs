@@ -13,6 +13,7 @@ use umbel_telemetry::chain;
 
 use crate::clock::RedisClock;
 use crate::metrics::Metrics;
+use crate::queues::Queues;
 
 /// Leases looked at in one call.
 const BATCH: usize = 50;
@@ -57,7 +58,7 @@ pub(crate) struct Recovery {
     pub(crate) broker: Broker,
     /// The result database, where it is not the broker's, and how long it keeps them (s).
     pub(crate) results: Option<(ResultStore, u64)>,
-    pub(crate) queues: Vec<String>,
+    pub(crate) queues: Arc<Queues>,
     pub(crate) lease: Duration,
     pub(crate) every: Duration,
     pub(crate) backoff: Duration,
@@ -179,7 +180,12 @@ impl Recovery {
         if overdue.raw.is_empty() {
             return None; // A lease without a body: the janitor's work.
         }
-        let (id, task, run) = match message::decode(&overdue.raw, &Limits::default(), &TimeZone::UTC) {
+        // Behind a zero byte stands what names a message that was acknowledged before its run.
+        let (is_early, raw) = match overdue.raw.strip_prefix(b"\0") {
+            Some(stub) => (true, stub),
+            None => (false, overdue.raw.as_slice()),
+        };
+        let (id, task, run) = match message::decode(raw, &Limits::default(), &TimeZone::UTC) {
             Ok(message) => {
                 let run = message.header("umbel_run").and_then(|run| run.to().ok());
                 (message.id, message.task, run)
@@ -199,7 +205,11 @@ impl Recovery {
             let lost = result::Failure::new(
                 "billiard.exceptions",
                 "WorkerLostError",
-                "the task killed its worker each time it ran",
+                if is_early {
+                    "the worker was lost while the task ran; it was acknowledged early and is not run again"
+                } else {
+                    "the task killed its worker each time it ran"
+                },
             );
             let meta = result::Meta {
                 done_at: self.clock.timestamp(),
@@ -232,7 +242,6 @@ impl Recovery {
 
     /// Promotes for ever: at the time the next message is due, and when told that something is due sooner.
     pub(crate) async fn promote(&self) {
-        let queues: Vec<&str> = self.queues.iter().map(String::as_str).collect();
         loop {
             match self.due.peek() {
                 Some(at) if at > Instant::now() => {
@@ -248,6 +257,8 @@ impl Recovery {
                 }
             }
             self.due.take();
+            let queues = self.queues.names();
+            let queues: Vec<&str> = queues.iter().map(String::as_str).collect();
             match self.broker.promote(PROMOTE, &queues).await {
                 Ok(promoted) => {
                     if let Some(due_in) = promoted.due_in {

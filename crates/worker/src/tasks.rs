@@ -8,21 +8,24 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use umbel_protocol::json::Json;
 
-use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
+use crate::arguments::{Arguments, FromArguments};
+use crate::job::{Failure, Job, JobContext, Outcome};
+use crate::options::TaskOptions;
+use crate::stop::Stop;
 
 /// Tasks by name.
 #[derive(Default)]
 pub(crate) struct Tasks {
-    by_name: BTreeMap<String, Entry>,
+    by_name: BTreeMap<String, Arc<Entry>>,
     /// Did remote control set limits for any?
     has_limits: AtomicBool,
 }
 
 struct Entry {
     job: Arc<dyn Job>,
+    options: TaskOptions,
     taken: AtomicU64,
     limits: Mutex<Limits>,
 }
@@ -32,12 +35,21 @@ pub(crate) type Limits = (Option<Duration>, Option<Duration>);
 
 impl Tasks {
     pub(crate) fn add(&mut self, job: Arc<dyn Job>) {
-        let entry = Entry {
+        let entry = Arc::new(Entry {
             taken: AtomicU64::new(0),
             limits: Mutex::default(),
+            options: job.options(),
             job,
-        };
+        });
+        for alias in &entry.options.aliases {
+            self.by_name.insert(alias.clone(), Arc::clone(&entry));
+        }
         self.by_name.insert(entry.job.name().to_owned(), entry);
+    }
+
+    /// What a task wants; `None` for one that is not known.
+    pub(crate) fn options(&self, name: &str) -> Option<&TaskOptions> {
+        self.by_name.get(name).map(|entry| &entry.options)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<dyn Job>> {
@@ -75,9 +87,16 @@ impl Tasks {
     pub(crate) fn counts(&self) -> Vec<(String, u64)> {
         let counts = self.by_name.iter();
         counts
+            .filter(|(name, entry)| entry.job.name() == *name) // Aliases share a count.
             .map(|(name, entry)| (name.clone(), entry.taken.load(Ordering::Relaxed)))
             .filter(|(_, taken)| *taken > 0)
             .collect()
+    }
+
+    /// Tasks that were registered with a rate limit, and that.
+    pub(crate) fn rates(&self) -> impl Iterator<Item = (&str, &str)> {
+        let entries = self.by_name.values();
+        entries.filter_map(|entry| Some((entry.job.name(), entry.options.rate_limit.as_deref()?)))
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -88,6 +107,7 @@ impl Tasks {
 /// An async function as a job.
 pub(crate) struct Function<F> {
     pub(crate) name: String,
+    pub(crate) options: TaskOptions,
     pub(crate) call: F,
 }
 
@@ -99,34 +119,41 @@ where
         &self.name
     }
 
+    fn options(&self) -> TaskOptions {
+        self.options.clone()
+    }
+
     fn run<'a>(&'a self, ctx: &'a JobContext, args: Arguments) -> BoxFuture<'a, Outcome> {
         (self.call)(ctx.clone(), args)
     }
 }
 
-/// Makes a job of an async function with typed arguments.
-pub(crate) fn function<A, R, F, Fut>(name: &str, call: F) -> impl Job + use<A, R, F, Fut>
+/// Makes a job of an async function.
+pub(crate) fn function<A, R, E, F, Fut>(
+    name: &str,
+    options: TaskOptions,
+    call: F,
+) -> impl Job + use<A, R, E, F, Fut>
 where
-    A: DeserializeOwned + Send + 'static,
+    A: FromArguments + Send + 'static,
     R: Serialize + 'static,
+    E: Into<Stop> + 'static,
     F: Fn(JobContext, A) -> Fut + Send + Sync + Clone + 'static,
-    Fut: Future<Output = Result<R, Failure>> + Send + 'static,
+    Fut: Future<Output = Result<R, E>> + Send + 'static,
 {
     Function {
         name: name.to_owned(),
+        options,
         call: move |ctx: JobContext, args: Arguments| {
             let call = call.clone();
             async move {
-                match typed(&args) {
-                    Ok(args) => match call(ctx, args).await {
-                        Ok(value) => done(&value),
-                        Err(failure) if failure.is_retryable => Outcome::Retry {
-                            after: None,
-                            why: failure,
-                        },
-                        Err(failure) => Outcome::Failed(failure),
-                    },
-                    Err(failure) => Outcome::Failed(failure),
+                let args = match A::from_arguments(args) {
+                    Ok(args) => args,
+                    Err(failure) => return Outcome::Failed(failure),
+                };
+                match call(ctx, args).await {
+                    Ok(value) => done(&value),
+                    Err(stop) => stop.into().into(),
                 }
             }
             .boxed()
@@ -141,55 +168,21 @@ fn done<R: Serialize>(value: &R) -> Outcome {
     }
 }
 
-/// Arguments as one type: a tuple or a struct from positional ones, a struct from keywords.
-fn typed<A: DeserializeOwned>(args: &Arguments) -> Result<A, Failure> {
-    let has_args = args.args.as_str() != "[]";
-    let has_kwargs = args.kwargs.as_str() != "{}";
-    match (has_args, has_kwargs) {
-        (true, true) => Err(Failure::type_error("takes positional or keyword arguments, not both")),
-        (true, false) => args.positional(),
-        (false, true) => args.keywords(),
-        (false, false) => Json::null()
-            .to()
-            .or_else(|_| args.keywords())
-            .or_else(|failure| args.positional().map_err(|_| failure)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde::Deserialize;
-
-    #[derive(Debug, PartialEq, Deserialize)]
-    struct Resize {
-        url: String,
-        #[serde(default)]
-        width: u32,
-    }
-
-    fn arguments(args: &str, kwargs: &str) -> Arguments {
-        Arguments {
-            args: Json::parse(args).unwrap(),
-            kwargs: Json::parse(kwargs).unwrap(),
-        }
-    }
 
     #[test]
-    fn arguments_by_position_and_by_name() {
-        let expected = Resize {
-            url: "u".into(),
-            width: 3,
-        };
-        assert_eq!(typed::<Resize>(&arguments(r#"["u", 3]"#, "{}")).unwrap(), expected);
-        assert_eq!(
-            typed::<Resize>(&arguments("[]", r#"{"url": "u", "width": 3}"#)).unwrap(),
-            expected
-        );
-        assert_eq!(typed::<(i64, i64)>(&arguments("[2, 3]", "{}")).unwrap(), (2, 3));
-        assert!(matches!(typed::<()>(&arguments("[]", "{}")), Ok(())));
-        let wrong = typed::<(i64, i64)>(&arguments("[2]", "{}")).unwrap_err();
-        assert_eq!((wrong.exc_type.as_str(), wrong.is_retryable), ("TypeError", false));
-        assert!(typed::<Resize>(&arguments("[1]", r#"{"width": 3}"#)).is_err());
+    fn a_task_is_known_by_its_aliases() {
+        let mut tasks = Tasks::default();
+        let options = TaskOptions::new().alias("old.add").rate_limit("10/m");
+        let add = function("add", options, |_ctx, (a, b): (i64, i64)| async move { Ok::<_, Failure>(a + b) });
+        tasks.add(Arc::new(add));
+        assert_eq!(tasks.names(), ["add", "old.add"]);
+        assert!(tasks.get("old.add").is_some());
+        let options = tasks.options("old.add").unwrap();
+        assert_eq!(options.rate_limit.as_deref(), Some("10/m"));
+        tasks.taken("old.add");
+        assert_eq!(tasks.counts(), [("add".to_owned(), 1)]);
     }
 }

@@ -33,7 +33,8 @@ if tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') ~= count the
   for _, b in ipairs(back) do
     local list, raw = leased(b.lid)
     -- A list of another type keeps its message leased, and does not keep the worker from all other queues.
-    if list and pcall(redis.call, 'RPUSH', list, raw) then end_lease(b.lid, list) end
+    -- One that was acknowledged before its run is never handed back: its lease runs out, and its caller is told.
+    if list and not is_early(raw) and pcall(redis.call, 'RPUSH', list, raw) then end_lease(b.lid, list) end
   end
 end
 local published = publish(P .. 'celery-task-meta-umbel', '')

@@ -19,6 +19,9 @@ local function unrecord(rec)
   local n = tonumber(string.sub(rec, 1, i - 1))
   return string.sub(rec, i + 1, i + n), string.sub(rec, i + n + 1)
 end
+-- The record of a message that was acknowledged before its run has a stub in place of its raw: a zero byte, then a message
+-- without arguments that names it. Nobody puts it back into a list.
+local function is_early(raw) return string.byte(raw, 1) == 0 end
 -- A delayed member is a record whose raw is '<length of tag>:<tag><raw>': equal messages stay two members.
 local function delayed_member(list, tag, raw) return record(list, record(tag, raw)) end
 

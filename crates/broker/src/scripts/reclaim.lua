@@ -1,14 +1,23 @@
 -- reclaim: overdue leases go back to the head of their list, counted. From the second death on the message is a
--- suspect and is kept apart; the last allowed one sends it to the dead letters.
+-- suspect and is kept apart; the last allowed one sends it to the dead letters. One that was acknowledged before its run
+-- is not run again: it goes, and its caller is told.
 -- ARGV: prefix, then for each: lease id, key in umbel:att, task id, task name, run id,
 --       result key or '', document for the dead letter.
--- Returns: number reclaimed, suspected, buried, then the buried task ids.
+-- Returns: number reclaimed, suspected, given up, then the task ids of these.
 local now, back, suspected, buried, ids = micros() / 1000000, 0, 0, 0, {}
 local function take_back(at, lid, list, raw)
   local att, id, task = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local queue = queue_of(list)
   local policy = redis.call('HGET', U .. 'policy', queue) or ''
   local most, ttl, kept = string.match(policy, '^(%d+)|(%d+)|(%d+)$')
+  if is_early(raw) then
+    if ARGV[at + 5] ~= '' then store_result(ARGV[at + 5], ttl or '86400', ARGV[at + 6], false) end
+    settle_run(ARGV[at + 4], id, 'failed')
+    end_lease(lid, list)
+    buried = buried + 1
+    ids[#ids + 1] = id
+    return
+  end
   -- Counted after the message has a place: one that could not be moved has not died once more.
   local deaths = tonumber(redis.call('HGET', U .. 'att', att) or '0') + 1
   if deaths >= tonumber(most or '3') then

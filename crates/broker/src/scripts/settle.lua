@@ -1,11 +1,12 @@
 -- settle: ends deliveries with everything that belongs to the end, in one step each: result, follow-up messages, run
 -- record, and where the message goes. A lease that is gone changes nothing.
 -- ARGV: prefix, dead letters kept, then for each delivery:
---   action      ack | later (a message of its own, due) | park (the stored bytes, due) | bury | quarantine | release
+--   action      ack | later (a message of its own, due) | park (the stored bytes, due) | bury | quarantine
+--               | release (to the head of its list) | requeue (to its end)
 --   lease id, task id, task name, key in umbel:att, run id or '', run outcome (succeeded | failed | expired | revoked)
 --   result key or '', its TTL (s, 0 = for ever), document, '1' if SUCCESS
 --   x           later, park: due (s); bury, quarantine: reason
---   raw         later: the message; otherwise ''
+--   raw         later: the message; bury of one that was acknowledged early: its bytes; otherwise ''
 --   number of arguments of what follows, then these (see follow)
 -- Returns: the lease ids that were lost.
 local kept, at, lost = ARGV[2], 3, {}
@@ -17,6 +18,11 @@ while at <= #ARGV do
   if not list then
     lost[#lost + 1] = lid
   else
+    if is_early(raw) then
+      -- Its bytes are those that the worker still has, or nothing: it was promised to run at most once.
+      raw = fresh
+      if raw == '' and action ~= 'later' then action = 'ack' end
+    end
     if key ~= '' then store_result(key, ttl, doc, success) end
     local attempts = att ~= '' and redis.call('HGET', U .. 'att', att) or '0'
     if action ~= 'park' and action ~= 'release' and att ~= '' then redis.call('HDEL', U .. 'att', att) end
@@ -30,6 +36,10 @@ while at <= #ARGV do
       lay_aside('quarantine', list, raw, x, id, task, attempts or '0', kept)
     elseif action == 'release' then
       redis.call('RPUSH', list, raw)
+    elseif action == 'requeue' then
+      -- Who takes it next may ask whether it was delivered before; a day is longer than anybody waits to.
+      if id ~= '' then redis.call('SET', U .. 'back:' .. id, '1', 'EX', 86400) end
+      redis.call('LPUSH', list, raw)
     end
     if action == 'ack' or action == 'bury' or action == 'quarantine' then settle_run(run, id, outcome) end
     -- After everything that the server may refuse, so that a repetition does not send it again.

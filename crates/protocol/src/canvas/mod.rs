@@ -75,7 +75,7 @@ use crate::message::NewTask;
 
 pub use builtin::{BUILTINS, Builtin, builtin};
 pub use chord::{ChordEnd, ChordKeys, ChordPart, PartState, complete_chord, fail_chord, timings};
-pub use outcome::{after_failure, after_revoked, after_success, apply, send, start};
+pub use outcome::{after_failure, after_revoked, after_success, apply, send, spawn, start};
 pub use replace::{add_to_chord, replace};
 pub use signature::{Kind, Options, Signature};
 pub use tuple::ResultTuple;

@@ -106,9 +106,22 @@ pub fn after_revoked(message: &TaskMessage, why: &str) -> Aftermath {
 /// # Errors
 /// [`Reason`]: no acceptable signature.
 pub fn send(message: &TaskMessage, signature: &Signature, sender: &mut Sender<'_>) -> Result<Aftermath, Reason> {
+    Ok(spawn(message, signature, sender)?.0)
+}
+
+/// As [`send`], with the result of the whole, as [`apply`] answers it.
+///
+/// # Errors
+/// As [`send`].
+pub fn spawn(
+    message: &TaskMessage,
+    signature: &Signature,
+    sender: &mut Sender<'_>,
+) -> Result<(Aftermath, ResultTuple), Reason> {
     let mut plan = Plan::new(running(message), sender);
     plan.spawn(signature, Call::default(), &Options::default())?;
-    Ok(plan.done())
+    let result = plan.result.take().ok_or(Reason::Missing("signature.task"))?;
+    Ok((plan.done(), result))
 }
 
 /// Sends a signature from outside of any task; `queue` is for those that name none. The child is the result to wait for:

@@ -94,10 +94,13 @@ fn delivery(order: i64, micros: u64, headers: &[(&str, &str)]) -> (JobContext, L
         retries: 0,
         order,
         headers: Json::of(&headers),
+        request: crate::request::Request::of_nobody(),
         cancel: CancellationToken::new(),
         soft_limit: CancellationToken::new(),
         lease,
         reports,
+        children: std::sync::Arc::default(),
+        shared: None,
     };
     (ctx, leases, reported)
 }
@@ -150,6 +153,7 @@ fn done(outcome: Outcome) -> Value {
         Outcome::Done(json) => serde_json::from_str(json.as_str()).unwrap(),
         Outcome::Retry { why, .. } => panic!("retry: {why}"),
         Outcome::Failed(why) => panic!("failed: {why}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -159,6 +163,7 @@ fn failed(outcome: Outcome) -> Failure {
         Outcome::Done(json) => panic!("done: {}", json.as_str()),
         Outcome::Retry { why, .. } => panic!("retry: {why}"),
         Outcome::Failed(why) => why,
+        other => panic!("{other:?}"),
     }
 }
 

@@ -1,0 +1,151 @@
+//! Another run of a task: what its message says, and when no run is left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use umbel_broker::{End, FollowUp};
+use umbel_protocol::event::Event;
+use umbel_protocol::json::Json;
+use umbel_protocol::message::{self, NewTask, TaskMessage};
+use umbel_protocol::result;
+
+use crate::app::Shared;
+use crate::clock::seconds_of;
+use crate::job::Failure;
+use crate::request::custom_headers;
+use crate::results::Kind;
+use crate::retry;
+use crate::run::Delivery;
+use crate::stop::{Retry, When};
+
+/// Runs again later, or ends as a failure when the attempts are used up.
+pub(crate) async fn retry(shared: &Arc<Shared>, delivery: Delivery, asked: Retry, order: i64, trail: &[Json]) {
+    let retries = delivery.message.retries;
+    let options = shared.tasks.options(&delivery.message.task);
+    let mut policy = options.map_or(shared.config.retry, |options| options.retry(&shared.config.retry));
+    if let Some(most) = asked.max_retries {
+        policy.max_attempts = most.saturating_add(1);
+    }
+    let Some(backoff) = retry::next(&policy, retries, crate::random()) else {
+        return give_up(shared, delivery, asked, trail).await;
+    };
+    let now = shared.clock.now();
+    let due = match asked.when {
+        Some(When::In(wait)) => now + wait.as_secs_f64(),
+        Some(When::At(eta)) => seconds_of(eta),
+        None => now + backoff.as_secs_f64(),
+    };
+    match next(shared, &delivery, &asked, due, order) {
+        Ok((end, follow_ups)) => {
+            shared.due.within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
+            let cause = asked.because.as_ref().map(Failure::document);
+            let traceback = asked.because.as_ref().map(|why| why.traceback(&delivery.message.task));
+            shared.events.task(|| Event::TaskRetried {
+                uuid: delivery.message.id.clone(),
+                exception: cause.as_ref().map_or_else(|| "None".into(), result::Failure::repr),
+                traceback: traceback.clone(),
+            });
+            let result = shared.document(&delivery.message, Kind::Retry, trail, |ctx| match &cause {
+                Some(cause) => result::retry(ctx.id, cause, traceback.as_deref(), &ctx.meta),
+                None => result::retry_without_cause(ctx.id, &ctx.meta),
+            });
+            shared.end_with(delivery, end, result, follow_ups, ("", "retried")).await;
+        }
+        Err(malformed) => {
+            // It was read a moment ago, so this is a defect of ours; the message is kept all the same.
+            let why = asked.because.unwrap_or_else(|| Failure::transient("asked for a retry"));
+            let reason = format!("failed ({why}), and no retry could be made of it: {malformed}");
+            shared.bury_with(delivery, &why, reason, trail).await;
+        }
+    }
+}
+
+/// No run is left: the task's own error, or Celery's.
+async fn give_up(shared: &Arc<Shared>, delivery: Delivery, asked: Retry, trail: &[Json]) {
+    let message = &delivery.message;
+    let times = message.retries.saturating_add(1);
+    if let Some(why) = asked.because {
+        let reason = format!("failed {times} times, the last time: {why}");
+        return shared.bury_with(delivery, &why, reason, trail).await;
+    }
+    let text = format!(
+        "Can't retry {}[{}] args:{} kwargs:{}",
+        message.task,
+        message.id,
+        asked.args.as_ref().unwrap_or(&message.args).repr(),
+        asked.kwargs.as_ref().unwrap_or(&message.kwargs).repr()
+    );
+    let failure = Failure::raise("celery.exceptions", "MaxRetriesExceededError", &[text]);
+    let reason = format!("asked for a retry {times} times");
+    shared.bury_with(delivery, &failure, reason, trail).await;
+}
+
+/// The message of the next run and the way it goes: it waits at the broker, or is sent to another list.
+fn next(
+    shared: &Shared,
+    delivery: &Delivery,
+    asked: &Retry,
+    due: f64,
+    order: i64,
+) -> Result<(End, Vec<FollowUp>), message::Malformed> {
+    let message = &delivery.message;
+    #[allow(clippy::cast_possible_truncation)] // Microseconds since 1970 fit.
+    let eta = Timestamp::from_microsecond((due * 1e6) as i64).ok();
+    let now = shared.clock.timestamp();
+    let mut change = message::Retry {
+        retries: message.retries.saturating_add(1),
+        eta,
+        delivery_tag: uuid::Uuid::new_v4().to_string(),
+        now: Some(now),
+        headers: asked.headers.clone(),
+    };
+    change.headers.push(("umbel_order".into(), Json::of(&order)));
+    let expires = asked.expires.and_then(|after| now.saturating_add(after).ok());
+    let queue = asked.queue.as_deref().filter(|queue| *queue != &*delivery.queue);
+    let priority = asked.priority.filter(|priority| *priority != message.priority);
+    let is_same_call = asked.args.is_none() && asked.kwargs.is_none();
+    if is_same_call && queue.is_none() && priority.is_none() {
+        if let Some(expires) = expires {
+            change.headers.push(("expires".into(), Json::string(&expires.to_string())));
+        }
+        let raw = message::retry(&delivery.raw, &change)?;
+        return Ok((End::Later { due, raw }, Vec::new()));
+    }
+    let task = rebuilt(message, asked, change, expires);
+    let raw = task.encode();
+    if queue.is_none() && priority.is_none() {
+        return Ok((End::Later { due, raw }, Vec::new()));
+    }
+    // Whoever serves that list need not be a worker of ours: the message itself says when.
+    let list = shared.broker.keys().list(queue.unwrap_or(&delivery.queue), task.priority);
+    Ok((End::Ack, vec![FollowUp::Push { list, raw }]))
+}
+
+/// The message anew, with other arguments or another way to go.
+fn rebuilt(message: &TaskMessage, asked: &Retry, change: message::Retry, expires: Option<Timestamp>) -> NewTask {
+    let same = NewTask::from(message);
+    let mut headers = custom_headers(message);
+    for name in ["replaced_task_nesting", "stamped_headers", "stamps"] {
+        headers.extend(message.header(name).map(|value| (name.to_owned(), value)));
+    }
+    headers.retain(|(name, _)| !change.headers.iter().any(|(set, _)| set == name));
+    headers.extend(change.headers);
+    NewTask {
+        args: asked.args.clone().unwrap_or_else(|| message.args.clone()),
+        kwargs: asked.kwargs.clone().unwrap_or_else(|| message.kwargs.clone()),
+        argsrepr: same.argsrepr.filter(|_| asked.args.is_none()),
+        kwargsrepr: same.kwargsrepr.filter(|_| asked.kwargs.is_none()),
+        queue: asked.queue.clone().unwrap_or(same.queue),
+        priority: asked.priority.unwrap_or(same.priority),
+        retries: change.retries,
+        eta: change.eta,
+        expires: expires.or(same.expires),
+        sent_at: change.now,
+        shadow: message.header("shadow").and_then(|shadow| shadow.text()),
+        parent_id: same.parent_id.or_else(|| Some(message.id.clone())),
+        delivery_tag: change.delivery_tag,
+        headers,
+        ..NewTask::from(message)
+    }
+}
