@@ -235,6 +235,19 @@ fn the_results_of_a_nested_header_are_saved_in_their_shape() {
 }
 
 #[test]
+fn a_saved_group_is_read_and_written_as_celery_writes_it() {
+    let replay = Replay::of("result-15-group-save-restore-delete");
+    let saved = replay.commands.iter().find(|command| command[0] == "SETEX").unwrap();
+    let document = Json::parse(&saved[3]).unwrap();
+    let group = ResultTuple::parse(&document.get("result").unwrap()).unwrap();
+    assert_eq!(format!("{{\"result\": {}}}", group.to_json()), saved[3]);
+    let id = saved[1].strip_prefix("celery-taskset-meta-").unwrap();
+    assert_eq!(ChordKeys::of(id).group, saved[1]);
+    let deleted = replay.commands.iter().rfind(|command| command[0] == "DEL").unwrap();
+    assert_eq!(deleted[1], saved[1]);
+}
+
+#[test]
 fn built_in_tasks_are_planned() {
     let planned = |name: &str| {
         let message = read(&Replay::of(name).sent[0]);
