@@ -124,60 +124,41 @@ impl Codec {
         self.encode(task, serializer, None)
     }
 
-    /// The message of the next try, as [`message::retry`], of any message that this codec reads. With `arguments`,
-    /// positional and keyword, these are put in place of the old ones: in the same serializer and compression, and
-    /// signed by our key if the old ones were signed.
+    /// Writes a task in the serializer and the compression of a message: what follows from one goes the same way.
     ///
     /// # Errors
-    /// [`Malformed`]: not to be read, or new arguments that its serializer cannot say.
-    pub fn retry(&self, raw: &[u8], retry: &Retry, arguments: Option<(&Json, &Json)>) -> Result<Vec<u8>, Malformed> {
-        let is_modern = message::header(raw, "task").is_some();
-        let Some((args, kwargs)) = arguments else {
-            if is_modern {
-                return message::retry(raw, retry);
-            }
-            return self.next_try(raw, retry, None);
-        };
-        if !is_modern {
-            return self.next_try(raw, retry, Some((args, kwargs)));
-        }
-        let message = self.reread(raw)?;
-        let embed = message.embed.clone().unwrap_or_else(Json::null);
-        let bytes = self
-            .reseal(raw, &format!("[{args}, {kwargs}, {embed}]"))
-            .map_err(|reason| malformed(&message, reason))?;
-        message::retry_with_body(raw, retry, &bytes, [&args.repr_as_arguments(), &kwargs.repr()])
+    /// As [`Codec::encode`].
+    pub fn encode_like(&self, raw: &[u8], task: &NewTask) -> Result<Vec<u8>, EncodeError> {
+        let old = message::body(raw).ok();
+        let old = old.as_ref();
+        let serializer = old.and_then(|old| Serializer::named(&old.content_type));
+        let compression = old.and_then(|old| Compression::named(old.compression.as_deref()?));
+        self.encode(task, serializer.unwrap_or(Serializer::Json), compression)
     }
 
-    /// A protocol 1 message becomes one of protocol 2 in the same serializer.
-    fn next_try(&self, raw: &[u8], retry: &Retry, arguments: Option<(&Json, &Json)>) -> Result<Vec<u8>, Malformed> {
-        let message = self.reread(raw)?;
-        let mut task = message::next_try(&message, retry);
-        if let Some((args, kwargs)) = arguments {
-            (task.args, task.kwargs) = (args.clone(), kwargs.clone());
-            (task.argsrepr, task.kwargsrepr) = (None, None);
+    /// The message of the next try, as [`message::retry`], of any message that this codec reads. One of protocol 1,
+    /// which becomes protocol 2, keeps its serializer and compression.
+    ///
+    /// # Errors
+    /// [`Malformed`]: not to be read, or of protocol 1 and not to be written again.
+    pub fn retry(&self, raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
+        if message::header(raw, "task").is_some() {
+            return message::retry(raw, retry);
         }
-        let old = message::body(raw)?;
-        let serializer = Serializer::named(&old.content_type).unwrap_or(Serializer::Json);
-        let compression = old.compression.as_deref().and_then(Compression::named);
-        self.encode(&task, serializer, compression)
-            .map_err(|err| malformed(&message, format(serializer, err.why)))
-    }
-
-    fn reread(&self, raw: &[u8]) -> Result<TaskMessage, Malformed> {
         let limits = Limits {
             bytes: usize::MAX,
             ..Limits::default()
         };
-        self.decode(raw, &limits, &TimeZone::UTC)
-    }
-
-    fn reseal(&self, raw: &[u8], body: &str) -> Result<Vec<u8>, Reason> {
-        let old = message::body(raw).map_err(|malformed| malformed.reason)?;
-        let serializer = Serializer::named(&old.content_type).unwrap_or(Serializer::Json);
-        let compression = old.compression.as_deref().and_then(Compression::named);
-        self.seal(body, serializer, compression)
-            .map_err(|why| format(serializer, why))
+        let message = self.decode(raw, &limits, &TimeZone::UTC)?;
+        let task = message::next_try(&message, retry);
+        self.encode_like(raw, &task).map_err(|err| Malformed {
+            reason: Reason::Format {
+                format: err.serializer.name(),
+                why: err.why,
+            },
+            id: Some(message.id),
+            task: Some(message.task),
+        })
     }
 
     fn seal(&self, body: &str, serializer: Serializer, compression: Option<Compression>) -> Result<Vec<u8>, String> {
@@ -258,19 +239,4 @@ fn text(bytes: Vec<u8>) -> Result<String, Reason> {
         part: "body",
         at: err.utf8_error().valid_up_to(),
     })
-}
-
-fn format(serializer: Serializer, why: String) -> Reason {
-    Reason::Format {
-        format: serializer.name(),
-        why,
-    }
-}
-
-fn malformed(message: &TaskMessage, reason: Reason) -> Malformed {
-    Malformed {
-        reason,
-        id: Some(message.id.clone()),
-        task: Some(message.task.clone()),
-    }
 }

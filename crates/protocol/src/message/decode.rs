@@ -90,8 +90,6 @@ pub(super) struct Heading {
     pub(super) parent_id: Option<String>,
     pub(super) expires: Option<jiff::Timestamp>,
     pub(super) origin: Option<Json>,
-    /// Does the body stand in base64, and not as the text itself?
-    pub(super) is_base64: bool,
 }
 
 /// Reads a message's headers only. Its size is not limited: it was read before.
@@ -114,7 +112,6 @@ pub(super) fn heading(raw: &[u8]) -> Result<Heading, Malformed> {
         parent_id: name(headers.parent_id),
         expires: instant(headers.expires, "headers.expires", &TimeZone::UTC).unwrap_or_default(),
         origin: present(headers.origin).map(Json::trusted),
-        is_base64: text(envelope.properties.body_encoding).as_deref() == Some("base64"),
     })
 }
 

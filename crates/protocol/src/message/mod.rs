@@ -16,7 +16,7 @@ pub use body::{Bodies, Body, OnlyJson};
 pub use decode::{body, decode, decode_with, header};
 pub use encode::{BodyEncoding, NewTask};
 pub use reason::{Malformed, Reason, quoted};
-pub use retry::{Retry, next_try, retry, retry_with, retry_with_body, with_headers};
+pub use retry::{Retry, next_try, retry, with_headers};
 
 /// The longest time limit that a message may ask for; a longer one becomes this.
 ///

@@ -4,14 +4,12 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::decode::{Heading, heading};
 use super::encode::expiration;
-use super::{Bodies, Limits, Malformed, NewTask, OnlyJson, Reason, TaskMessage, decode_with};
+use super::{Limits, Malformed, NewTask, Reason, TaskMessage, decode};
 use crate::json::{Json, JsonError};
 use crate::scan::{Bounds, Scanner};
 use crate::{time, write};
@@ -38,45 +36,21 @@ pub struct Retry {
 /// properties, and a `redelivered` mark (back to false) are as Celery sets them; the given headers are set. All other
 /// bytes, the body among them, are those of `raw`: the body is not even read, so that serializer, compression and
 /// signature stay. A protocol 1 message, whose body is all it has, comes out as protocol 2, as from Celery; if its
-/// body is not plain JSON, [`retry_with`] is needed.
+/// body is not plain JSON, whoever read it makes [`next_try`] of it.
 ///
 /// # Errors
 /// [`Malformed`]: no message, or of protocol 1 and not to be read.
 pub fn retry(raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
-    retry_with(raw, retry, &OnlyJson)
-}
-
-/// As [`retry`], with somebody who reads bodies that are not plain JSON.
-///
-/// # Errors
-/// As [`retry`].
-pub fn retry_with(raw: &[u8], retry: &Retry, bodies: &dyn Bodies) -> Result<Vec<u8>, Malformed> {
     let heading = heading(raw)?;
-    if !heading.has_task {
-        let message = decode_with(raw, &unlimited(), &TimeZone::UTC, bodies)?;
-        return Ok(next_try(&message, retry).encode());
+    if heading.has_task {
+        return changes(retry, &heading).apply(raw, &heading);
     }
-    changes(retry, &heading).apply(raw, &heading)
-}
-
-/// As [`retry`], with another body of the same content type and compression, and the repr of its arguments.
-///
-/// # Errors
-/// [`Malformed`]: no message.
-pub fn retry_with_body(raw: &[u8], retry: &Retry, body: &[u8], reprs: [&str; 2]) -> Result<Vec<u8>, Malformed> {
-    let heading = heading(raw)?;
-    let mut edit = changes(retry, &heading);
-    for (name, repr) in ["argsrepr", "kwargsrepr"].into_iter().zip(reprs) {
-        edit.header(name, Json::string(repr));
-    }
-    edit.body = Some(match std::str::from_utf8(body) {
-        Ok(text) if !heading.is_base64 => Json::string(text).to_string(),
-        _ => {
-            edit.properties.push(("body_encoding".into(), Json::string("base64")));
-            format!("\"{}\"", STANDARD.encode(body))
-        }
-    });
-    edit.apply(raw, &heading)
+    let limits = Limits {
+        bytes: usize::MAX, // It was read before, under whatever limit.
+        ..Limits::default()
+    };
+    let message = decode(raw, &limits, &TimeZone::UTC)?;
+    Ok(next_try(&message, retry).encode())
 }
 
 fn changes(retry: &Retry, heading: &Heading) -> Edit {
@@ -123,14 +97,6 @@ pub fn with_headers(raw: &[u8], headers: &[(&str, Json)]) -> Result<Vec<u8>, Mal
     edit.apply(raw, &heading)
 }
 
-/// The limits of a message that was read before, under whatever limits then.
-fn unlimited() -> Limits {
-    Limits {
-        bytes: usize::MAX,
-        ..Limits::default()
-    }
-}
-
 /// The next try of a message as one of its own, for a protocol 1 message, which cannot be changed in place.
 pub fn next_try(message: &TaskMessage, retry: &Retry) -> NewTask {
     let Retry {
@@ -156,8 +122,6 @@ pub fn next_try(message: &TaskMessage, retry: &Retry) -> NewTask {
 struct Edit {
     headers: Vec<(String, Json)>,
     properties: Vec<(String, Json)>,
-    /// A new body, as a JSON string.
-    body: Option<String>,
     /// Written only over an `expiration` that is there.
     expiration: Option<Json>,
     /// Written only where the properties have none; Celery puts it behind `reply_to`.
@@ -220,7 +184,6 @@ impl Edit {
             match &*key {
                 "headers" => set(text, value, &self.headers, &mut splices)?,
                 "properties" => self.splice_properties(text, value, &mut splices)?,
-                "body" => splices.extend(self.body.clone().map(|text| Splice { span: value, text })),
                 _ => {}
             }
         }
