@@ -49,6 +49,22 @@ pub enum Error {
         /// The term stored on the broker.
         stored: u64,
     },
+    /// A queue is bound by a pattern that cannot be used.
+    #[error("the pattern that binds queue {queue}: {reason}")]
+    Pattern {
+        /// The queue.
+        queue: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server has it, but too few replicas do: it could be lost in a failover.
+    #[error("{have} of {wanted} replicas have it")]
+    Replicas {
+        /// How many should.
+        wanted: u32,
+        /// How many do.
+        have: u32,
+    },
     /// A key that we need holds another type than ours.
     #[error("key {key} has another type: {reason}")]
     WrongType {
@@ -74,7 +90,27 @@ impl Error {
                     // Demoted: the primary is elsewhere by now, and only a new connection finds it.
                     || matches!(source.code(), Some("READONLY" | "MASTERDOWN"))
             }
-            Error::Address { .. } | Error::Setting { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => false,
+            Error::Address { .. }
+            | Error::Setting { .. }
+            | Error::Pattern { .. }
+            | Error::Replicas { .. }
+            | Error::Reply { .. }
+            | Error::Stale { .. }
+            | Error::WrongType { .. } => false,
+        }
+    }
+
+    /// May the call have been carried out all the same? No after a refusal, by the server or of the connection.
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Error::Call { source, .. } => source.code().is_none() && !source.is_connection_refusal(),
+            Error::Reply { .. } | Error::Replicas { .. } => true,
+            Error::Connect { .. }
+            | Error::Address { .. }
+            | Error::Setting { .. }
+            | Error::Pattern { .. }
+            | Error::Stale { .. }
+            | Error::WrongType { .. } => false,
         }
     }
 
@@ -82,7 +118,13 @@ impl Error {
     pub fn code(&self) -> Option<&str> {
         match self {
             Error::Connect { source, .. } | Error::Call { source, .. } => source.code(),
-            Error::Address { .. } | Error::Setting { .. } | Error::Reply { .. } | Error::Stale { .. } | Error::WrongType { .. } => None,
+            Error::Address { .. }
+            | Error::Setting { .. }
+            | Error::Pattern { .. }
+            | Error::Replicas { .. }
+            | Error::Reply { .. }
+            | Error::Stale { .. }
+            | Error::WrongType { .. } => None,
         }
     }
 }

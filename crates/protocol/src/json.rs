@@ -69,6 +69,17 @@ impl Json {
         Ok(Json::trusted(value))
     }
 
+    /// As [`Json::parse`], under other limits.
+    ///
+    /// # Errors
+    /// [`JsonError`].
+    pub fn parse_within(text: &str, depth: u32, keys: u32) -> Result<Json, JsonError> {
+        let mut scanner = Scanner::new(text, Bounds { depth, keys });
+        let value = scanner.value()?;
+        scanner.end()?;
+        Ok(Json::trusted(value))
+    }
+
     /// A span that a [`Scanner`] has accepted, or a text that this crate wrote.
     pub(crate) fn trusted(text: impl Into<Box<str>>) -> Json {
         Json(text.into())
@@ -112,6 +123,16 @@ impl Json {
     /// `{}`.
     pub fn empty_object() -> Json {
         Json::trusted("{}")
+    }
+
+    /// An array of these values.
+    pub fn array<T: std::borrow::Borrow<Json>>(values: impl IntoIterator<Item = T>) -> Json {
+        write::array(values)
+    }
+
+    /// An object of these entries, in their order.
+    pub fn object<'a>(entries: impl IntoIterator<Item = (&'a str, &'a Json)>) -> Json {
+        write::object(entries)
     }
 
     /// The text.

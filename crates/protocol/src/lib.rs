@@ -81,3 +81,5 @@ mod repr;
 mod scan;
 mod time;
 mod write;
+
+pub use time::iso;

@@ -27,7 +27,7 @@ pub(crate) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
 }
 
 /// Python's `isoformat` in UTC: `2026-11-20T11:48:32.082850+00:00`, without the fraction when that is zero.
-pub(crate) fn iso(instant: Timestamp) -> String {
+pub fn iso(instant: Timestamp) -> String {
     let utc = TimeZone::UTC.to_datetime(instant);
     let (date, micros) = (utc.date(), utc.subsec_nanosecond() / 1_000);
     let whole = format!(

@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("plan", &["api"]),
     ("broker", &["protocol"]),
     ("codec", &["protocol"]),
+    ("client", &["protocol", "codec", "broker"]),
     ("clusters", &["api"]),
     (
         "operator",
@@ -19,7 +20,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("worker", &["protocol", "codec", "broker", "clusters", "telemetry"]),
     ("dashboard", &["api", "protocol", "broker", "telemetry"]),
-    ("cli", &["api", "plan", "protocol", "broker", "clusters"]),
+    (
+        "cli",
+        &["api", "plan", "protocol", "codec", "broker", "client", "clusters"],
+    ),
     ("testkit", &["api", "protocol"]),
     ("example-worker", &["worker"]),
 ];

@@ -36,7 +36,7 @@
 //!     last += 1; // A v4 UUID in earnest.
 //!     format!("id-{last}")
 //! };
-//! let mut sender = Sender { now: jiff::Timestamp::now(), origin: "gen1@host", reply_to: "", ids: &mut ids };
+//! let mut sender = Sender { now: jiff::Timestamp::now(), origin: "gen1@host", reply_to: "", priority: 0, ids: &mut ids };
 //! // `message` is the first step of add(…) | mul(2), and has returned 5.
 //! let aftermath = after_success(&message, &Json::of(&5), &mut sender)?;
 //! let FollowUp::Send(next) = &aftermath.steps[0] else { unreachable!() };
@@ -94,6 +94,8 @@ pub struct Sender<'a> {
     pub origin: &'a str,
     /// Written where a signature has no `reply_to`; may be empty. Only Celery's rpc backend reads it.
     pub reply_to: &'a str,
+    /// Of what names none; Celery's default is 0, and with `task_inherit_parent_priority` that of the running task.
+    pub priority: u8,
     /// A fresh id at each call, normally a v4 UUID: for tasks, groups and delivery tags.
     pub ids: &'a mut dyn FnMut() -> String,
 }
@@ -151,6 +153,8 @@ pub struct Outgoing {
     /// as the routing key, and sends one copy to each queue it finds, under a delivery tag of its own. `None`: straight
     /// to the list.
     pub exchange: Option<String>,
+    /// The type of the exchange, where the signature says it (`exchange_type`).
+    pub exchange_type: Option<String>,
     /// The serializer that the signature asks for, by Celery's name; `None`: the sender's own.
     pub serializer: Option<String>,
     /// The compression that it asks for, likewise.

@@ -35,7 +35,7 @@ pub(super) fn outgoing(
         kwargs,
         embed: Some(embed(options)),
         queue: queue.unwrap_or_else(|| origin.queue.clone()),
-        priority: priority(options),
+        priority: priority(options).unwrap_or(sender.priority),
         retries: options
             .get("retries")
             .and_then(|retries| retries.to().ok())
@@ -67,6 +67,7 @@ pub(super) fn outgoing(
     Ok(Outgoing {
         task,
         exchange,
+        exchange_type: options.text("exchange_type"),
         serializer: options.text("serializer"),
         compression: options.text("compression"),
     })
@@ -117,9 +118,9 @@ fn number(value: &Json) -> Option<f64> {
     clippy::cast_sign_loss,
     reason = "clamped to the type's range"
 )]
-fn priority(options: &Options) -> u8 {
-    let asked = options.get("priority").and_then(number).unwrap_or(0.0);
-    asked.clamp(0.0, f64::from(MAX_PRIORITY)) as u8
+fn priority(options: &Options) -> Option<u8> {
+    let asked = options.get("priority").and_then(number)?;
+    Some(asked.clamp(0.0, f64::from(MAX_PRIORITY)) as u8)
 }
 
 fn seconds(options: &Options, name: &str) -> Option<f64> {

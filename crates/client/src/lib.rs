@@ -1,0 +1,31 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # Where things are
+//! - [`Client`]: connects, sends, asks for results, revokes.
+//! - [`Task`]: one call with its options; [`chain`], [`group`], [`chord`], [`map`], [`starmap`], [`chunks`] combine
+//!   calls to a [`Signature`].
+//! - [`Handle`]: what became of a task, or of a whole workflow.
+//! - [`SendError`], [`ResultError`]: what can go wrong, and whether the message may have been sent all the same.
+
+mod client;
+mod compose;
+mod error;
+mod handle;
+mod prepare;
+mod remote;
+mod send;
+mod task;
+mod times;
+
+pub use client::{Client, Options, Retry};
+pub use compose::{chain, chord, chunks, group, map, starmap};
+pub use error::{RemoteError, ResultError, SendError};
+pub use handle::{Handle, State};
+pub use remote::Revoke;
+pub use task::{Exchange, Task};
+pub use times::When;
+
+pub use umbel_broker::{Config, ExchangeKind, Replicas, result_prefix};
+pub use umbel_codec::{Codec, Compression, Serializer};
+pub use umbel_protocol::canvas::{ResultTuple, Signature};
+pub use umbel_protocol::json::Json;
