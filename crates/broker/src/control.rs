@@ -13,8 +13,6 @@ use crate::{Broker, Config, Error, Keys};
 
 /// An answer that nobody fetches is forgotten after so many seconds; clients wait for about one.
 const ANSWER_TTL: u64 = 60;
-/// Revoked ids kept, the latest.
-const REVOKED_KEPT: isize = 50_000;
 /// A silent connection is asked whether it is there so often: a subscriber sends nothing by itself, so it would never
 /// learn that its server has vanished.
 const ALIVE_ASKED: Duration = Duration::from_secs(60);
@@ -120,62 +118,6 @@ impl Broker {
             .await
             .map_err(failed("LPUSH answer"))?;
         Ok(true)
-    }
-
-    /// Remembers ids that are not to run until `until`; both times by Redis' clock in seconds.
-    ///
-    /// # Errors
-    /// [`Error::Call`].
-    pub async fn revoke(&self, ids: &[String], now: f64, until: f64) -> Result<(), Error> {
-        let key = self.keys.umbel("revoked");
-        let mut pipe = redis::pipe();
-        for chunk in ids.chunks(1000) {
-            let command = pipe.cmd("ZADD").arg(&key);
-            for id in chunk {
-                command.arg(format!("{until:.3}")).arg(id);
-            }
-            command.ignore();
-        }
-        pipe.cmd("ZREMRANGEBYSCORE")
-            .arg(&key)
-            .arg("-inf")
-            .arg(format!("{now:.3}"))
-            .ignore()
-            .cmd("ZREMRANGEBYRANK")
-            .arg(&key)
-            .arg(0)
-            .arg(-1 - REVOKED_KEPT)
-            .ignore()
-            .query_async::<()>(&mut self.connection.clone())
-            .await
-            .map_err(failed("ZADD revoked"))
-    }
-
-    /// How many ids are remembered: when this has not changed, neither have they, as far as it matters.
-    ///
-    /// # Errors
-    /// [`Error::Call`].
-    pub async fn revoked_count(&self) -> Result<u64, Error> {
-        redis::cmd("ZCARD")
-            .arg(self.keys.umbel("revoked"))
-            .query_async(&mut self.connection.clone())
-            .await
-            .map_err(failed("ZCARD revoked"))
-    }
-
-    /// The ids that are not to run, each with the time until which that holds.
-    ///
-    /// # Errors
-    /// [`Error::Call`].
-    pub async fn revoked(&self, now: f64) -> Result<Vec<(String, f64)>, Error> {
-        redis::cmd("ZRANGEBYSCORE")
-            .arg(self.keys.umbel("revoked"))
-            .arg(format!("({now:.3}"))
-            .arg("+inf")
-            .arg("WITHSCORES")
-            .query_async(&mut self.connection.clone())
-            .await
-            .map_err(failed("ZRANGEBYSCORE revoked"))
     }
 
     /// The raw messages under these leases; what is gone meanwhile is left out.

@@ -168,6 +168,15 @@ impl Reserver {
         }
     }
 
+    /// Another queue to take from. The next hello, which comes before the next reserve, tells its policy to whoever
+    /// recovers our messages.
+    pub fn register(&mut self, queue: &str, policy: Policy) {
+        if self.policies.iter().all(|(known, _)| known != queue) {
+            self.policies.push((queue.to_owned(), policy));
+            self.forget();
+        }
+    }
+
     /// What the last hello said; taken once.
     pub fn take_hello(&mut self) -> Option<Hello> {
         self.hello.take()

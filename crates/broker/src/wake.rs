@@ -69,6 +69,11 @@ impl Waker {
         }
     }
 
+    /// Looks at these queues from the next look on.
+    pub fn watch(&mut self, queues: Vec<QueueLists>) {
+        self.queues = queues;
+    }
+
     /// Does Redis report changes? Otherwise look every few milliseconds.
     pub fn is_tracking(&self) -> bool {
         self.is_tracking

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Admission as SelfAdmission, Broker, QueueLists, Reserved, Reserver, Waker};
+use umbel_protocol::control::Consumed;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -34,6 +35,10 @@ pub(crate) struct Consumer {
     pub(crate) reserver: Reserver,
     pub(crate) waker: Waker,
     pub(crate) queues: Vec<QueueLists>,
+    /// What remote control makes of the queues.
+    pub(crate) served: watch::Receiver<Vec<Consumed>>,
+    /// Slots for what is being taken.
+    pub(crate) permits: Option<OwnedSemaphorePermit>,
     pub(crate) peers: Peers,
     pub(crate) quiet: CancellationToken,
     pub(crate) backoff: Duration,
@@ -109,10 +114,14 @@ impl Consumer {
             if self.quiet.is_cancelled() {
                 return;
             }
-            let free = self.shared.slots.available_permits();
+            if self.served.has_changed().unwrap_or(false) {
+                self.change_queues();
+                is_woken = true;
+            }
+            let free = self.shared.slots.free().available_permits();
             if free == 0 {
                 // Wait for a slot; the permit itself is taken when there is a message for it.
-                drop(self.shared.while_alive(self.shared.slots.acquire()).await);
+                drop(self.shared.while_alive(self.shared.slots.free().acquire()).await);
                 continue;
             }
             // Nothing was reported since the last look: another look costs less than a reserve.
@@ -186,9 +195,43 @@ impl Consumer {
         }
     }
 
+    /// Serves what remote control has left: those of before keep their turns.
+    fn change_queues(&mut self) {
+        let names: Vec<String> = self.served.borrow_and_update().iter().map(|queue| queue.name.clone()).collect();
+        self.queues.retain(|queue| names.iter().any(|name| *name == *queue.queue));
+        for name in &names {
+            if self.queues.iter().all(|known| *known.queue != **name) {
+                self.queues.push(QueueLists::new(self.broker.keys(), name));
+                self.reserver.register(name, self.shared.config.policy);
+            }
+        }
+        self.waker.watch(self.queues.clone());
+        self.shared.due.within(Duration::ZERO); // Who serves a queue promotes what is due in it.
+        self.shared.beat_now.notify_one();
+        tracing::info!(queues = ?names, "queues changed");
+    }
+
     /// One reserve, and everything it brought on its way.
     async fn take(&mut self, free: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
         let asked = free.min(BATCH);
+        let leases = Arc::clone(&self.shared.leases);
+        if self.queues.is_empty() {
+            // Idle, but known to Redis all the same.
+            self.reserver.ensure(|| leases.lids()).await?;
+            return Ok(Next::Wait);
+        }
+        // Taken before the messages: what waits for its turn in here takes slots, too.
+        #[allow(clippy::cast_possible_truncation)] // At most a batch.
+        let Ok(permits) = Arc::clone(self.shared.slots.free()).try_acquire_many_owned(asked as u32) else {
+            return Ok(Next::Again); // There are fewer than a moment ago.
+        };
+        self.permits = Some(permits);
+        let taken = self.reserve(asked, fruitless).await;
+        self.permits = None;
+        taken
+    }
+
+    async fn reserve(&mut self, asked: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
         let leases = Arc::clone(&self.shared.leases);
         match self.reserver.reserve(asked, &self.queues, || leases.lids()).await? {
             Reserved::Batch(batch) => {
@@ -196,7 +239,7 @@ impl Consumer {
                 *fruitless = if got > 0 { 0 } else { *fruitless };
                 self.start(batch).await;
                 // Equal shares: the queue that was first is last the next time.
-                self.queues.rotate_left(1); // A worker serves at least one.
+                self.queues.rotate_left(1); // There is at least one, or nothing would have been asked for.
                 Ok(if got == asked { Next::Again } else { Next::Wait })
             }
             Reserved::Gate(state) => {
@@ -326,7 +369,7 @@ impl Consumer {
     }
 
     /// Waits for a report of a change, or for the next look. True after a report.
-    async fn wait(&self) -> bool {
+    async fn wait(&mut self) -> bool {
         let patience = if self.waker.is_tracking() {
             PATIENCE
         } else {
@@ -335,6 +378,12 @@ impl Consumer {
         // What is due is promoted by a task of its own, and its push is reported like any other.
         tokio::select! {
             () = self.waker.changed() => true,
+            changed = self.served.changed() => {
+                if changed.is_ok() {
+                    self.served.mark_changed(); // The loop looks at it next.
+                }
+                true
+            }
             () = tokio::time::sleep(patience) => false,
         }
     }

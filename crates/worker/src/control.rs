@@ -5,25 +5,28 @@
 //! is answered with `{"error": reason}`. No request waits for a task, and no task for a request.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{ControlChannel, is_own_question};
-use umbel_protocol::control::{Command, Request, answer};
+use umbel_protocol::control::{Command, Request, answer, signal};
 use umbel_protocol::json::Json;
+use umbel_protocol::result;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
 use crate::inspect;
+use crate::queues::Wanted;
+use crate::results::{Kind, is_wanted};
 use crate::revoked::REMEMBERED;
+use crate::slots::MOST as MOST_SLOTS;
 
 /// How often a worker that hears requests asks whether it has missed one that revokes.
 const REVOKED_ASKED: Duration = Duration::from_secs(30);
 /// Ids in one request that count.
 const MOST_IDS: usize = 10_000;
-/// Slots of a worker, as on the command line.
-const MOST_SLOTS: usize = 100_000;
+/// Queues of one worker.
+const MOST_QUEUES: usize = 1000;
 
 /// Answers requests for ever. `quiet` is what `shutdown` cancels.
 pub(crate) async fn run(shared: Arc<Shared>, quiet: CancellationToken, backoff: Duration) {
@@ -32,6 +35,7 @@ pub(crate) async fn run(shared: Arc<Shared>, quiet: CancellationToken, backoff: 
         match ControlChannel::connect(&shared.config.broker).await {
             Ok(channel) => {
                 is_warned = false;
+                bind(&shared).await;
                 listen(&shared, channel, &quiet).await;
                 tracing::debug!("remote control is away");
             }
@@ -43,6 +47,20 @@ pub(crate) async fn run(shared: Arc<Shared>, quiet: CancellationToken, backoff: 
             }
         }
         tokio::time::sleep(backoff.mul_f64(0.2 + 0.3 * crate::random())).await;
+    }
+}
+
+/// Binds the queues that have an exchange of another name; the others are reached by their own.
+async fn bind(shared: &Shared) {
+    for queue in shared.queues.all() {
+        if queue.exchange != queue.name
+            && let Err(err) = shared
+                .broker
+                .bind(&queue.exchange, &queue.exchange_type, &queue.routing_key, &queue.name)
+                .await
+        {
+            tracing::warn!(queue = %queue.name, error = %chain(&err), "not bound");
+        }
     }
 }
 
@@ -110,12 +128,11 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
         Command::Ping => answer::pong(),
         Command::Clock => answer::clock(shared.events.lamport()),
         Command::Active { safe } => or_error(inspect::active(shared, safe).await),
-        // Never more is taken than there are slots for: nothing waits in the worker.
-        Command::Reserved => answer::tasks(&[], false),
+        Command::Reserved => or_error(inspect::reserved(shared).await),
         Command::Scheduled => or_error(inspect::scheduled(shared).await),
         Command::QueryTask { ids } => or_error(inspect::query(shared, &ids).await),
         Command::Revoked => answer::names(shared.revoked.ids(shared.clock.now())),
-        Command::Registered { .. } => answer::names(shared.tasks.names()),
+        Command::Registered { items } => inspect::registered(shared, &items),
         Command::Stats => inspect::stats(shared).to_json(),
         Command::Conf { .. } => inspect::conf(shared).to_json(),
         Command::ActiveQueues if request.ticket.as_deref().is_some_and(is_own_question) => answer::tasks(&[], false),
@@ -124,22 +141,33 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
         Command::Revoke {
             mut ids,
             terminate,
-            signal: _,
+            signal: asked,
         } => {
+            let Some(signum) = signal::number(asked.as_deref()) else {
+                return Some(answer::unknown_signal(asked.as_deref().unwrap_or_default()));
+            };
             ids.truncate(MOST_IDS);
+            ids.dedup();
             if let Err(err) = revoke(shared, &ids).await {
                 return Some(answer::error(&format!("not stored for other workers: {}", chain(&err))));
             }
-            // Flower writes 1 for true.
-            let is_one = request
-                .arguments
-                .get("terminate")
-                .is_some_and(|given| given.as_str() == "1");
-            if terminate || is_one {
-                answer::terminated(&shared.leases.terminate(&ids))
+            mark(shared, &ids).await;
+            if terminate {
+                answer::terminated(&shared.leases.terminate(&ids, signum))
             } else {
                 answer::flagged(&ids)
             }
+        }
+        Command::RevokeByStamps {
+            stamps,
+            terminate,
+            signal: asked,
+        } => {
+            let Some(signum) = signal::number(asked.as_deref()) else {
+                return Some(answer::unknown_signal(asked.as_deref().unwrap_or_default()));
+            };
+            let headers = request.arguments.get("headers").unwrap_or_else(Json::empty_object);
+            revoke_stamps(shared, &stamps, &headers, terminate.then_some(signum)).await
         }
         Command::TimeLimit { task, hard, soft } => {
             if shared.tasks.set_limits(&task, hard, soft) {
@@ -148,10 +176,22 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
                 answer::unknown_task()
             }
         }
-        Command::RateLimit { task, .. } if shared.tasks.get(&task).is_none() => answer::unknown_task(),
-        Command::PoolGrow { by } => grow(shared, by),
-        Command::PoolShrink { by } => shrink(shared, by),
-        Command::Autoscale { .. } => answer::not_autoscaled(),
+        Command::RateLimit { task, rate } => limit_rate(shared, &task, &rate),
+        Command::PoolGrow { .. } if shared.autoscale.bounds().is_some() => answer::pool_is_autoscaled("pool_grow"),
+        Command::PoolShrink { .. } if shared.autoscale.bounds().is_some() => answer::pool_is_autoscaled("pool_shrink"),
+        Command::PoolGrow { by } if shared.slots.grow(by as usize) => answer::pool_grows(),
+        Command::PoolGrow { .. } => {
+            answer::error(&format!("ValueError('a worker has at most {MOST_SLOTS} slots')"))
+        }
+        Command::PoolShrink { by } if shared.slots.shrink(by as usize) => answer::pool_shrinks(),
+        Command::PoolShrink { .. } => answer::error("ValueError('a worker has at least one slot')"),
+        Command::Autoscale { max, min } => {
+            let count = |bound: Option<u32>| bound.map(|bound| bound as usize);
+            match shared.autoscale.change(count(max), count(min)) {
+                Some(bounds) => answer::autoscaled(bounds.max, bounds.min),
+                None => answer::not_autoscaled(),
+            }
+        }
         Command::PoolRestart => answer::no_restarts(),
         Command::EnableEvents => answer::events_enabled(shared.events.switch(true)),
         Command::DisableEvents => answer::events_disabled(shared.events.switch(false)),
@@ -165,6 +205,26 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
             }
             answer::hello(shared.revoked.ids(shared.clock.now()), shared.events.lamport())
         }
+        Command::AddConsumer {
+            queue,
+            exchange,
+            exchange_type,
+            routing_key,
+        } => {
+            let wanted = Wanted {
+                queue,
+                exchange,
+                exchange_type,
+                routing_key,
+            };
+            add_consumer(shared, wanted).await
+        }
+        Command::CancelConsumer { queue } => {
+            if shared.queues.cancel(&queue) {
+                tracing::info!(queue = %queue, "told to serve it no more");
+            }
+            answer::consumer_cancelled(&queue)
+        }
         Command::Heartbeat => {
             shared.events.beat();
             return None;
@@ -176,11 +236,6 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
         }
         // Celery 5.7's workers die of the events of an election; nothing in Celery starts one.
         Command::Election => return None,
-        Command::RateLimit { .. } => answer::error("rate limits are not supported by this worker"),
-        Command::RevokeByStamps { .. } => answer::error("revoking by stamps is not supported by this worker"),
-        Command::AddConsumer { .. } | Command::CancelConsumer { .. } => {
-            answer::error("the queues of this worker are set when it starts")
-        }
     })
 }
 
@@ -198,34 +253,91 @@ async fn revoke(shared: &Shared, ids: &[String]) -> Result<(), umbel_broker::Err
     shared.broker.revoke(ids, now, now + REMEMBERED.as_secs_f64()).await
 }
 
-fn grow(shared: &Shared, by: u32) -> Json {
-    let by = by as usize;
-    let total = shared.slots_total.load(Ordering::Relaxed);
-    if total.saturating_add(by) > MOST_SLOTS {
-        return answer::error(&format!("ValueError('a worker has at most {MOST_SLOTS} slots')"));
+/// REVOKED as the result of what nobody has begun, so that callers need not wait until its message is taken. Whoever
+/// takes it stores the same: a failure here loses nothing.
+async fn mark(shared: &Shared, ids: &[String]) {
+    if !is_wanted(shared.config.results.store, None, None, Kind::Failure) {
+        return;
     }
-    shared.slots_total.fetch_add(by, Ordering::Relaxed);
-    shared.slots.add_permits(by);
-    answer::pool_grows()
+    let runs = shared.leases.runs();
+    let meta = result::Meta {
+        done_at: shared.clock.timestamp(),
+        ..result::Meta::default()
+    };
+    let documents: Vec<_> = ids
+        .iter()
+        .filter(|id| runs.iter().all(|run| run.id != **id))
+        .map(|id| shared.stored(id, result::revoked(id, "revoked", &meta), false))
+        .collect();
+    match shared.store.store_unless_begun(&documents).await {
+        Ok(stored) => tracing::debug!(stored, "stored as revoked"),
+        Err(err) => tracing::warn!(error = %chain(&err), "not stored as revoked before their messages are taken"),
+    }
 }
 
-/// Slots that are free go at once, the others when their runs end.
-fn shrink(shared: &Arc<Shared>, by: u32) -> Json {
-    let by = by as usize;
-    let total = shared.slots_total.load(Ordering::Relaxed);
-    if by >= total {
-        return answer::error("ValueError('a worker has at least one slot')");
+/// Flags stamps, and ends the runs that have one of them when asked to.
+async fn revoke_stamps(shared: &Shared, stamps: &[(String, Vec<Json>)], headers: &Json, signum: Option<u8>) -> Json {
+    let pairs = stamps
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(|value| (name.clone(), value.clone())));
+    let pairs: Vec<(String, Json)> = pairs.take(MOST_IDS).collect();
+    let now = shared.clock.now();
+    shared.revoked.add_stamps(&pairs, now);
+    if !pairs.is_empty()
+        && let Err(err) = shared
+            .broker
+            .revoke_stamps(&pairs, now, now + REMEMBERED.as_secs_f64())
+            .await
+    {
+        return answer::error(&format!("not stored for other workers: {}", chain(&err)));
     }
-    shared.slots_total.fetch_sub(by, Ordering::Relaxed);
-    let owed = by - shared.slots.forget_permits(by);
-    let slots = Arc::clone(&shared.slots);
-    tokio::spawn(async move {
-        for _ in 0..owed {
-            match slots.acquire().await {
-                Ok(slot) => slot.forget(),
-                Err(_) => return,
-            }
-        }
-    });
-    answer::pool_shrinks()
+    let Some(signum) = signum else {
+        return answer::flagged_stamps(headers);
+    };
+    let (ids, stopped) = match inspect::stamped(shared, &pairs).await {
+        Ok(found) => found,
+        Err(err) => return answer::error(&chain(&err).to_string()),
+    };
+    shared.leases.terminate(&ids, signum);
+    answer::terminated_stamps(headers, &stopped)
+}
+
+fn limit_rate(shared: &Shared, task: &str, rate: &str) -> Json {
+    if !rate.is_empty() && umbel_protocol::control::per_second(rate).is_none() {
+        return answer::invalid_rate(rate);
+    }
+    let Some(job) = shared.tasks.get(task) else {
+        return answer::unknown_task();
+    };
+    tracing::info!(task.name = task, rate, "rate limit changed");
+    shared.rates.set(job.name(), rate, Instant::now());
+    answer::rate_limit_set(rate)
+}
+
+async fn add_consumer(shared: &Shared, wanted: Wanted) -> Json {
+    let is_bound = wanted.exchange.is_some() || wanted.routing_key.is_some();
+    let queue = match wanted.check(shared.broker.keys()) {
+        Ok(queue) => queue,
+        Err(reason) => return answer::error(&format!("ValueError({})", Json::string(&reason).repr())),
+    };
+    let served = shared.queues.names();
+    let is_served = served.contains(&queue.name);
+    if !is_served && served.len() >= MOST_QUEUES {
+        return answer::error(&format!("ValueError('a worker serves at most {MOST_QUEUES} queues')"));
+    }
+    // Bound first: what is published from the answer on is not lost.
+    if (is_bound || !is_served)
+        && let Err(err) = shared
+            .broker
+            .bind(&queue.exchange, &queue.exchange_type, &queue.routing_key, &queue.name)
+            .await
+    {
+        return answer::error(&format!("not bound: {}", chain(&err)));
+    }
+    let answer = answer::consumer_added(&queue.name);
+    if !is_served {
+        tracing::info!(queue = %queue.name, exchange = %queue.exchange, "told to serve it, too");
+    }
+    shared.queues.add(queue);
+    answer
 }

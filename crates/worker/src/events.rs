@@ -7,12 +7,14 @@
 //! Heartbeats say in `freq` when the next one comes, and receivers count a worker as alive for twice as long: every 10 s,
 //! or every 2 s while task events are on and somebody listens.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
-use umbel_protocol::event::{Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp};
+use umbel_protocol::event::{Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp, TaskInfo};
+use umbel_protocol::message::TaskMessage;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -26,6 +28,8 @@ const MOST: usize = 32 * MAX_BATCH;
 const GATHERED: Duration = Duration::from_millis(100);
 /// What takes longer is dropped.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Messages put aside that are remembered as told of; about a megabyte.
+const TOLD: usize = 10_000;
 /// Interval of heartbeats while somebody watches tasks, and else.
 const BEATS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
@@ -39,6 +43,28 @@ pub(crate) struct Events {
     receiver: Mutex<Option<mpsc::Receiver<(Event, Stamp)>>>,
     clock: Arc<RedisClock>,
     beat_now: Notify,
+    told: Mutex<Told>,
+}
+
+/// Messages that were put aside and have had their task-received: they come again and are not told of twice, unless
+/// another worker gets them.
+#[derive(Default)]
+struct Told {
+    order: VecDeque<Arc<str>>,
+    keys: HashSet<Arc<str>>,
+}
+
+impl Told {
+    fn add(&mut self, key: String) {
+        let key: Arc<str> = key.into();
+        if self.keys.insert(Arc::clone(&key)) {
+            self.order.push_back(key);
+        }
+        while self.order.len() > TOLD {
+            let oldest = self.order.pop_front();
+            oldest.map(|key| self.keys.remove(&key));
+        }
+    }
 }
 
 impl Events {
@@ -53,6 +79,24 @@ impl Events {
             receiver: Mutex::new(Some(receiver)),
             clock,
             beat_now: Notify::new(),
+            told: Mutex::default(),
+        }
+    }
+
+    /// Tells once that a message was received. `comes_again`: it is put aside for now.
+    pub(crate) fn received(&self, message: &TaskMessage, comes_again: bool) {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return;
+        }
+        let key = format!("{}/{}", message.retries, message.id);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_told = told.keys.contains(&*key);
+        if comes_again {
+            told.add(key);
+        }
+        drop(told);
+        if !is_told {
+            self.task(|| Event::TaskReceived(TaskInfo::from(message)));
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
 
 fn describe(shared: &Shared) -> Heartbeat {
     let config = &shared.config;
-    let slots = shared.slots_total.load(Ordering::Relaxed);
+    let slots = shared.slots.total();
     let busy = shared.busy();
     shared
         .metrics
@@ -61,7 +61,7 @@ fn describe(shared: &Shared) -> Heartbeat {
         pod: config.pod.name.clone(),
         pod_uid: config.pod.uid.clone(),
         revision: config.pod.revision.clone(),
-        queues: config.queues.clone(),
+        queues: shared.queues.names(),
         slots: u32::try_from(slots).unwrap_or(u32::MAX),
         busy: u32::try_from(busy).unwrap_or(u32::MAX),
         running: running

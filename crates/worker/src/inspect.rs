@@ -1,12 +1,11 @@
 //! What the worker shows of itself. Messages are read from Redis when somebody asks: keeping them costs tasks nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use umbel_broker::Error;
 use umbel_protocol::control::{Broker, Configuration, Consumed, Pool, Stats, TaskRequest, Usage, answer};
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{self, Limits, TaskMessage};
+use umbel_protocol::message::{Limits, TaskMessage};
 
 use crate::app::Shared;
 
@@ -22,8 +21,81 @@ pub(crate) async fn active(shared: &Shared, safe: bool) -> Result<Json, Error> {
 
 /// Of these ids those that run.
 pub(crate) async fn query(shared: &Shared, ids: &[String]) -> Result<Json, Error> {
-    let tasks = running(shared, Some(ids)).await?;
-    Ok(answer::query_task(tasks.iter().map(|task| ("active", task))))
+    let active = running(shared, Some(ids)).await?;
+    let mut tasks: Vec<(&str, TaskRequest)> = active.into_iter().map(|task| ("active", task)).collect();
+    let mut add = |state, found: Vec<TaskRequest>| {
+        for task in found {
+            if ids.contains(&task.id) && tasks.iter().all(|(_, known)| known.id != task.id) {
+                tasks.push((state, task));
+            }
+        }
+    };
+    add("reserved", waiting(shared).await?);
+    let scheduled = delayed(shared).await?;
+    add("scheduled", scheduled.into_iter().map(|(_, task)| task).collect());
+    Ok(answer::query_task(tasks.iter().map(|(state, task)| (*state, task))))
+}
+
+/// Tasks that were taken and wait for their turn by their rate limit. Others are never taken before they can run.
+pub(crate) async fn reserved(shared: &Shared) -> Result<Json, Error> {
+    Ok(answer::tasks(&waiting(shared).await?, false))
+}
+
+async fn waiting(shared: &Shared) -> Result<Vec<TaskRequest>, Error> {
+    let mut tasks = Vec::new();
+    let mut lids = shared.rates.waiting();
+    lids.truncate(MOST);
+    for chunk in lids.chunks(CHUNK) {
+        for (_, raw) in shared.broker.held(chunk).await? {
+            tasks.extend(read(shared, &raw).map(|message| TaskRequest::waiting(&message, &shared.config.name)));
+        }
+    }
+    Ok(tasks)
+}
+
+/// Ids of the runs that have one of these stamps, and the stamps by which they were found.
+pub(crate) async fn stamped(
+    shared: &Shared,
+    wanted: &[(String, Json)],
+) -> Result<(Vec<String>, Vec<(String, Vec<Json>)>), Error> {
+    let runs = shared.leases.held_runs();
+    let (mut ids, mut found): (Vec<String>, Vec<(String, Vec<Json>)>) = Default::default();
+    for chunk in runs.chunks(CHUNK) {
+        let lids: Vec<_> = chunk.iter().map(|(lid, _)| Arc::clone(lid)).collect();
+        for (_, raw) in shared.broker.held(&lids).await? {
+            let Some(message) = read(shared, &raw) else { continue };
+            let mut is_meant = false;
+            for (name, values) in crate::revoked::stamps(&message) {
+                let hits = values
+                    .into_iter()
+                    .filter(|value| wanted.iter().any(|(stamp, asked)| *stamp == name && asked == value));
+                for value in hits {
+                    is_meant = true;
+                    let at = found.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
+                        found.push((name.clone(), Vec::new()));
+                        found.len() - 1
+                    });
+                    if !found[at].1.contains(&value) {
+                        found[at].1.push(value);
+                    }
+                }
+            }
+            if is_meant {
+                ids.push(message.id);
+            }
+        }
+    }
+    Ok((ids, found))
+}
+
+/// Tasks that this worker knows, with those of these attributes that are set; asked for none: with Celery's choice.
+pub(crate) fn registered(shared: &Shared, items: &[String]) -> Json {
+    let is_wanted = |item: &str| items.is_empty() || items.iter().any(|known| known == item);
+    answer::names(shared.tasks.names().into_iter().map(|name| {
+        let rate = shared.rates.of(&name).filter(|_| is_wanted("rate_limit"));
+        let attributes: Vec<(&str, &str)> = rate.iter().map(|rate| ("rate_limit", rate.as_str())).collect();
+        answer::registered(&name, &attributes)
+    }))
 }
 
 async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequest>, Error> {
@@ -53,8 +125,13 @@ async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequ
 
 /// Tasks that wait for their time in the queues of this worker; any worker of the queue may get them.
 pub(crate) async fn scheduled(shared: &Shared) -> Result<Json, Error> {
+    let tasks = delayed(shared).await?;
+    Ok(answer::scheduled(tasks.iter().map(|(eta, task)| (eta.as_str(), task))))
+}
+
+async fn delayed(shared: &Shared) -> Result<Vec<(String, TaskRequest)>, Error> {
     let mut tasks = Vec::new();
-    for queue in &shared.config.queues {
+    for queue in &shared.queues.names() {
         for (due, raw) in shared
             .broker
             .delayed(queue, MOST.saturating_sub(tasks.len()).min(100))
@@ -68,7 +145,7 @@ pub(crate) async fn scheduled(shared: &Shared) -> Result<Json, Error> {
             }
         }
     }
-    Ok(answer::scheduled(tasks.iter().map(|(eta, task)| (eta.as_str(), task))))
+    Ok(tasks)
 }
 
 fn read(shared: &Shared, raw: &[u8]) -> Option<TaskMessage> {
@@ -76,20 +153,19 @@ fn read(shared: &Shared, raw: &[u8]) -> Option<TaskMessage> {
         bytes: shared.config.max_message,
         ..Limits::default()
     };
-    message::decode(raw, &limits, &shared.config.zone).ok()
+    shared.config.codec.decode(raw, &limits, &shared.config.zone).ok()
 }
 
 /// Queues, as a bare name in Celery's settings makes them.
 pub(crate) fn queues(shared: &Shared) -> Json {
-    let queues = shared.config.queues.iter();
-    let queues: Vec<Json> = queues.map(|queue| Consumed::named(queue).to_json()).collect();
+    let queues: Vec<Json> = shared.queues.all().iter().map(Consumed::to_json).collect();
     Json::of(&queues)
 }
 
 /// Figures.
 pub(crate) fn stats(shared: &Shared) -> Stats {
     let endpoint = shared.config.broker.endpoint();
-    let slots = shared.slots_total.load(Ordering::Relaxed);
+    let slots = shared.slots.total();
     let whole = |limit: std::time::Duration| limit.as_secs();
     Stats {
         total: shared.tasks.counts(),
@@ -152,18 +228,19 @@ fn usage() -> Usage {
 /// Settings, under Celery's names where it has one.
 pub(crate) fn conf(shared: &Shared) -> Configuration {
     let config = &shared.config;
-    let results = config.results.as_ref().unwrap_or(&config.broker);
+    let results = config.results.backend.as_ref().unwrap_or(&config.broker);
     let seconds = |time: std::time::Duration| Json::of(&time.as_secs_f64());
     let text = Json::string;
+    let accepted: Vec<&str> = config.codec.accept().iter().map(|kind| kind.name()).collect();
     let entries = [
         ("broker_url", text(&format!("redis://{}", config.broker.server()))),
         ("result_backend", text(&format!("redis://{}", results.server()))),
         ("result_expires", Json::of(&config.policy.result_ttl)),
         ("task_default_queue", Json::of(&config.queues.first())),
-        ("task_queues", Json::of(&config.queues)),
+        ("task_queues", Json::of(&shared.queues.names())),
         (
             "worker_concurrency",
-            Json::of(&shared.slots_total.load(Ordering::Relaxed)),
+            Json::of(&shared.slots.total()),
         ),
         ("task_time_limit", seconds(config.time_limit)),
         (
@@ -172,7 +249,7 @@ pub(crate) fn conf(shared: &Shared) -> Configuration {
         ),
         ("task_acks_late", Json::of(&true)),
         ("timezone", Json::of(&config.zone.iana_name())),
-        ("accept_content", Json::of(&["json"])),
+        ("accept_content", Json::of(&accepted)),
         ("umbel_lease", seconds(config.lease)),
         ("umbel_max_message", Json::of(&config.max_message)),
         ("umbel_retry_max_attempts", Json::of(&config.retry.max_attempts)),

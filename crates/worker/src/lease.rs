@@ -5,7 +5,7 @@
 //! still exists, and the next renewal says so.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,8 @@ pub enum Lost {
 pub(crate) struct Cell {
     until: AtomicU64,
     is_lost: AtomicBool,
-    is_terminated: AtomicBool,
+    /// The signal of who asked for its end; 0: nobody has.
+    signum: AtomicU8,
     changed: Notify,
 }
 
@@ -44,8 +45,8 @@ impl Cell {
         self.changed.notify_waiters();
     }
 
-    fn terminate(&self) {
-        self.is_terminated.store(true, Ordering::Release);
+    fn terminate(&self, signum: u8) {
+        self.signum.store(signum, Ordering::Release);
         self.changed.notify_waiters();
     }
 
@@ -78,6 +79,11 @@ impl Lease {
         format!("{}.{}", self.term, self.micros)
     }
 
+    /// The signal by which somebody asked for the end of the run; 0: nobody has.
+    pub(crate) fn signum(&self) -> u8 {
+        self.cell.signum.load(Ordering::Acquire)
+    }
+
     pub(crate) fn is_lost(&self) -> bool {
         self.cell.is_lost.load(Ordering::Acquire)
     }
@@ -103,7 +109,7 @@ impl Lease {
             if self.is_lost() {
                 return Cut::Lost;
             }
-            if self.cell.is_terminated.load(Ordering::Acquire) {
+            if self.signum() > 0 {
                 return Cut::Terminated;
             }
             changed.await;
@@ -144,7 +150,7 @@ impl Leases {
         let cell = Arc::new(Cell {
             until: AtomicU64::new(nanos(until(sent, length))),
             is_lost: AtomicBool::new(false),
-            is_terminated: AtomicBool::new(false),
+            signum: AtomicU8::new(0),
             changed: Notify::new(),
         });
         self.lock().insert(
@@ -217,14 +223,14 @@ impl Leases {
         }
     }
 
-    /// Ends the runs of these tasks; the ids of those that ran.
-    pub(crate) fn terminate(&self, ids: &[String]) -> Vec<String> {
+    /// Ends the runs of these tasks, as by this signal; the ids of those that ran.
+    pub(crate) fn terminate(&self, ids: &[String], signum: u8) -> Vec<String> {
         let held = self.lock();
         let running = held.values().filter_map(|held| Some((&held.cell, held.run.as_ref()?)));
         let asked = running.filter(|(_, run)| ids.contains(&run.id));
         asked
             .map(|(cell, run)| {
-                cell.terminate();
+                cell.terminate(signum);
                 run.id.clone()
             })
             .collect()

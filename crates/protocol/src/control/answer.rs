@@ -112,9 +112,15 @@ pub fn terminated_stamps(asked: &Json, stopped: &[(String, Vec<Json>)]) -> Json 
     ok(&format!("headers {} revoked", stopped.repr()))
 }
 
-/// rate_limit; `rate` as asked for.
+/// revoke with a signal that there is not.
+pub fn unknown_signal(signal: &str) -> Json {
+    let said = format!("module 'signal' has no attribute {}", Json::string(signal).repr());
+    error(&format!("AttributeError({})", Json::string(&said).repr()))
+}
+
+/// rate_limit; `rate` as asked for, empty for none.
 pub fn rate_limit_set(rate: &str) -> Json {
-    if matches!(rate, "" | "0") {
+    if rate.is_empty() {
         ok("rate limit disabled successfully")
     } else {
         ok("new rate limit set successfully")
@@ -155,7 +161,7 @@ pub fn pool_is_autoscaled(method: &str) -> Json {
 }
 
 /// autoscale.
-pub fn autoscaled(max: u32, min: u32) -> Json {
+pub fn autoscaled(max: usize, min: usize) -> Json {
     ok(&format!("autoscale now max={max} min={min}"))
 }
 

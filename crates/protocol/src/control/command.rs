@@ -64,7 +64,7 @@ pub enum Command {
     RateLimit {
         /// The task.
         task: String,
-        /// As [`super::per_second`] reads it; `0` lifts the limit.
+        /// As [`super::per_second`] reads it; nothing, or zero, lifts the limit.
         rate: String,
     },
     /// Change time limits: [`answer::time_limit_set`].
@@ -216,9 +216,11 @@ impl Command {
             }
             "rate_limit" => {
                 given.need(&["task_name", "rate_limit"])?;
+                // No text, but 0 or null: no limit, and said so. The text "0" is a rate like any other.
+                let rate = given.get("rate_limit").filter(is_true);
                 Command::RateLimit {
                     task: given.text("task_name").unwrap_or_default(),
-                    rate: given.text("rate_limit").unwrap_or_default(),
+                    rate: rate.and_then(|_| given.text("rate_limit")).unwrap_or_default(),
                 }
             }
             "time_limit" => {
@@ -280,6 +282,20 @@ impl Command {
     }
 }
 
+/// Would Python take it for true?
+fn is_true(value: &Json) -> bool {
+    if let Some(text) = value.text() {
+        return !text.is_empty();
+    }
+    if value.is_null() || value.as_str() == "false" {
+        return false;
+    }
+    match value.to::<f64>() {
+        Ok(number) => number != 0.0,
+        Err(_) => value.elements().map_or(true, |elements| !elements.is_empty()),
+    }
+}
+
 /// The arguments of a request.
 struct Arguments<'a>(&'a Request);
 
@@ -289,7 +305,11 @@ impl Arguments<'_> {
     }
 
     fn need(&self, names: &[&'static str]) -> Result<(), Refusal> {
-        let missing: Vec<_> = names.iter().copied().filter(|name| self.get(name).is_none()).collect();
+        let is_missing = |name: &str| match self.0.arguments.get(name) {
+            None => true,
+            Some(value) => value.is_null() && name != "rate_limit",
+        };
+        let missing: Vec<_> = names.iter().copied().filter(|name| is_missing(name)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -299,8 +319,9 @@ impl Arguments<'_> {
         })
     }
 
+    /// True as Python has it: Flower writes 1.
     fn is(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|value| value.as_str() == "true")
+        self.get(name).is_some_and(|value| is_true(&value))
     }
 
     /// A text; a number as its digits.

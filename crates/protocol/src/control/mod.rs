@@ -22,6 +22,7 @@ mod command;
 mod info;
 mod matching;
 mod rate;
+pub mod signal;
 mod stats;
 
 use jiff::Timestamp;

@@ -62,9 +62,15 @@ async fn celerys_command_line_inspects_and_controls() {
         ("control pool_shrink 1", "pool will shrink"),
         ("control time_limit umbel.echo 10 20", "time limits set successfully"),
         ("control heartbeat", ""),
-        ("control rate_limit umbel.echo 10/m", "not supported"),
+        ("control rate_limit umbel.echo 10/m", "new rate limit set successfully"),
+        ("control rate_limit umbel.echo often", "Invalid rate limit string"),
+        ("control rate_limit no.task 10/m", "unknown task"),
+        ("inspect registered", "umbel.echo [rate_limit=10/m]"),
         ("control autoscale 5 2", "Autoscale not enabled"),
-        ("control add_consumer other", "set when it starts"),
+        ("control add_consumer other", "add consumer other"),
+        ("control cancel_consumer other", "no longer consuming from other"),
+        ("control add_consumer unacked", "key of the broker"),
+        ("inspect memsample", "not available"),
         ("status", "1 node online"),
     ] {
         let args: Vec<&str> = command.split(' ').collect();

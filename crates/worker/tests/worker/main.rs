@@ -6,6 +6,8 @@ mod celery_interop;
 mod control;
 mod cut;
 mod drain;
+mod queues;
+mod rates;
 mod kill;
 mod malformed;
 mod outage;

@@ -1,0 +1,172 @@
+//! Queues added to a worker that runs, and taken from it.
+
+use serde_json::{Value, json};
+use umbel_testkit::redis::AsyncCommands;
+use umbel_testkit::{Celery, Process, Redis, eventually};
+
+use crate::support::{SOON, admitted, umbel_worker};
+
+const NODE: &str = "w1@lab";
+
+async fn stage(flags: &[&str]) -> (Redis, Process, Celery) {
+    let redis = Redis::start().await;
+    let mut all = vec!["--name", NODE];
+    all.extend(flags);
+    let worker = umbel_worker(&redis.url(), &all);
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    eventually(SOON, "the worker answers", async || {
+        celery.inspect(&[NODE], "ping", json!([])).await[NODE].is_object()
+    })
+    .await;
+    (redis, worker, celery)
+}
+
+async fn add(celery: &mut Celery, arguments: Value) -> Value {
+    celery.control(&[NODE], "add_consumer", arguments).await[NODE].clone()
+}
+
+async fn cancel(celery: &mut Celery, queue: &str) {
+    let said = celery.control(&[NODE], "cancel_consumer", json!({"queue": queue})).await;
+    assert_eq!(said[NODE]["ok"], json!(format!("no longer consuming from {queue}")));
+}
+
+async fn served(celery: &mut Celery) -> Vec<String> {
+    let queues = celery.inspect(&[NODE], "active_queues", json!([])).await;
+    let queues = queues[NODE].as_array().expect("a list");
+    queues
+        .iter()
+        .map(|queue| queue["name"].as_str().expect("a name").to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_queue_is_served_while_it_is_a_workers() {
+    let (redis, worker, mut celery) = stage(&["--concurrency", "2"]).await;
+    let mut connection = redis.connection().await;
+    let early = celery.send("umbel.echo", json!([1]), json!({"queue": "mail"})).await;
+    let due = celery
+        .send("umbel.echo", json!([2]), json!({"queue": "mail", "countdown": 2}))
+        .await;
+    assert_eq!(
+        add(&mut celery, json!({"queue": "mail"})).await["ok"],
+        json!("add consumer mail")
+    );
+    assert!(celery.get(&early, SOON).await.is_ok(), "what waited before");
+    assert!(celery.get(&due, SOON).await.is_ok(), "what was due later");
+    let urgent = celery
+        .send("umbel.echo", json!([3]), json!({"queue": "mail", "priority": 9}))
+        .await;
+    assert!(celery.get(&urgent, SOON).await.is_ok(), "each list of it wakes the worker");
+    assert_eq!(served(&mut celery).await, ["celery", "mail"]);
+    let bound: Vec<String> = connection.smembers("_kombu.binding.mail").await.unwrap();
+    assert!(bound.contains(&"mail\u{6}\u{16}\u{6}\u{16}mail".to_owned()), "{bound:?}");
+    eventually(SOON, "its heartbeat names the queue", async || {
+        let keys: Vec<String> = connection.keys("umbel:hb:worker:*").await.unwrap();
+        let beat: String = connection.get(&keys[0]).await.unwrap();
+        beat.contains("\"mail\"")
+    })
+    .await;
+    let policies: Vec<String> = connection.hkeys("umbel:policy").await.unwrap();
+    assert!(policies.contains(&"mail".to_owned()), "{policies:?}");
+
+    // What runs when its queue is taken away runs to its end, and what comes later stays.
+    let runs = celery.send("umbel.sleep", json!([1.5]), json!({"queue": "mail"})).await;
+    eventually(SOON, "it runs", async || {
+        let active = celery.inspect(&[NODE], "active", json!([])).await;
+        active[NODE].as_array().is_some_and(|tasks| tasks.len() == 1)
+    })
+    .await;
+    cancel(&mut celery, "mail").await;
+    assert_eq!(served(&mut celery).await, ["celery"]);
+    let parked = celery
+        .send("umbel.echo", json!([4]), json!({"queue": "mail", "countdown": 1}))
+        .await;
+    assert_eq!(celery.get(&runs, SOON).await, Ok(json!(1.5)));
+    let other = celery.send("umbel.echo", json!([]), json!({})).await;
+    assert!(celery.get(&other, SOON).await.is_ok());
+    assert_eq!(connection.llen("mail").await, Ok(1), "{}", worker.tail());
+    // Another worker that serves it gets all.
+    let _heir = umbel_worker(&redis.url(), &["--name", "w2@lab", "--queue", "mail"]);
+    assert!(celery.get(&parked, SOON).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_worker_without_queues_waits_for_the_next() {
+    let (redis, worker, mut celery) = stage(&["--concurrency", "1"]).await;
+    cancel(&mut celery, "celery").await;
+    let waits = celery.send("umbel.echo", json!([1]), json!({})).await;
+    assert_eq!(
+        celery.inspect(&[NODE], "active_queues", json!([])).await[NODE],
+        json!([])
+    );
+    // Also when Redis has forgotten everybody: the worker makes itself known again.
+    let mut connection = redis.connection().await;
+    let _: () = connection.del("umbel:workers").await.unwrap();
+    admitted(&redis, 1).await;
+    assert_eq!(connection.llen("celery").await, Ok(1), "{}", worker.tail());
+    add(&mut celery, json!({"queue": "celery"})).await;
+    assert!(celery.get(&waits, SOON).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_queue_is_bound_as_kombu_binds_it() {
+    let (redis, _worker, mut celery) = stage(&[]).await;
+    let said = add(
+        &mut celery,
+        json!({"queue": "feed", "exchange": "feeds", "exchange_type": "topic", "routing_key": "feed.*.important"}),
+    )
+    .await;
+    assert_eq!(said["ok"], json!("add consumer feed"));
+    let mut connection = redis.connection().await;
+    for set in ["_kombu.binding.feeds", "_kombu.binding_permanent.feeds"] {
+        let members: Vec<String> = connection.smembers(set).await.unwrap();
+        assert_eq!(
+            members,
+            ["feed.*.important\u{6}\u{16}^feed\\.[^\\.]+\\.important$\u{6}\u{16}feed"],
+            "{set}"
+        );
+    }
+    let queues = celery.inspect(&[NODE], "active_queues", json!([])).await;
+    let feed = &queues[NODE][1];
+    assert_eq!(
+        (&feed["exchange"]["name"], &feed["exchange"]["type"], &feed["routing_key"]),
+        (&json!("feeds"), &json!("topic"), &json!("feed.*.important"))
+    );
+    let sent = celery
+        .send(
+            "umbel.echo",
+            json!(["news"]),
+            json!({"exchange": "feeds", "routing_key": "feed.x.important"}),
+        )
+        .await;
+    // A client that does not know the exchange takes it for a direct one, and that has no such key.
+    assert_eq!(celery.state(&sent).await.0, "PENDING");
+    add(
+        &mut celery,
+        json!({"queue": "jobs", "exchange": "dx", "exchange_type": "direct", "routing_key": "k1"}),
+    )
+    .await;
+    let sent = celery
+        .send("umbel.echo", json!([1]), json!({"exchange": "dx", "routing_key": "k1"}))
+        .await;
+    assert!(celery.get(&sent, SOON).await.is_ok(), "through the exchange to the queue");
+}
+
+#[tokio::test]
+async fn a_queue_that_cannot_be_served_is_refused() {
+    let (_redis, _worker, mut celery) = stage(&[]).await;
+    for (arguments, reason) in [
+        (json!({"queue": "unacked"}), "a key of the broker"),
+        (json!({"queue": "umbel:lease"}), "a key of the broker"),
+        (json!({"queue": "x".repeat(600)}), "1 to 512 bytes"),
+        (json!({"queue": "q\u{6}\u{16}3"}), "a key of the broker"),
+        (json!({"queue": "q", "exchange_type": "headers"}), "neither direct nor topic"),
+        (json!({}), "missing 1 required positional argument: 'queue'"),
+    ] {
+        let said = add(&mut celery, arguments.clone()).await;
+        let error = said["error"].as_str().unwrap_or_default();
+        assert!(error.contains(reason), "{arguments}: {said}");
+    }
+    assert_eq!(served(&mut celery).await, ["celery"]);
+}
