@@ -77,8 +77,9 @@ def workflow(text, app):
         "errback": lambda task, callback: watched(app, task.link_error, task, callback),
         "sig": signature,
         "e": lambda *args, **kwargs: signature("umbel.echo", *args, **kwargs),
-        "s": lambda seconds: signature("umbel.sleep", seconds),
+        "s": lambda *args: signature("umbel.sleep", *args),
         "task": lambda name, **kwargs: app.signature(name, kwargs=kwargs),
+        "arguments": lambda: signature("umbel.echo", 1, "ß☂", [None, 2.5, -70000], n={}),
         "datetime": datetime.datetime,
         "date": datetime.date,
         "clock": datetime.time,
@@ -118,6 +119,16 @@ def result(request):
     """Text that is equal for equal values."""
     value = handles[request["handle"]].get(timeout=request["timeout"])
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr)
+
+
+scope = {"app": app, "chain": chain, "chord": chord, "group": group}
+
+
+def script(request):
+    """Runs lines of Python, which leave what the test wants to know in `answer`. Names live until the client ends."""
+    scope.pop("answer", None)
+    exec(request["lines"], scope)
+    return scope.get("answer")
 
 
 def remote(request):
@@ -186,6 +197,7 @@ OPERATIONS = {
     "apply": apply,
     "canvas": canvas,
     "result": result,
+    "script": script,
     "send": send,
     "get": get,
     "state": state,

@@ -157,6 +157,17 @@ impl Celery {
         self.ask(timeout + Duration::from_secs(30), &request).await
     }
 
+    /// Runs lines of Python with `app`, `chain`, `chord` and `group`; the reply is what they leave in `answer`.
+    ///
+    /// # Errors
+    /// What they raised.
+    ///
+    /// # Panics
+    /// When the client is gone.
+    pub async fn script(&mut self, lines: &str, timeout: Duration) -> Result<Value, Raised> {
+        self.ask(patient(timeout), &json!({"op": "script", "lines": lines})).await
+    }
+
     /// `AsyncResult(id).state` and `.info` (as text).
     ///
     /// # Panics

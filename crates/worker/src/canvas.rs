@@ -22,13 +22,18 @@ use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 /// Pause between two attempts to count a part.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Calls `make` with somebody who sends now, under fresh ids.
-pub(crate) fn with_sender<T>(shared: &Shared, make: impl FnOnce(&mut Sender<'_>) -> T) -> T {
+/// Calls `make` with somebody who sends now for the message's task, under fresh ids.
+pub(crate) fn with_sender<T>(
+    shared: &Shared,
+    message: &TaskMessage,
+    make: impl FnOnce(&mut Sender<'_>) -> T,
+) -> T {
     let mut ids = || uuid::Uuid::new_v4().to_string();
     make(&mut Sender {
         now: shared.clock.timestamp(),
         origin: &shared.config.name,
         reply_to: "",
+        priority: if shared.config.inherit_priority { message.priority } else { 0 },
         ids: &mut ids,
     })
 }
@@ -41,7 +46,7 @@ fn is_alone(message: &TaskMessage) -> bool {
 
 /// What follows when another task takes the place of this one, or why that cannot be.
 pub(crate) fn replacement(shared: &Shared, message: &TaskMessage, with: &Signature) -> Result<Aftermath, Malformed> {
-    with_sender(shared, |sender| canvas::replace(message, with, sender))
+    with_sender(shared, message, |sender| canvas::replace(message, with, sender))
 }
 
 /// What follows a success: the aftermath, or why its workflow cannot be read.
@@ -49,7 +54,7 @@ pub(crate) fn after_success(shared: &Shared, message: &TaskMessage, result: &Jso
     if is_alone(message) {
         return Ok(Aftermath::default());
     }
-    with_sender(shared, |sender| canvas::after_success(message, result, sender))
+    with_sender(shared, message, |sender| canvas::after_success(message, result, sender))
 }
 
 /// What follows a failure. A workflow that cannot be read loses its rest, said in the log, but never its end.
@@ -62,7 +67,7 @@ pub(crate) fn after_failure(
     if is_alone(message) {
         return Aftermath::default();
     }
-    with_sender(shared, |sender| {
+    with_sender(shared, message, |sender| {
         canvas::after_failure(message, failure, traceback, sender)
     })
     .unwrap_or_else(|malformed| {
@@ -182,7 +187,7 @@ async fn count(
     let Counted::Claimed { structure, parts } = counted else {
         return Ok(Vec::new());
     };
-    let end = with_sender(shared, |sender| {
+    let end = with_sender(shared, message, |sender| {
         canvas::complete_chord(message, part, &parts, structure.as_ref(), sender)
     });
     let keys = results.chord_keys(&part.group);
@@ -206,7 +211,7 @@ async fn count(
         Err(malformed) => {
             tracing::error!(task.id = %message.id, group = %part.group, reason = %malformed, "the chord's body cannot be sent");
             let why = malformed.to_string();
-            let failed = with_sender(shared, |sender| canvas::fail_chord(message, part, &why, sender));
+            let failed = with_sender(shared, message, |sender| canvas::fail_chord(message, part, &why, sender));
             let mut then = match failed {
                 Ok(failed) => steps(shared, results, message, failed).await?,
                 // The body is no signature: there is nobody to tell.
@@ -225,7 +230,7 @@ async fn count(
 
 /// A task that every Celery worker has, as a job, with what it sends.
 pub(crate) fn builtin(shared: &Shared, message: &TaskMessage) -> Option<(Arc<dyn Job>, Aftermath)> {
-    let planned = with_sender(shared, |sender| canvas::builtin(message, sender));
+    let planned = with_sender(shared, message, |sender| canvas::builtin(message, sender));
     let fixed = |outcome| Arc::new(Fixed { outcome }) as Arc<dyn Job>;
     Some(match planned {
         Ok(None) => return None,

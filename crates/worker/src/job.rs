@@ -117,6 +117,19 @@ impl JobContext {
         }
     }
 
+    /// Waits for `work`, until the soft time limit has passed: then the future is dropped and the answer is Celery's
+    /// `SoftTimeLimitExceeded`, which `?` makes the task's failure.
+    ///
+    /// # Errors
+    /// That failure.
+    ///
+    /// # Cancellation
+    /// That of `work`.
+    pub async fn until_soft_limit<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let done = self.soft_limit.run_until_cancelled(work).await;
+        done.ok_or_else(|| Failure::raise("billiard.exceptions", "SoftTimeLimitExceeded", &()))
+    }
+
     /// The fencing token of this delivery as `<term>.<microseconds>`; a later delivery's is larger.
     pub fn token(&self) -> String {
         self.lease.token()

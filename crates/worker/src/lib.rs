@@ -78,7 +78,7 @@ pub use request::Request;
 pub use results::{Results, StoreResults};
 pub use stop::{Retry, Stop};
 pub use subtasks::SendError;
-pub use umbel_protocol::canvas::{ResultTuple, Signature};
+pub use umbel_protocol::canvas::{Kind as SignatureKind, ResultTuple, Signature};
 pub use umbel_protocol::json::Json;
 use umbel_telemetry::shutdown::{self, Shutdown};
 

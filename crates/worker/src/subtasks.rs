@@ -93,7 +93,7 @@ impl JobContext {
     ) -> Result<ResultTuple, SendError> {
         let shared = self.shared()?;
         self.checkpoint().await?;
-        let (Aftermath { steps, children }, result) = crate::canvas::with_sender(shared, plan)?;
+        let (Aftermath { steps, children }, result) = crate::canvas::with_sender(shared, &self.request.message, plan)?;
         let steps = Aftermath {
             steps,
             children: Vec::new(),

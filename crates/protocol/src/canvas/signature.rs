@@ -100,6 +100,75 @@ impl Signature {
         }
     }
 
+    /// A call of one task with positional arguments, given as a tuple or a list: `Signature::call("proj.add", &(1, 2))`.
+    pub fn call<A: serde::Serialize + ?Sized>(task: &str, args: &A) -> Signature {
+        let args = Json::of(args);
+        let args = if args.is_null() { Json::empty_array() } else { args };
+        Signature::task(task, args, Json::empty_object())
+    }
+
+    /// The same call with keyword arguments, given as a struct or a map.
+    #[must_use]
+    pub fn with_kwargs<A: serde::Serialize + ?Sized>(mut self, kwargs: &A) -> Signature {
+        self.kwargs = Json::of(kwargs);
+        self
+    }
+
+    /// The same call, which takes no result of the task before it: Celery's `si`.
+    #[must_use]
+    pub fn immutable(mut self) -> Signature {
+        self.immutable = true;
+        self
+    }
+
+    /// The same call with an option, by Celery's name: `queue`, `priority`, `countdown`, `expires`, `task_id` and so on.
+    #[must_use]
+    pub fn with_option<A: serde::Serialize + ?Sized>(mut self, name: &str, value: &A) -> Signature {
+        self.options.set(name, Json::of(value));
+        self
+    }
+
+    /// The same call with a stamp: on each task that it consists of, and on their callbacks and errbacks.
+    ///
+    /// # Errors
+    /// [`Reason`]: a part is no signature.
+    pub fn stamped<A: serde::Serialize + ?Sized>(mut self, name: &str, value: &A) -> Result<Signature, Reason> {
+        self.stamp(name, &Json::of(value))?;
+        Ok(self)
+    }
+
+    fn stamp(&mut self, name: &str, value: &Json) -> Result<(), Reason> {
+        let mut names = self.options.stamps();
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+        let names = write::array(names.iter().map(|name| Json::string(name)));
+        self.options.set("stamped_headers", names);
+        self.options.set(name, value.clone());
+        for links in ["link", "link_error"] {
+            if self.options.get(links).is_some() {
+                let stamped = stamped(&self.options.list(links), name, value)?;
+                self.options.set(links, stamped);
+            }
+        }
+        match self.kind {
+            Kind::Task => {}
+            Kind::Chain | Kind::Group => {
+                let tasks: Vec<Json> = self.tasks()?.iter().map(Signature::to_json).collect();
+                self.set_kwarg("tasks", &stamped(&tasks, name, value)?);
+            }
+            Kind::Chord => {
+                let mut header = super::freeze::header(self)?;
+                header.stamp(name, value)?;
+                self.set_kwarg("header", &header.to_json());
+                let mut body = self.body()?;
+                body.stamp(name, value)?;
+                self.set_kwarg("body", &body.to_json());
+            }
+        }
+        Ok(())
+    }
+
     /// The same call, followed by `next` when it succeeds. Of a chord it follows the body.
     ///
     /// # Errors
@@ -344,6 +413,17 @@ impl Options {
         }
         merged
     }
+}
+
+/// These signatures with a stamp each.
+fn stamped(signatures: &[Json], name: &str, value: &Json) -> Result<Json, Reason> {
+    let mut out = Vec::with_capacity(signatures.len());
+    for signature in signatures {
+        let mut signature = Signature::parse(signature)?;
+        signature.stamp(name, value)?;
+        out.push(signature.to_json());
+    }
+    Ok(write::array(&out))
 }
 
 /// One signature or an array of them.
