@@ -69,6 +69,70 @@ pub struct TaskQueueSpec {
     /// What is kept of a task's result.
     #[serde(default)]
     pub results: Results,
+
+    /// Steps that message priorities are sorted into, as the producers have them (`priority_steps`).
+    #[serde(default = "priority_steps")]
+    #[schemars(length(min = 1, max = 10), inner(range(min = 0, max = 9)))]
+    #[x_kube(validation = Rule::new("self.isSorted() && self.all(one, self.exists_one(other, other == one))").message("steps rise"))]
+    pub priority_steps: Vec<u8>,
+
+    /// Serializers whose messages are read; pickle never is.
+    #[serde(default = "accept")]
+    #[schemars(length(min = 1, max = 4))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other == one))").message("name each serializer once"))]
+    pub accept: Vec<Serializer>,
+
+    /// Zone of times in messages that name none: an IANA name, e.g. `Europe/Berlin`.
+    #[serde(default = "time_zone")]
+    #[schemars(length(min = 1, max = 64), pattern(r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$"))]
+    pub time_zone: String,
+
+    /// When a message is acknowledged, where its task does not say.
+    #[serde(default)]
+    pub ack: Ack,
+
+    /// Tasks that may run, as globs (`*` stands for anything). Absent: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 200), pattern(r"^[^\s,]+$")))]
+    pub allowed_tasks: Vec<String>,
+
+    /// What happens to a task that the worker does not know.
+    #[serde(default)]
+    pub on_unknown_task: OnUnknownTask,
+}
+
+/// How a message's body is written.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Serializer {
+    /// JSON, Celery's default.
+    Json,
+    /// MessagePack.
+    Msgpack,
+    /// YAML, without tags.
+    Yaml,
+    /// Signed messages. The pool's template brings the certificates (`UMBEL_SECURITY_CERTIFICATES`).
+    Auth,
+}
+
+/// When a message is acknowledged.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Ack {
+    /// After the run: at least once.
+    #[default]
+    Late,
+    /// Before the run: at most once.
+    Early,
+}
+
+/// What happens to a task that the worker does not know.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnUnknownTask {
+    /// Back to the queue while other workers there know it, up to 30 times; to the dead letters otherwise.
+    #[default]
+    HandBack,
+    /// To the dead letters at once.
+    DeadLetter,
 }
 
 /// Where a queue lives.
@@ -135,13 +199,63 @@ pub struct Retry {
 }
 
 /// What is kept of a task's result.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("duration(self.ttl) >= duration('1s')").message("a result is kept for at least 1s").field_path(".ttl"))]
 pub struct Results {
-    /// How long a result is kept.
+    /// Which results are stored.
+    #[serde(default)]
+    pub store: Store,
+    /// For how long.
     #[serde(default = "result_ttl")]
     pub ttl: Span,
+    /// A larger result is not stored, and its task counts as failed: bytes, or with Ki or Mi.
+    #[serde(default = "max_bytes")]
+    #[schemars(length(max = 12), pattern(r"^[1-9][0-9]{0,8}(Ki|Mi)?$"))]
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('64Mi')) <= 0").message("a result has at most 64Mi"))]
+    pub max_bytes: String,
+    /// Another place than the broker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
+}
+
+/// Which results are stored.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Store {
+    /// Every result that its message does not refuse.
+    #[default]
+    All,
+    /// Only those of failed tasks.
+    Failures,
+    /// None. Chords still count.
+    None,
+}
+
+/// Where results lie when not at the broker.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// The Secret that holds the URL. Absent: the broker's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_secret_ref: Option<SecretKeyRef>,
+    /// Prefix of every key there, as `global_keyprefix` of Celery's `result_backend_transport_options`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 100), pattern(r"^[!-~]*$"))]
+    pub key_prefix: String,
+}
+
+impl Results {
+    /// The largest result in bytes; `None` where the schema was bypassed.
+    pub fn max_bytes(&self) -> Option<u64> {
+        let digits = self.max_bytes.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit = match &self.max_bytes[digits.len()..] {
+            "" => 1,
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            _ => return None,
+        };
+        digits.parse::<u64>().ok()?.checked_mul(unit)
+    }
 }
 
 fn max_deliveries() -> u32 {
@@ -175,6 +289,19 @@ fn result_ttl() -> Span {
     Span::secs(86_400)
 }
 
+fn max_bytes() -> String {
+    "256Ki".to_owned()
+}
+fn priority_steps() -> Vec<u8> {
+    vec![0, 3, 6, 9]
+}
+fn accept() -> Vec<Serializer> {
+    vec![Serializer::Json]
+}
+fn time_zone() -> String {
+    "UTC".to_owned()
+}
+
 impl Default for Lease {
     fn default() -> Self {
         Self {
@@ -198,7 +325,12 @@ impl Default for Retry {
 
 impl Default for Results {
     fn default() -> Self {
-        Self { ttl: result_ttl() }
+        Self {
+            store: Store::All,
+            ttl: result_ttl(),
+            max_bytes: max_bytes(),
+            backend: None,
+        }
     }
 }
 

@@ -185,6 +185,15 @@ impl Broker {
         })
     }
 
+    /// The same connection for queues whose producers have other priority steps.
+    #[must_use]
+    pub fn with_steps(&self, steps: &[u8]) -> Broker {
+        Broker {
+            keys: self.keys.with_steps(steps),
+            ..self.clone()
+        }
+    }
+
     /// Key names of this broker.
     pub fn keys(&self) -> &Keys {
         &self.keys

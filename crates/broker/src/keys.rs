@@ -46,6 +46,11 @@ impl Keys {
         }
     }
 
+    /// The same names with other priority steps; none: kombu's.
+    pub(crate) fn with_steps(&self, steps: &[u8]) -> Keys {
+        Keys::with(&self.prefix, steps, &self.separator)
+    }
+
     /// The prefix itself.
     pub fn prefix(&self) -> &str {
         &self.prefix

@@ -286,9 +286,9 @@ async fn beat(
     let beat = Beat {
         ctx,
         task,
+        broker: broker.with_steps(&understood.steps),
         understood,
         term,
-        broker,
     };
     let since = in_force(task, status, now);
     if let Err(error) = beat.run(&view, since, now, entry, status).await {

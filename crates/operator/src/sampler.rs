@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{Broker, Config, TermAnswer};
+use umbel_broker::{Broker, Config, DepthSample, QueueDepth, QueueFault, TermAnswer};
 use umbel_telemetry::chain;
 
 use crate::brokers::{Fault, Sample, Source, View};
@@ -173,15 +174,9 @@ impl Link {
         self.connect(context).await?;
         let broker = self.broker.clone().expect("connect leaves a broker or fails");
         self.lead(context, &broker, term).await?;
-        let names: BTreeSet<String> = context
-            .queues()
-            .iter()
-            .filter(|queue| context.brokers.source(queue).as_ref() == Ok(&self.source))
-            .map(|queue| queue.queue_name())
-            .collect();
-        let names: Vec<String> = names.into_iter().collect();
-        let (depths, workers) =
-            tokio::try_join!(broker.depths(&names), broker.workers()).map_err(|error| self.unreachable(&error))?;
+        let (depths, workers) = tokio::try_join!(self.depths(context, &broker), broker.workers())
+            .map_err(|error| self.unreachable(&error))?;
+        let (depths, queues) = depths;
         if depths.generation != self.generation {
             // Another data set, perhaps an emptied one: it may not know our term.
             self.generation.clone_from(&depths.generation);
@@ -193,9 +188,43 @@ impl Link {
             seen: Instant::now(),
             generation: depths.generation,
             foreign_unacked: depths.foreign_unacked,
-            queues: names.into_iter().zip(depths.queues).collect(),
+            queues,
             workers,
         })
+    }
+
+    /// One call for all queues with the same priority steps, so usually one in all; the first one's facts of the broker.
+    async fn depths(
+        &self,
+        context: &Context,
+        broker: &Broker,
+    ) -> Result<(DepthSample, BTreeMap<String, Result<QueueDepth, QueueFault>>), umbel_broker::Error> {
+        let mut objects: Vec<_> = context
+            .queues()
+            .into_iter()
+            .filter(|queue| context.brokers.source(queue).as_ref() == Ok(&self.source))
+            .collect();
+        // Of several objects that claim one queue the oldest says how its lists are called.
+        objects.sort_by_key(|queue| (queue.creation_timestamp(), queue.namespace(), queue.name_any()));
+        let mut steps = BTreeMap::new();
+        for queue in &objects {
+            steps.entry(queue.queue_name()).or_insert(&queue.spec.priority_steps);
+        }
+        let mut groups: BTreeMap<&Vec<u8>, Vec<String>> = BTreeMap::new();
+        for (name, steps) in steps {
+            groups.entry(steps).or_default().push(name);
+        }
+        let mut sample = None;
+        let mut queues = BTreeMap::new();
+        for (steps, names) in groups {
+            let mut depths = broker.with_steps(steps).depths(&names).await?;
+            queues.extend(names.into_iter().zip(std::mem::take(&mut depths.queues)));
+            sample.get_or_insert(depths);
+        }
+        match sample {
+            Some(sample) => Ok((sample, queues)),
+            None => Ok((broker.depths(&[]).await?, queues)),
+        }
     }
 
     /// Follows the Secret: a new URL means a new connection, and the term is told anew.

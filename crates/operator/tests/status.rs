@@ -225,6 +225,40 @@ async fn queues_tell_their_owner_their_broker_and_their_depth() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn priority_steps_of_a_queue_hold_for_depths_and_schedules() {
+    let stage = Stage::start().await;
+    let _operator = stage.operator(&[], &[]);
+    let mut steps = on("redis", "steps");
+    steps["spec"]["prioritySteps"] = json!([0, 5]);
+    stage.apply(OURS, "TaskQueue", "taskqueues", "steps", steps).await;
+    stage.queue("usual").await; // Kombu's own steps on the same broker.
+    is_ready(&stage, "steps", ("True", "Serving")).await;
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);
+    let fields = json!({ "spec": {
+        "schedule": { "at": soon.to_string() },
+        "taskTemplate": { "task": "umbel.echo", "priority": 7, "queueRef": { "name": "steps" } },
+    } });
+    stage.apply(OURS, "PeriodicTask", "periodictasks", "once", fields).await;
+    let mut connection = stage.redis.connection().await;
+    eventually(LONG, "the slot lies in the list of step 5", async || {
+        connection
+            .llen("steps\x06\x165")
+            .await
+            .is_ok_and(|length: usize| length == 1)
+    })
+    .await;
+    eventually(LONG, "and is counted", async || {
+        queue(&stage, "steps")
+            .await
+            .depth
+            .is_some_and(|depth| depth.waiting == 1)
+    })
+    .await;
+    let kombus: bool = connection.exists("steps\x06\x166").await.expect("answered");
+    assert!(!kombus);
+}
+
 async fn cluster(stage: &Stage, name: &str) -> TargetClusterStatus {
     let api: Api<TargetCluster> = Api::namespaced(stage.client.clone(), NAMESPACE);
     api.get(name)

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use umbel_api::Span;
 use umbel_api::TaskQueueSpec;
@@ -15,6 +16,7 @@ use umbel_api::names::{
     ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
     WORKER_CONTAINER,
 };
+use umbel_api::taskqueue::Results;
 use uuid::Uuid;
 
 use crate::access;
@@ -123,9 +125,23 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         time_limit,
         soft_time_limit,
         results,
+        priority_steps,
+        accept,
+        time_zone,
+        ack,
+        allowed_tasks,
+        on_unknown_task,
     } = &pool.policy;
+    let Results {
+        store,
+        ttl: _,
+        max_bytes: _,
+        backend,
+    } = results;
+    let from_secret = |name: &str, secret: &str, key: &str| json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } });
+    let steps: Vec<String> = priority_steps.iter().map(u8::to_string).collect();
     let mut env = vec![
-        json!({ "name": "UMBEL_REDIS_URL", "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } }),
+        from_secret("UMBEL_REDIS_URL", secret, key),
         text("UMBEL_KEY_PREFIX", pool.key_prefix.clone()),
         text("UMBEL_QUEUE", pool.queues.join(",")),
         text("UMBEL_CONCURRENCY", pool.concurrency.to_string()),
@@ -135,6 +151,13 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         text("UMBEL_MAX_DELIVERIES", max_deliveries.to_string()),
         text("UMBEL_TIME_LIMIT", time_limit.to_string()),
         text("UMBEL_RESULT_TTL", results.ttl.to_string()),
+        text("UMBEL_RESULTS", word(store)),
+        text("UMBEL_PRIORITY_STEPS", steps.join(",")),
+        text("UMBEL_ACCEPT", words(accept).join(",")),
+        text("UMBEL_TIME_ZONE", time_zone.clone()),
+        text("UMBEL_ACK", word(ack).to_lowercase()),
+        text("UMBEL_ALLOWED_TASKS", allowed_tasks.join(",")),
+        text("UMBEL_ON_UNKNOWN_TASK", word(on_unknown_task)),
         text("UMBEL_RETRY_MAX_ATTEMPTS", retry.max_attempts.to_string()),
         text("UMBEL_RETRY_INITIAL_BACKOFF", retry.initial_backoff.to_string()),
         text("UMBEL_RETRY_MAX_BACKOFF", retry.max_backoff.to_string()),
@@ -151,7 +174,30 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         field("UMBEL_POD_UID", "metadata.uid"),
     ];
     env.extend(soft_time_limit.map(|limit| text("UMBEL_SOFT_TIME_LIMIT", limit.to_string())));
+    env.extend(
+        results
+            .max_bytes()
+            .map(|bytes| text("UMBEL_RESULT_MAX_BYTES", bytes.to_string())),
+    );
+    if let Some(backend) = backend {
+        env.extend(
+            backend
+                .url_secret_ref
+                .iter()
+                .map(|secret| from_secret("UMBEL_RESULT_URL", &secret.name, &secret.key)),
+        );
+        env.push(text("UMBEL_RESULT_KEY_PREFIX", backend.key_prefix.clone()));
+    }
     env
+}
+
+/// A value as the object says it.
+fn word(value: impl Serialize) -> String {
+    json!(value).as_str().unwrap_or_default().to_owned()
+}
+
+fn words<T: Serialize>(values: &[T]) -> Vec<String> {
+    values.iter().map(word).collect()
 }
 
 /// Ours take the place of variables of the same name; the others stay where they are.

@@ -215,6 +215,44 @@ fn the_deployment_never_says_a_size_and_changes_only_what_is_ours() {
 }
 
 #[test]
+fn what_a_queue_asks_for_reaches_the_worker() {
+    let env_of = |spec: Value| {
+        let valid = World::with(&[("mail", spec, "broker", None)])
+            .validate(on_mail(json!({})))
+            .unwrap();
+        deployment::plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone()
+    };
+    let find = |env: &Value, name: &str| {
+        let one = env.as_array().unwrap().iter().find(|one| one["name"] == name).cloned();
+        one.map(|one| one.get("value").or_else(|| one.get("valueFrom")).cloned().unwrap())
+    };
+    let default = env_of(json!({}));
+    let given = env_of(json!({
+        "accept": ["json", "msgpack"], "prioritySteps": [0, 5], "timeZone": "Europe/Berlin", "ack": "Early",
+        "allowedTasks": ["proj.*", "umbel.echo"], "onUnknownTask": "DeadLetter",
+        "results": { "store": "Failures", "maxBytes": "1Mi",
+            "backend": { "urlSecretRef": { "name": "results", "key": "address" }, "keyPrefix": "app" } },
+    }));
+    let secret = json!({ "secretKeyRef": { "name": "results", "key": "address" } });
+    let cases: [(&str, Option<Value>, Value); 10] = [
+        ("UMBEL_ACCEPT", Some(json!("json")), json!("json,msgpack")),
+        ("UMBEL_PRIORITY_STEPS", Some(json!("0,3,6,9")), json!("0,5")),
+        ("UMBEL_TIME_ZONE", Some(json!("UTC")), json!("Europe/Berlin")),
+        ("UMBEL_ACK", Some(json!("late")), json!("early")),
+        ("UMBEL_ALLOWED_TASKS", Some(json!("")), json!("proj.*,umbel.echo")),
+        ("UMBEL_ON_UNKNOWN_TASK", Some(json!("HandBack")), json!("DeadLetter")),
+        ("UMBEL_RESULTS", Some(json!("All")), json!("Failures")),
+        ("UMBEL_RESULT_MAX_BYTES", Some(json!("262144")), json!("1048576")),
+        ("UMBEL_RESULT_URL", None, secret),
+        ("UMBEL_RESULT_KEY_PREFIX", None, json!("app")),
+    ];
+    for (name, by_default, as_given) in cases {
+        assert_eq!(find(&default, name), by_default, "{name}");
+        assert_eq!(find(&given, name), Some(as_given), "{name}");
+    }
+}
+
+#[test]
 fn rights_are_exactly_the_secrets_of_the_clusters_that_are_covered() {
     let none = access::plan(&mail().validate(on_mail(json!({}))).unwrap());
     assert_eq!(none.grant, None);

@@ -56,6 +56,8 @@ pub(crate) struct Understood {
     pub(crate) timetable: Timetable,
     pub(crate) policy: Policy,
     pub(crate) queue: String,
+    /// Priority steps of the queue.
+    pub(crate) steps: Vec<u8>,
     pub(crate) source: Source,
 }
 
@@ -117,6 +119,7 @@ pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understoo
         timetable,
         policy: Policy::from(&task.spec),
         queue: queue.queue_name(),
+        steps: queue.spec.priority_steps.clone(),
         source,
     })
 }
