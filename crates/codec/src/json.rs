@@ -121,13 +121,29 @@ pub(crate) fn take(json: &Json) -> Result<Value, String> {
 }
 
 fn string(json: &Json) -> Result<String, String> {
-    let text = json.text().unwrap_or_default();
-    // A lone surrogate reads as U+FFFD, and was an escape.
-    let has_escape = json.as_str().contains("\\ud") || json.as_str().contains("\\uD");
-    if has_escape && text.contains('\u{fffd}') {
+    if has_lone_surrogate(json.as_str()) {
         return Err("a text has a lone surrogate".into());
     }
-    Ok(text)
+    Ok(json.text().unwrap_or_default())
+}
+
+/// Does a JSON string have an escape of half a character?
+fn has_lone_surrogate(literal: &str) -> bool {
+    let mut rest = literal;
+    let mut is_open = false;
+    while let Some(at) = rest.find('\\') {
+        let unit = rest
+            .get(at + 1..at + 6)
+            .and_then(|escape| u32::from_str_radix(escape.strip_prefix('u')?, 16).ok());
+        let is_low = matches!(unit, Some(0xdc00..0xe000));
+        if (is_open && at > 0) || is_open != is_low {
+            return true;
+        }
+        is_open = matches!(unit, Some(0xd800..0xdc00));
+        // Every escape but `\u` has two characters, both ASCII.
+        rest = rest.get(at + if unit.is_some() { 6 } else { 2 }..).unwrap_or_default();
+    }
+    is_open
 }
 
 fn object(json: &Json) -> Result<Value, String> {
