@@ -100,6 +100,14 @@ pub enum Fault {
         /// Another.
         other: String,
     },
+    /// A queue's time zone is none.
+    #[error("TaskQueue {name}: spec.timeZone {zone:?} is not in the time zone database")]
+    TimeZone {
+        /// The queue.
+        name: String,
+        /// What it names.
+        zone: String,
+    },
     /// The template is no pod template.
     #[error("spec.template: {why}")]
     Template {
@@ -119,6 +127,7 @@ impl Fault {
             Self::NoBroker { .. } => "NoBroker",
             Self::QueuesOnSeveralBrokers { .. } => "QueuesOnSeveralBrokers",
             Self::QueuesDiffer { .. } => "QueuesDiffer",
+            Self::TimeZone { .. } => "UnknownTimeZone",
             Self::Template { .. } => "TemplateRefused",
         }
     }
@@ -199,6 +208,13 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         return Err(Fault::QueuesDiffer {
             one: first.name_any(),
             other: other.queue.name_any(),
+        });
+    }
+    let zone = &first.spec.time_zone;
+    if jiff::tz::TimeZone::get(zone).is_err() {
+        return Err(Fault::TimeZone {
+            name: first.name_any(),
+            zone: zone.clone(),
         });
     }
     let mut clusters: Vec<ClusterGrant> = referred

@@ -122,6 +122,9 @@ fn each_fault_has_its_word() {
         Err("TemplateRefused")
     );
 
+    let mars = World::with(&[("mail", json!({ "timeZone": "Mars/Base" }), "broker", None)]);
+    assert_eq!(reason(&mars, on_mail(json!({}))), Err("UnknownTimeZone"));
+
     let mut homeless = mail();
     homeless.queues[0].1 = Err("spec.broker.redis.urlSecretRef is required".into());
     assert_eq!(reason(&homeless, on_mail(json!({}))), Err("NoBroker"));
