@@ -47,6 +47,20 @@ pub struct EncodeError {
     pub why: String,
 }
 
+/// A message that cannot be written again is treated as one that cannot be read.
+impl From<EncodeError> for Malformed {
+    fn from(err: EncodeError) -> Malformed {
+        Malformed {
+            reason: Reason::Format {
+                format: err.serializer.name(),
+                why: err.why,
+            },
+            id: None,
+            task: Some(err.task),
+        }
+    }
+}
+
 /// Reads and writes bodies. Cheap to clone.
 #[derive(Clone)]
 pub struct Codec(Arc<Options>);
@@ -112,16 +126,14 @@ impl Codec {
     }
 
     /// Writes a task that a worker sends on its own: signed where there is a key, else plain JSON.
-    ///
-    /// # Errors
-    /// As [`Codec::encode`].
-    pub fn outgoing(&self, task: &NewTask) -> Result<Vec<u8>, EncodeError> {
+    pub fn outgoing(&self, task: &NewTask) -> Vec<u8> {
         let serializer = if self.0.signer.is_some() {
             Serializer::Auth
         } else {
             Serializer::Json
         };
         self.encode(task, serializer, None)
+            .expect("JSON says everything, and the key was checked")
     }
 
     /// Writes a task in the serializer and the compression of a message: what follows from one goes the same way.
@@ -151,14 +163,7 @@ impl Codec {
         };
         let message = self.decode(raw, &limits, &TimeZone::UTC)?;
         let task = message::next_try(&message, retry);
-        self.encode_like(raw, &task).map_err(|err| Malformed {
-            reason: Reason::Format {
-                format: err.serializer.name(),
-                why: err.why,
-            },
-            id: Some(message.id),
-            task: Some(message.task),
-        })
+        Ok(self.encode_like(raw, &task)?)
     }
 
     fn seal(&self, body: &str, serializer: Serializer, compression: Option<Compression>) -> Result<Vec<u8>, String> {

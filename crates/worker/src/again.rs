@@ -109,11 +109,11 @@ fn next(
         if let Some(expires) = expires {
             change.headers.push(("expires".into(), Json::string(&expires.to_string())));
         }
-        let raw = message::retry(&delivery.raw, &change)?;
+        let raw = shared.config.codec.retry(&delivery.raw, &change)?;
         return Ok((End::Later { due, raw }, Vec::new()));
     }
     let task = rebuilt(message, asked, change, expires);
-    let raw = task.encode();
+    let raw = shared.config.codec.encode_like(&delivery.raw, &task)?;
     if queue.is_none() && priority.is_none() {
         return Ok((End::Later { due, raw }, Vec::new()));
     }

@@ -159,7 +159,7 @@ async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Err
             copy.delivery_tag = uuid::Uuid::new_v4().to_string(); // One of its own: kombu keeps messages by it.
             FollowUp::Push {
                 list: shared.broker.keys().list(queue, task.priority),
-                raw: copy.encode(),
+                raw: shared.config.codec.outgoing(&copy),
             }
         })
         .collect())

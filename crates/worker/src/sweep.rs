@@ -185,17 +185,16 @@ impl Recovery {
             Some(stub) => (true, stub),
             None => (false, overdue.raw.as_slice()),
         };
-        let (id, task, run) = match message::decode(raw, &Limits::default(), &TimeZone::UTC) {
-            Ok(message) => {
-                let run = message.header("umbel_run").and_then(|run| run.to().ok());
-                (message.id, message.task, run)
-            }
-            Err(malformed) => (
-                malformed.id.unwrap_or_default(),
-                malformed.task.unwrap_or_default(),
-                None,
-            ),
+        let limits = Limits {
+            bytes: usize::MAX, // It was taken, so it is as large as it may be.
+            ..Limits::default()
         };
+        // A body that this reads no further than its label (signed, compressed) says in its headers who it is.
+        let (id, task) = match message::decode(raw, &limits, &TimeZone::UTC) {
+            Ok(message) => (message.id, message.task),
+            Err(malformed) => (malformed.id.unwrap_or_default(), malformed.task.unwrap_or_default()),
+        };
+        let run = message::header(raw, "umbel_run").and_then(|run| run.to().ok());
         let counted_as = if id.is_empty() {
             format!("raw:{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &overdue.raw))
         } else {
