@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
-use umbel_worker::{Arguments, Failure, Job, JobContext, Json, Outcome, Worker};
+use umbel_worker::{Arguments, Failure, Job, JobContext, Json, Outcome, Retry, Signature, Stop, TaskOptions, Worker};
 
 /// A sum of numbers, as Python adds: whole where all are.
 fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, Failure> {
@@ -76,6 +76,75 @@ async fn autoretry(ctx: JobContext, (ok_at,): (u32,)) -> Result<u32, Failure> {
 async fn hardie(_ctx: JobContext, (): ()) -> Result<(), Failure> {
     tokio::time::sleep(Duration::from_secs(60)).await;
     Ok(())
+}
+
+/// Asks to be run again twice, and then fails.
+async fn retryer(_ctx: JobContext, (): ()) -> Result<(), Stop> {
+    let again = Failure::permanent("KeyError", "again");
+    Err(Retry::new()
+        .max_retries(2)
+        .after(Duration::from_millis(10))
+        .because(again)
+        .into())
+}
+
+async fn progress(ctx: JobContext, (): ()) -> Result<&'static str, Stop> {
+    let meta = serde_json::json!({"done": 3, "total": 10});
+    ctx.update_state("PROGRESS", &meta).await?;
+    Ok("ok")
+}
+
+async fn started(_ctx: JobContext, (): ()) -> Result<&'static str, Stop> {
+    Ok("ok")
+}
+
+/// Ends without a result.
+async fn ignorer(_ctx: JobContext, (): ()) -> Result<(), Stop> {
+    Err(Stop::Ignore)
+}
+
+/// Refuses its message; when it comes back, takes it.
+async fn rejecter(ctx: JobContext, (requeue,): (bool,)) -> Result<&'static str, Stop> {
+    if ctx.is_redelivered().await? {
+        return Ok("second");
+    }
+    Err(Stop::Reject {
+        reason: Some("no".into()),
+        requeue,
+    })
+}
+
+/// An exception of the application's own.
+async fn failmy(_ctx: JobContext, (): ()) -> Result<(), Failure> {
+    Err(Failure::raise("proj", "MyErr", &("a", serde_json::json!({"b": 5}))))
+}
+
+fn add_of(x: i64, y: i64) -> Signature {
+    Signature::task("proj.add", Json::of(&(x, y)), Json::empty_object())
+}
+
+async fn replacer(ctx: JobContext, (x, y): (i64, i64)) -> Result<(), Stop> {
+    Err(ctx.replace(add_of(x, y)))
+}
+
+async fn replacer_group(ctx: JobContext, (count,): (i64,)) -> Result<(), Stop> {
+    let members: Vec<Signature> = (0..count).map(|number| add_of(number, number)).collect();
+    Err(ctx.replace(Signature::group(&members)))
+}
+
+/// A member that makes its chord larger.
+async fn addchord(ctx: JobContext, (x, y): (i64, i64)) -> Result<i64, Stop> {
+    ctx.add_to_chord(&add_of(x * 100, y * 100)).await?;
+    Ok(x + y)
+}
+
+/// Sends tasks, and answers their ids.
+async fn spawn(ctx: JobContext, (count,): (i64,)) -> Result<Vec<String>, Stop> {
+    let mut ids = Vec::new();
+    for number in 0..count {
+        ids.push(ctx.send(&add_of(number, number)).await?.id);
+    }
+    Ok(ids)
 }
 
 /// Kills its worker.
@@ -171,6 +240,16 @@ fn main() -> anyhow::Result<()> {
         .task("proj.autoretry", autoretry)
         .task("proj.hardie", hardie)
         .task("proj.suicide", suicide)
+        .task("proj.retryer", retryer)
+        .task("proj.progress", progress)
+        .task_with("proj.started", TaskOptions::new().track_started(), started)
+        .task("proj.ignorer", ignorer)
+        .task("proj.rejecter", rejecter)
+        .task("proj.failmy", failmy)
+        .task("proj.replacer", replacer)
+        .task("proj.replacer_group", replacer_group)
+        .task("proj.addchord", addchord)
+        .task("proj.spawn", spawn)
         .job(Verbatim {
             name: "proj.ident",
             run: ident,

@@ -21,6 +21,8 @@ use crate::results::{Kind, is_wanted};
 use crate::revoked::REMEMBERED;
 use crate::slots::MOST as MOST_SLOTS;
 
+/// A request may be so old beyond its expiry.
+const LATE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// How often a worker that hears requests asks whether it has missed one that revokes.
 const REVOKED_ASKED: Duration = Duration::from_secs(30);
 /// Ids in one request that count.
@@ -105,6 +107,10 @@ async fn serve(shared: &Arc<Shared>, payload: &[u8], quiet: &CancellationToken) 
         Ok(true) => {}
         Ok(false) => return,
         Err(reason) => return tracing::debug!(%reason, "control request for nobody"),
+    }
+    // Celery obeys a shutdown that expired a day ago. Clocks of clients differ from Redis', so there is some patience.
+    if request.is_expired(shared.clock.timestamp() - LATE) {
+        return tracing::info!(method = %request.method, "control request came too late");
     }
     tracing::debug!(method = %request.method, "control request");
     let answer = match Command::of(&request) {

@@ -190,10 +190,16 @@ impl Shared {
         );
         let document = failure.document();
         let text = traceback(failure, &delivery.message.task);
-        self.events.task(|| Event::TaskFailed {
-            uuid: delivery.message.id.clone(),
-            exception: document.repr(),
-            traceback: text.clone(),
+        self.events.task(|| {
+            // Of a rejection the document has no traceback, but the event has, and the exception's own words.
+            let rejected = failure.is_rejection();
+            Event::TaskFailed {
+                uuid: delivery.message.id.clone(),
+                exception: rejected.clone().unwrap_or_else(|| document.repr()),
+                traceback: text
+                    .clone()
+                    .or_else(|| rejected.map(|_| failure.traceback(&delivery.message.task))),
+            }
         });
         let aftermath = canvas::after_failure(self, &delivery.message, &document, text.as_deref());
         // Celery stores it before it sends errbacks: they are no children.

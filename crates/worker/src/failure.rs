@@ -72,6 +72,19 @@ impl Failure {
         .with_args(args)
     }
 
+    /// What `Reject` says of itself, if this is one.
+    pub(crate) fn is_rejection(&self) -> Option<String> {
+        let is_one = self.exc_module == "celery.exceptions" && self.exc_type == "Reject";
+        let reason = self.args.as_ref().and_then(|args| args.first());
+        is_one.then(|| {
+            let reason = reason.map_or_else(
+                || "None".to_owned(),
+                |reason| reason.text().unwrap_or_else(|| reason.repr()),
+            );
+            format!("reject requeue=False: {reason}")
+        })
+    }
+
     fn with_args(mut self, args: Vec<Json>) -> Failure {
         self.args = Some(args);
         self
@@ -188,8 +201,13 @@ mod tests {
     #[test]
     fn a_cause_stands_before_its_consequence() {
         let cause = std::io::Error::other("disk full");
-        let text = Failure::permanent("OSError", "not written").caused_by(&cause).traceback("t");
-        assert!(text.starts_with("disk full\n\nThe above exception was the direct cause"), "{text}");
+        let text = Failure::permanent("OSError", "not written")
+            .caused_by(&cause)
+            .traceback("t");
+        assert!(
+            text.starts_with("disk full\n\nThe above exception was the direct cause"),
+            "{text}"
+        );
         assert!(text.ends_with("OSError: not written\n"), "{text}");
     }
 }

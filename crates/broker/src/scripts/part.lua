@@ -3,20 +3,26 @@
 --       token, TTL of the parts (s), TTL of the claim (s).
 -- Returns: 'open' | 'done', a late duplicate | 'claimed', the saved structure or '', then the parts in their order.
 -- A part that was counted before is not counted again, but may still claim: its worker died between part and body.
+-- Celery's workers with `result_chord_ordered` off keep the parts in a list, in the order of their ends: then so do we.
 local group, parts, extra, size, counted, claim = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 if redis.call('GET', claim) == 'done' then return { 'done' } end
+local is_list = redis.call('TYPE', parts).ok == 'list'
 if redis.call('SISMEMBER', counted, ARGV[10]) == 0 then
-  redis.call('ZADD', parts, ARGV[8], ARGV[9])
+  if is_list then
+    redis.call('RPUSH', parts, ARGV[9])
+  else
+    redis.call('ZADD', parts, ARGV[8], ARGV[9])
+  end
   redis.call('SADD', counted, ARGV[10])
 end
 for _, key in ipairs({ parts, extra, size, counted, group }) do redis.call('EXPIRE', key, ARGV[12]) end
 local wanted = redis.call('GET', size)
 if not wanted then return { 'open' } end
 local all = tonumber(wanted) + tonumber(redis.call('GET', extra) or '0')
-if redis.call('ZCARD', parts) ~= all then return { 'open' } end
+if redis.call(is_list and 'LLEN' or 'ZCARD', parts) ~= all then return { 'open' } end
 local held = redis.call('GET', claim)
 if held and held ~= ARGV[11] then return { 'open' } end
 redis.call('SET', claim, ARGV[11], 'EX', ARGV[13])
 local out = { 'claimed', redis.call('GET', group) or '' }
-for _, part in ipairs(redis.call('ZRANGE', parts, 0, -1)) do out[#out + 1] = part end
+for _, part in ipairs(redis.call(is_list and 'LRANGE' or 'ZRANGE', parts, 0, -1)) do out[#out + 1] = part end
 return out

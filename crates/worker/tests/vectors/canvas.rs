@@ -1,6 +1,9 @@
 //! Workflows, retries: each capture's messages are sent, and what follows is Celery's.
 
-use crate::stage::play;
+use crate::capture::Capture;
+use crate::compare::{Names, compare, match_all};
+use crate::effects::Effects;
+use crate::stage::{Stage, play};
 
 #[tokio::test]
 async fn chains_and_callbacks_go_on_as_with_celery() {
@@ -41,6 +44,116 @@ async fn chords_go_on_as_with_celery() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn tasks_that_send_and_replace_do_it_as_celerys_do() {
+    play(
+        &[],
+        &[
+            "canvas-30-replace",
+            "canvas-31-replace-group",
+            "canvas-36-task-sends-subtask",
+        ],
+    )
+    .await;
+}
+
+/// The client pushes the second member when the first, and what it added, have ended.
+#[tokio::test]
+async fn a_chord_grows_as_with_celery() {
+    let capture = Capture::of("canvas-32-add-to-chord");
+    let mut stage = Stage::with(&[]).await;
+    let theirs = Effects::of(&capture.by_worker(), &[]);
+    stage.forget();
+    let mut own = Vec::new();
+    for (_, command) in capture.by_client() {
+        if command.text(0) == "LPUSH" {
+            own.push(command.parts[2].clone());
+        }
+        stage.send(&command.parts).await;
+        stage.until("the members so far", &own, |_| true).await;
+    }
+    let count = theirs.documents.len();
+    let ours = stage
+        .until(&capture.name, &own, |ours| ours.documents.len() >= count)
+        .await;
+    // The two members at index 0 have one score: their order is that of their ids, which are made anew.
+    let (ours, theirs) = (sorted(ours), sorted(theirs));
+    assert_eq!(compare(&ours, &theirs), Ok(()));
+}
+
+fn sorted(mut effects: Effects) -> Effects {
+    for message in effects
+        .messages
+        .iter_mut()
+        .filter(|message| message["headers"]["task"] == "proj.tsum")
+    {
+        let parts = message["body"][0][0].as_array_mut().unwrap();
+        parts.sort_by_key(|part| part.as_i64());
+        message["headers"]["argsrepr"] = format!("({:?},)", parts).into();
+    }
+    effects
+}
+
+/// Python workers with `result_chord_ordered` off keep the parts in a list; ours goes on with what is there.
+#[tokio::test]
+async fn parts_in_a_list_are_counted_and_read() {
+    let capture = Capture::of("canvas-40-chord-unordered-list");
+    let mut stage = Stage::with(&[]).await;
+    let mut client = capture.by_client();
+    let (_, last) = client.pop().unwrap();
+    let worker = capture.by_worker();
+    let first: Vec<_> = worker.iter().filter(|command| command.client == "lua").collect();
+    let of = |name: &str| {
+        first
+            .iter()
+            .find(|command| command.text(0) == name)
+            .unwrap()
+            .parts
+            .clone()
+    };
+    // The first member has run in a Python worker.
+    for command in &client[1..] {
+        stage.send(&command.1.parts).await;
+    }
+    stage.send(&of("RPUSH")).await;
+    stage.send(&of("SADD")).await;
+    stage.forget();
+    stage.send(&last.parts).await;
+    let ours = stage
+        .until(&capture.name, &[last.parts[2].clone()], |ours| {
+            ours.documents.len() == 2
+        })
+        .await;
+    let theirs = Effects::of(&worker, &[]);
+    let mut names = Names::new();
+    assert_eq!(
+        match_all("messages", &ours.messages, &theirs.messages, &mut names),
+        Ok(())
+    );
+    assert_eq!(ours.documents[1]["document"]["result"], serde_json::json!(6));
+}
+
+/// Celery calls a Python function of three arguments in its own process. There is none here: the errback is sent as a
+/// task with the failed id, as errbacks of other programs are.
+#[tokio::test]
+async fn an_errback_that_celery_calls_itself_is_sent() {
+    let capture = Capture::of("canvas-07-errback-new-style");
+    let mut stage = Stage::with(&[]).await;
+    let (ours, theirs) = stage.play(&capture).await;
+    let failed = &theirs.documents[0]["document"]["task_id"];
+    let [sent] = ours.messages.as_slice() else {
+        panic!("one message: {:?}", ours.messages)
+    };
+    assert_eq!(sent["headers"]["task"], "proj.errback_new");
+    assert_eq!((&sent["body"][0][0], &sent["headers"]["parent_id"]), (failed, failed));
+    let mut first = ours.documents.clone();
+    first.retain(|stored| stored["document"]["task_id"] == *failed);
+    assert_eq!(
+        match_all("results", &first, &theirs.documents, &mut Names::new()),
+        Ok(())
+    );
 }
 
 #[tokio::test]

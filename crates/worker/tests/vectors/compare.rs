@@ -35,12 +35,15 @@ const ANEW: [&str; 21] = [
 /// Fields that only one of both sides has.
 const ONE_SIDED: [(&str, &str); 4] = [
     (
+        "reply_to",
+        "Celery's: its client's, in options that this worker makes itself",
+    ),
+    (
         "umbel_order",
         "ours: order of runs of one schedule, in the headers of a retry",
     ),
     ("umbel_run", "ours: the schedule's run"),
     ("origin", "Celery repeats it among the properties of a retry"),
-    ("worker_direct", "of no use on Redis"),
 ];
 
 /// Names of ids that each run makes anew, ours to theirs.
@@ -81,14 +84,14 @@ pub(crate) fn compare(ours: &Effects, theirs: &Effects) -> Result<(), String> {
 /// What is said of chords, but for two things: Celery also counts a group at the end of a chain in a chord's header,
 /// under an id that no part ever has; and 5.6 and older leave no mark that a chord is done.
 fn chords(of: &Effects, theirs: &Effects) -> Vec<Value> {
-    let has = |field: &str, start: &str| {
-        let mut chords = theirs.chords.iter();
+    let has = |effects: &Effects, field: &str, start: &str| {
+        let mut chords = effects.chords.iter();
         chords.any(|chord| chord[field].as_str().is_some_and(|key| key.starts_with(start)))
     };
     let mut chords = of.chords.clone();
     chords.retain(|chord| match (chord["set"].as_str(), chord["done"].as_str()) {
-        (Some(key), _) => key.strip_suffix(".s").is_none_or(|group| has("part", group)),
-        (_, Some(_)) => has("done", ""),
+        (Some(key), _) => key.strip_suffix(".s").is_none_or(|group| has(of, "part", group)),
+        (_, Some(_)) => has(theirs, "done", ""),
         _ => true,
     });
     chords
@@ -137,9 +140,6 @@ pub(crate) fn same(ours: &Value, theirs: &Value, path: &str, names: &mut Names) 
             for (key, value) in their {
                 let path = format!("{path}.{key}");
                 match our.get(key) {
-                    // Ours always names error and cause; Celery has no frames for what its parent process stores.
-                    Some(Value::String(_))
-                        if key == "traceback" && value.is_null() && !their["result"]["exc_type"].is_null() => {}
                     Some(other) if ANEW.contains(&key.as_str()) => kind(other, value, &path)?,
                     // Celery knows the settings of tasks that it sends; ours leaves them to who runs the task.
                     Some(Value::Null) if key == "ignore_result" && *value == Value::Bool(false) => {}

@@ -57,6 +57,28 @@ async fn messages_run_and_their_results_are_celerys() {
     play(&["--queue", "w1@lab.dq2"], &["consume-14-worker-direct"]).await;
 }
 
+#[tokio::test]
+async fn a_rejected_message_goes_back_or_fails_as_with_celery() {
+    play(&[], &["consume-06-reject-drop"]).await;
+    // Back to the end of its queue; Celery marks it, ours keeps its bytes and knows from Redis that it was here.
+    let capture = Capture::of("consume-05-reject-requeue");
+    let mut stage = Stage::with(&[]).await;
+    let (ours, theirs) = stage.play(&capture).await;
+    assert_eq!(
+        match_all("results", &ours.documents, &theirs.documents, &mut Names::new()),
+        Ok(())
+    );
+    let (_, pushed) = capture.by_client().remove(0);
+    let back = |command: &&crate::monitor::Command| command.text(0) == "LPUSH" && command.text(1) == "celery";
+    let back: Vec<_> = stage
+        .done()
+        .iter()
+        .filter(back)
+        .map(|command| command.parts[2].clone())
+        .collect();
+    assert_eq!(back, [pushed.parts[2].clone()]);
+}
+
 /// Celery holds it in memory, where a restart after an hour doubles it; ours parks it in Redis, held by nobody.
 #[tokio::test]
 async fn a_message_for_later_is_parked_and_runs_once() {
@@ -203,6 +225,35 @@ async fn a_killed_workers_message_runs_again_byte_for_byte() {
         .map(|command| command.parts[2].clone())
         .collect();
     assert!(raws.iter().all(|raw| *raw == restored.parts[2]), "{back:?}");
+}
+
+/// Separator, steps and prefixes as the transport options of all participants; channels of remote control and events as
+/// the prefix says.
+#[tokio::test]
+async fn names_of_keys_follow_the_options() {
+    let custom = ["--priority-steps", "0,5", "--separator", "|"];
+    let prefixed = ["--key-prefix", "pfx:", "--result-key-prefix", "rp_"];
+    for (name, flags) in [
+        ("consume-15-custom-key-names", &custom[..]),
+        ("consume-16-global-keyprefix-worker", &prefixed[..]),
+        ("consume-17-fanout-no-prefix-no-patterns", &[]),
+    ] {
+        let capture = Capture::of(name);
+        let mut stage = Stage::with(flags).await;
+        let (ours, theirs) = stage.play(&capture).await;
+        assert_eq!(
+            match_all(name, &ours.documents, &theirs.documents, &mut Names::new()),
+            Ok(())
+        );
+        if name == "consume-16-global-keyprefix-worker" {
+            let online = |events: &[Value]| -> Vec<Value> {
+                let is_online = |event: &&Value| event["body"]["type"] == "worker-online";
+                events.iter().filter(is_online).cloned().collect()
+            };
+            let (ours, theirs) = (online(&stage.all_effects().events), online(&theirs.events));
+            assert_eq!(match_all(name, &ours, &theirs, &mut Names::new()), Ok(()));
+        }
+    }
 }
 
 /// All of them stop, loop, lose or are dropped in Celery, or run; `Some` is what ours stores under the id.

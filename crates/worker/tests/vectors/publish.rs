@@ -196,6 +196,77 @@ async fn pickle_is_refused_unread() {
     assert_eq!(kept, 1);
 }
 
+/// Each with the arguments that its capture was made from.
+async fn runs_as_told(flags: &[&str], names: &[&str]) {
+    let mut stage = Stage::with(flags).await;
+    for name in names {
+        let expect = Capture::of(name).expect;
+        let (messages, ours) = push(&mut stage, name, 1).await;
+        let document = &ours.documents[0]["document"];
+        assert_eq!(document["task_id"], messages[0]["headers"]["id"], "{name}");
+        let called = match &expect["payload"] {
+            Value::Array(payload) => json!([payload[0], payload[1]]),
+            _ => json!([expect["args"], bytes_as_kombu(expect["kwargs"].clone())]),
+        };
+        let (status, result) = (&document["status"], &document["result"]);
+        assert_eq!((status, result), (&json!("SUCCESS"), &called), "{name}: {document}");
+    }
+}
+
+/// Bytes as kombu's JSON has them; captures have them shorter.
+fn bytes_as_kombu(mut value: Value) -> Value {
+    if let Some(bytes) = value.get("b64").cloned() {
+        return json!({"__type__": "base64", "__value__": bytes});
+    }
+    if let Some(fields) = value.as_object_mut() {
+        fields
+            .values_mut()
+            .for_each(|field| *field = bytes_as_kombu(field.take()));
+    }
+    value
+}
+
+#[tokio::test]
+async fn compressed_messages_run() {
+    let names = [
+        "publish-13-compression-zlib",
+        "publish-14-compression-bzip2",
+        "publish-15-compression-lzma",
+        "publish-16-compression-brotli",
+        "publish-17-compression-zstd",
+    ];
+    runs_as_told(&[], &names).await;
+}
+
+#[tokio::test]
+async fn other_serializers_run_where_they_are_accepted() {
+    let accept = ["--accept", "json,msgpack,yaml"];
+    runs_as_told(&accept, &["publish-18-msgpack", "publish-19-yaml"]).await;
+    // Elsewhere they are refused like pickle.
+    let mut stage = Stage::with(&[]).await;
+    for name in ["publish-18-msgpack", "publish-19-yaml"] {
+        let (_, ours) = push(&mut stage, name, 1).await;
+        assert_eq!(ours.documents[0]["document"]["status"], "FAILURE", "{name}");
+    }
+}
+
+/// Signed by Celery 5.7 and by 5.2, in its other layout; unsigned messages are refused then.
+#[tokio::test]
+async fn signed_messages_run_where_their_certificate_counts() {
+    let names = ["publish-50-signed-auth", "compat-03-signed-auth-celery-5.2"];
+    let folder = umbel_testkit::TempDir::new("certificates");
+    // Both were signed with the same key.
+    let [pem, other] = names.map(|name| Capture::of(name).expect["certificate_pem"].clone());
+    assert_eq!(pem, other);
+    std::fs::write(folder.path().join("lab.pem"), pem.as_str().unwrap()).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--accept", "auth", "--security-certificates", path];
+    runs_as_told(&flags, &names).await;
+    let mut stage = Stage::with(&flags).await;
+    let (_, ours) = push(&mut stage, "publish-01-delay-full-trace", 1).await;
+    assert_eq!(ours.documents[0]["document"]["status"], "FAILURE");
+}
+
 /// Integers of any size, NaN and the infinities come back byte for byte.
 #[tokio::test]
 async fn numbers_that_json_has_not_come_back_as_they_came() {

@@ -5,7 +5,7 @@ use umbel_protocol::json::Json;
 use umbel_protocol::message::{NewTask, TimeLimit};
 
 use crate::capture::Capture;
-use crate::compare::compare;
+use crate::compare::{Names, compare, match_all};
 use crate::effects::Effects;
 use crate::stage::Stage;
 
@@ -36,9 +36,10 @@ async fn runs(stage: &mut Stage, name: &str, task: NewTask) -> Result<(), String
     let mut theirs = Effects::of(&Capture::of(name).commands, &[]);
     theirs.messages.clear();
     // Celery's parent process stores a hard time limit twice.
+    let exception = |stored: &Value| stored["document"]["result"]["exc_type"].clone();
     theirs
         .documents
-        .dedup_by_key(|document| document["document"]["result"].to_string());
+        .dedup_by(|second, first| exception(first) == "TimeLimitExceeded" && exception(second) == exception(first));
     stage.forget();
     let raw = task.encode();
     stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), raw.clone()]).await;
@@ -87,6 +88,72 @@ async fn documents_are_celerys() {
         hard,
     ];
     all_run(&[], calls).await;
+}
+
+#[tokio::test]
+async fn states_on_the_way_are_celerys() {
+    let calls = vec![
+        of("result-03-failure-custom-args", "proj.failmy", json!([])),
+        of("result-04-retry-then-failure", "proj.retryer", json!([])),
+        of("result-05-started-then-success", "proj.started", json!([])),
+        of("result-06-custom-state", "proj.progress", json!([])),
+    ];
+    all_run(&[], calls).await;
+}
+
+/// The ids in the value are those in `children`, and the tasks behind them run.
+#[tokio::test]
+async fn children_are_the_tasks_that_it_sent() {
+    let (name, task) = of("result-08-children", "proj.spawn", json!([2]));
+    let theirs = Effects::of(&Capture::of(name).commands, &[]);
+    let mut stage = Stage::with(&[]).await;
+    stage.forget();
+    let raw = task.encode();
+    stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), raw.clone()]).await;
+    let ours = stage.until(name, &[raw], |ours| ours.documents.len() == 3).await;
+    let own: Vec<Value> = ours
+        .documents
+        .iter()
+        .filter(|stored| stored["key"] == theirs.documents[0]["key"])
+        .cloned()
+        .collect();
+    assert_eq!(match_all(name, &own, &theirs.documents, &mut Names::new()), Ok(()));
+}
+
+#[tokio::test]
+async fn extended_results_tell_of_the_task_as_celerys_do() {
+    let mut stamped = of("result-18-extended-stamped", "proj.add", json!([1, 1]));
+    stamped.1.stamps = vec![("tenant".into(), Json::string("acme"))];
+    let mut echo = of("result-16-extended", "proj.echo", json!([1, "x"]));
+    echo.1.kwargs = Json::of(&json!({"k": null}));
+    let mut chain = of("result-17-extended-chain-parent-children", "proj.add", json!([1, 2]));
+    let next = json!({"task": "proj.add", "args": [10], "kwargs": {}, "subtask_type": null, "immutable": false,
+        "options": {"task_id": "a334da2a-c863-4dad-bcbf-73c9384ac00c"}});
+    chain.1.embed = Some(Json::of(
+        &json!({"callbacks": null, "errbacks": null, "chain": [next], "chord": null}),
+    ));
+    all_run(&["--result-extended", "--track-started"], vec![echo, chain, stamped]).await;
+}
+
+#[tokio::test]
+async fn results_are_under_the_prefix_of_the_backend() {
+    let call = of("result-22-global-keyprefix", "proj.add", json!([2, 3]));
+    all_run(&["--result-key-prefix", "acme"], vec![call]).await;
+}
+
+/// What Celery's client deletes to forget a result is where ours is.
+#[tokio::test]
+async fn a_forgotten_result_is_gone() {
+    let capture = Capture::of("result-14-forget");
+    let forget = capture
+        .commands
+        .iter()
+        .find(|command| command.text(0) == "DEL")
+        .expect("a DEL");
+    let mut stage = Stage::with(&[]).await;
+    let (name, task) = of("result-13-get-waits-with-subscribe", "proj.late", json!([0, "v"]));
+    runs(&mut stage, name, task).await.expect("it is Celery's");
+    assert_eq!(stage.send(&forget.parts).await, umbel_testkit::redis::Value::Int(1));
 }
 
 #[tokio::test]

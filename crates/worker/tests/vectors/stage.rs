@@ -237,7 +237,8 @@ pub(crate) fn start(url: &str, flags: &[&str]) -> Process {
     ];
     let mut args = vec!["--redis-url", url, "--standalone"];
     for (flag, value) in own {
-        if !flags.contains(&flag) {
+        let is_scaled = flag == "--concurrency" && flags.contains(&"--autoscale");
+        if !flags.contains(&flag) && !is_scaled {
             args.extend([flag, value]);
         }
     }
