@@ -11,6 +11,7 @@ use umbel_broker::{Broker, Config, Error, ExchangeKind, Replicas, ResultStore, W
 use umbel_codec::{Codec, Compression, Serializer};
 use umbel_protocol::canvas::{ResultTuple, timings};
 use umbel_protocol::event::Source;
+use umbel_protocol::message::BodyEncoding;
 
 use crate::{Handle, Task};
 
@@ -31,6 +32,8 @@ pub struct Options {
     pub serializer: Serializer,
     /// The compression of tasks that name none.
     pub compression: Option<Compression>,
+    /// How bodies stand in the envelope: kombu's transport option `body_encoding`.
+    pub body_encoding: BodyEncoding,
     /// Send `task-sent` events, as Celery does under `task_send_sent_event`.
     pub events: bool,
     /// Count a task as sent only when so many replicas have it.
@@ -61,6 +64,7 @@ impl Default for Options {
             codec: Codec::default(),
             serializer: Serializer::Json,
             compression: None,
+            body_encoding: BodyEncoding::Base64,
             events: false,
             replicas: None,
             retry: Retry::default(),

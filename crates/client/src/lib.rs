@@ -29,3 +29,4 @@ pub use umbel_broker::{Config, ExchangeKind, Replicas, result_prefix};
 pub use umbel_codec::{Codec, Compression, Serializer};
 pub use umbel_protocol::canvas::{ResultTuple, Signature};
 pub use umbel_protocol::json::Json;
+pub use umbel_protocol::message::BodyEncoding;

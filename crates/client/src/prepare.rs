@@ -70,6 +70,7 @@ impl Client {
             parent_id,
             links,
             errbacks,
+            is_transient,
             immutable: _,
             idempotent,
             problem,
@@ -103,6 +104,8 @@ impl Client {
         let properties = [given("argsrepr", &argsrepr), given("kwargsrepr", &kwargsrepr)];
         let (serializer, compression) = self.form(&name, serializer.as_deref(), compression.as_deref())?;
         let (exchange, target, queue) = self.target(exchange, queue, routing_key)?;
+        // As Celery's send_task, which is given lists, shows them; where none is given it has an empty tuple.
+        let argsrepr = argsrepr.or_else(|| (args.as_str() != "[]").then(|| args.repr()));
         let id = id.unwrap_or_else(|| self.new_id());
         let task = NewTask {
             task: name,
@@ -131,6 +134,8 @@ impl Client {
             delivery_tag: self.new_id(),
             stamps,
             headers,
+            delivery_mode: if is_transient { 1 } else { 2 },
+            body_encoding: settings.body_encoding,
             properties: properties.into_iter().flatten().collect(),
             id,
             ..NewTask::default()

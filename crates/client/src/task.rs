@@ -74,6 +74,7 @@ pub(crate) struct TaskOptions {
     pub(crate) parent_id: Option<String>,
     pub(crate) links: Vec<Signature>,
     pub(crate) errbacks: Vec<Signature>,
+    pub(crate) is_transient: bool,
     pub(crate) immutable: bool,
     pub(crate) idempotent: bool,
     pub(crate) problem: Option<String>,
@@ -238,6 +239,12 @@ impl<C> Task<C> {
         self
     }
 
+    /// Says that the message need not survive a restart of the broker (`delivery_mode` 1). Redis does not look at it.
+    pub fn transient(mut self) -> Task<C> {
+        self.options.is_transient = true;
+        self
+    }
+
     /// Who wants the answer; read by Celery's rpc backend only.
     pub fn reply_to(mut self, name: &str) -> Task<C> {
         self.options.reply_to = Some(name.to_owned());
@@ -340,6 +347,7 @@ impl<C> Task<C> {
             parent_id,
             links,
             errbacks,
+            is_transient,
             immutable,
             idempotent: _,
             problem,
@@ -394,6 +402,9 @@ impl<C> Task<C> {
         }
         if let Some(soft) = time_limit.soft {
             set("soft_time_limit", Json::of(&soft));
+        }
+        if is_transient {
+            set("delivery_mode", Json::of(&1));
         }
         if let Some(ignore) = ignore_result {
             set("ignore_result", Json::of(&ignore));
