@@ -163,6 +163,15 @@ impl History {
             .count()
     }
 
+    /// The processes in which this happened, and how often in each.
+    pub fn processes(&self, event: Event) -> BTreeMap<u32, usize> {
+        let mut processes = BTreeMap::new();
+        for entry in self.entries().values().flatten().filter(|entry| entry.event == event) {
+            *processes.entry(entry.process).or_default() += 1;
+        }
+        processes
+    }
+
     /// The tasks to which this happened, in the order in which it did for the first time.
     pub fn order(&self, event: Event) -> Vec<String> {
         let mut first: Vec<(u128, String)> = Vec::new();
