@@ -32,13 +32,15 @@ fn worker_binary() -> &'static Path {
         let me = std::env::current_exe().unwrap();
         // target/debug/deps/client-… beside target/debug/umbel-worker.
         let path = me.parent().and_then(Path::parent).unwrap().join("umbel-worker");
-        let build = ["build", "--quiet", "-p", "umbel-worker", "--bin", "umbel-worker"];
-        let mut command = std::process::Command::new(env!("CARGO"));
-        let done = command.current_dir(repository()).args(build).status();
-        assert!(
-            done.is_ok_and(|status| status.success()) && path.exists(),
-            "build umbel-worker"
-        );
+        if !path.exists() {
+            let build = ["build", "--quiet", "-p", "umbel-worker", "--bin", "umbel-worker"];
+            let mut command = std::process::Command::new(env!("CARGO"));
+            let done = command.current_dir(repository()).args(build).status();
+            assert!(
+                done.is_ok_and(|status| status.success()) && path.exists(),
+                "build umbel-worker"
+            );
+        }
         path
     })
 }
