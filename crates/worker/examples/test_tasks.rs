@@ -3,8 +3,10 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::{Value, json};
+use umbel_testkit::redis::{self, AsyncCommands};
 use umbel_testkit::{Event, Log};
-use umbel_worker::{Failure, JobContext, Lost, Worker};
+use umbel_worker::{Ack, Arguments, Failure, JobContext, Lost, Retry, Stop, TaskOptions, Worker};
 
 fn history() -> Option<&'static Log> {
     static LOG: OnceLock<Option<Log>> = OnceLock::new();
@@ -50,6 +52,61 @@ async fn effects(ctx: JobContext, (seconds,): (f64,)) -> Result<u64, Failure> {
     }
     note(&ctx, Event::Done);
     Ok(count)
+}
+
+/// As `work`, acknowledged before it runs.
+async fn early(ctx: JobContext, (seconds, _): (f64, Value)) -> Result<f64, Failure> {
+    work(ctx, (seconds,)).await
+}
+
+/// Puts its message back the first time.
+async fn requeue(ctx: JobContext, _args: Arguments) -> Result<&'static str, Stop> {
+    note(&ctx, Event::Started);
+    if ctx.is_redelivered().await? {
+        return Ok("delivered before");
+    }
+    Err(Stop::requeue())
+}
+
+/// Is retried once with other arguments, in another queue, with another priority, and tells what it got.
+async fn again(ctx: JobContext, args: Arguments) -> Result<Value, Stop> {
+    if ctx.retries == 0 {
+        let wait = Duration::from_millis(200);
+        return Err(Retry::new().args(&(2, 3)).queue("other").priority(6).after(wait).into());
+    }
+    Ok(json!({
+        "args": args.args,
+        "kwargs": args.kwargs,
+        "retries": ctx.retries,
+        "queue": ctx.queue,
+        "priority": ctx.request.priority(),
+        "tenant": ctx.header::<String>("tenant"),
+        "parent": ctx.request.parent_id(),
+    }))
+}
+
+/// Tells how far it is until it may go on.
+async fn progress(ctx: JobContext, (): ()) -> Result<&'static str, Stop> {
+    ctx.update_state("PROGRESS", &json!({"done": 3, "total": 10})).await?;
+    wait_for_go().await.map_err(|err| Failure::transient(err.to_string()))?;
+    Ok("ok")
+}
+
+/// Waits for the key `go` in the broker's database.
+async fn wait_for_go() -> Result<(), redis::RedisError> {
+    let url = std::env::args().skip_while(|arg| arg != "--redis-url").nth(1);
+    let client = redis::Client::open(url.unwrap_or_default())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    while !connection.exists("go").await? {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Ends with the state that it told last.
+async fn ignore(ctx: JobContext, (): ()) -> Result<(), Stop> {
+    ctx.update_state("HALFWAY", &()).await?;
+    Err(Stop::Ignore)
 }
 
 /// Kills its worker, as running out of memory does.
@@ -106,6 +163,11 @@ fn main() -> anyhow::Result<()> {
     Worker::builder()
         .task("test.work", work)
         .task("test.effects", effects)
+        .task_with("test.early", TaskOptions::new().ack(Ack::Early), early)
+        .task("test.requeue", requeue)
+        .task("test.again", again)
+        .task("test.progress", progress)
+        .task("test.ignore", ignore)
         .task("test.abort", abort)
         .task("test.fail", fail)
         .task("test.flaky", flaky)

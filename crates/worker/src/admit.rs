@@ -4,6 +4,17 @@ use umbel_protocol::message::TaskMessage;
 
 use crate::clock::seconds_of;
 
+/// What becomes of a message whose task this worker does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum UnknownTask {
+    /// Back to its queue while others consume it that know the task; then to the dead letters.
+    #[default]
+    HandBack,
+    /// To the dead letters at once.
+    DeadLetter,
+}
+
 /// What happens to a message before anything runs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Admission {

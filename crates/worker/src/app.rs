@@ -79,7 +79,8 @@ pub(crate) struct Shared {
 }
 
 /// Runs a worker until it is told to stop, and stops it.
-pub(crate) async fn run(config: Config, tasks: Tasks, stop: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> anyhow::Result<()> {
+    tasks.keep(&config.allowed_tasks);
     let mut registry = Registry::new("worker");
     let metrics = Arc::new(Metrics::new(&mut registry));
     let readiness = Readiness::new();
@@ -239,6 +240,8 @@ fn settler(shared: &Arc<Shared>) -> Settler {
     Settler {
         broker: shared.broker.clone(),
         results: shared.results.clone(),
+        store: shared.store.clone(),
+        is_compressed: shared.config.results.compression.is_some(),
         worker: shared.worker.clone(),
         leases: Arc::clone(&shared.leases),
         metrics: Arc::clone(&shared.metrics),
@@ -267,6 +270,10 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         .iter()
         .map(|queue| (queue.clone(), config.policy))
         .collect();
+    let served = shared.queues.follow();
+    if config.is_direct {
+        shared.queues.add_direct(&config.name); // The loop hears of it as of any other.
+    }
     Consumer {
         shared: Arc::clone(shared),
         broker: shared.broker.clone(),
@@ -279,7 +286,7 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         ),
         waker: Waker::new(config.broker.clone(), &shared.worker, queues.clone()),
         queues,
-        served: shared.queues.follow(),
+        served,
         permits: None,
         peers: Peers::default(),
         quiet,

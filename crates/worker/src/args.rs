@@ -7,6 +7,7 @@ use clap::Parser;
 use umbel_broker::Policy;
 
 use crate::autoscale::Bounds;
+use crate::admit::UnknownTask;
 use crate::options::Ack;
 use crate::results::{Results, StoreResults};
 use crate::retry::RetryPolicy;
@@ -25,11 +26,14 @@ pub struct Args {
     #[arg(long, env = "UMBEL_RESULT_KEY_PREFIX", default_value = "")]
     result_key_prefix: String,
     /// Which results are stored
-    #[arg(long, env = "UMBEL_RESULTS", value_enum, default_value_t)]
+    #[arg(long, env = "UMBEL_RESULTS", value_enum, ignore_case = true, default_value_t)]
     results: StoreResults,
     /// Results name task, arguments, worker, tries, queue and stamps: Celery's result_extended
     #[arg(long, env = "UMBEL_RESULT_EXTENDED")]
     result_extended: bool,
+    /// Compress results: zlib, bzip2, lzma, brotli or zstd; Celery's result_compression, from 5.7 on
+    #[arg(long, env = "UMBEL_RESULT_COMPRESSION")]
+    result_compression: Option<String>,
     /// Largest result in bytes; a task that returns more fails
     #[arg(long, env = "UMBEL_RESULT_MAX_BYTES", default_value_t = 262_144)]
     result_max_bytes: usize,
@@ -42,6 +46,12 @@ pub struct Args {
     /// What a task sends has its priority, unless it names one: Celery's task_inherit_parent_priority
     #[arg(long, env = "UMBEL_INHERIT_PRIORITY")]
     inherit_priority: bool,
+    /// Tasks that may run here, as globs; all if absent. Others count as unknown
+    #[arg(long, env = "UMBEL_ALLOWED_TASKS", value_delimiter = ',')]
+    allowed_tasks: Vec<String>,
+    /// What becomes of a message whose task is not known here
+    #[arg(long, env = "UMBEL_ON_UNKNOWN_TASK", value_enum, ignore_case = true, default_value_t)]
+    on_unknown_task: UnknownTask,
     /// kombu's global_keyprefix
     #[arg(long, env = "UMBEL_KEY_PREFIX", default_value = "")]
     key_prefix: String,
@@ -54,6 +64,9 @@ pub struct Args {
     /// Queues to serve
     #[arg(long, env = "UMBEL_QUEUE", value_delimiter = ',', default_value = "celery")]
     queue: Vec<String>,
+    /// Serve the worker's own queue as well, `<node name>.dq2`: Celery's worker_direct
+    #[arg(long, env = "UMBEL_WORKER_DIRECT")]
+    worker_direct: bool,
     /// Tasks at the same time
     #[arg(long, env = "UMBEL_CONCURRENCY", default_value_t = 10, value_parser = parse_concurrency)]
     concurrency: usize,
@@ -166,10 +179,16 @@ pub struct Config {
     pub results: Results,
     /// When messages are acknowledged whose task does not say.
     pub ack: Ack,
+    /// Globs of the tasks that may run here; empty: all.
+    pub allowed_tasks: Vec<String>,
+    /// What becomes of unknown tasks.
+    pub on_unknown_task: UnknownTask,
     /// Does what a task sends have its priority, unless it names one?
     pub inherit_priority: bool,
     /// Queues, each once.
     pub queues: Vec<String>,
+    /// Is the worker's own queue served as well?
+    pub is_direct: bool,
     /// Slots.
     pub concurrency: usize,
     /// Bounds between which their number follows the work, instead.
@@ -272,6 +291,13 @@ impl TryFrom<Args> for Config {
             return Err(wrong("--time-limit", "must be above zero"));
         }
         let zone = jiff::tz::TimeZone::get(&args.time_zone).map_err(|err| wrong("--time-zone", err.to_string()))?;
+        let compression = match args.result_compression.as_deref().filter(|name| !name.is_empty()) {
+            None => None,
+            Some(name) => Some(
+                umbel_codec::Compression::named(name)
+                    .ok_or_else(|| wrong("--result-compression", format!("{name:?} is not known")))?,
+            ),
+        };
         broker.result_prefix = umbel_broker::result_prefix(&args.result_key_prefix);
         let results = args.result_url.filter(|url| !url.is_empty()).map(|url| {
             let mut results = umbel_broker::Config::new(&url);
@@ -284,12 +310,21 @@ impl TryFrom<Args> for Config {
                 store: args.results,
                 is_extended: args.result_extended,
                 track_started: args.track_started,
+                compression,
                 max_bytes: args.result_max_bytes,
             },
             ack: args.ack,
+            allowed_tasks: args
+                .allowed_tasks
+                .iter()
+                .map(|glob| glob.trim().to_owned())
+                .filter(|glob| !glob.is_empty())
+                .collect(),
+            on_unknown_task: args.on_unknown_task,
             inherit_priority: args.inherit_priority,
             broker,
             queues,
+            is_direct: args.worker_direct,
             concurrency: args.concurrency,
             autoscale: args.autoscale,
             is_standalone: args.standalone,

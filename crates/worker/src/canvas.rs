@@ -106,7 +106,7 @@ fn steps<'a>(
                 canvas::FollowUp::Store(failure) => follow_ups.push(FollowUp::Store {
                     key: results.key(&failure.id),
                     ttl: shared.config.policy.result_ttl,
-                    document: failure.document,
+                    document: shared.config.results.packed(failure.document),
                 }),
                 canvas::FollowUp::Part(part) => follow_ups.extend(count(shared, results, message, &part).await?),
                 canvas::FollowUp::ChordSize { group, size } => {

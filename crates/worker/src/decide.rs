@@ -13,7 +13,7 @@ use umbel_protocol::message::{Limits, Malformed};
 use umbel_protocol::result;
 use umbel_telemetry::chain;
 
-use crate::admit::{Admission, admit};
+use crate::admit::{Admission, UnknownTask, admit};
 use crate::app::Shared;
 use crate::canvas;
 use crate::consume::Consumer;
@@ -140,9 +140,9 @@ impl Consumer {
     /// A task that this worker does not know: back to who does, else to the dead letters.
     async fn unknown(&mut self, delivery: Delivery) {
         let (task, queue) = (delivery.message.task.clone(), Arc::clone(&delivery.queue));
-        let asked = self
-            .peers
-            .somebody_knows(&self.broker, &self.shared.worker, &queue, &task);
+        let is_hand_back = self.shared.config.on_unknown_task == UnknownTask::HandBack;
+        let (peers, me) = (&mut self.peers, &self.shared.worker);
+        let asked = async { is_hand_back && peers.somebody_knows(&self.broker, me, &queue, &task).await };
         let Some(is_known) = self.quiet.run_until_cancelled(asked).await else {
             self.shared.leases.remove(std::iter::once(&delivery.lease.lid));
             return self.reserver.forget();

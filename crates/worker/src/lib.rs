@@ -68,6 +68,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use serde::Serialize;
 
+pub use admit::UnknownTask;
 pub use args::{Args, Config, ConfigError, Pod};
 pub use arguments::{Arguments, FromArguments};
 pub use failure::Failure;

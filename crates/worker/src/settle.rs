@@ -6,6 +6,7 @@
 //!
 //! Ends are gathered: what has arrived while the last call was on its way goes with the next one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use umbel_telemetry::chain;
 
 use crate::lease::Leases;
 use crate::metrics::Metrics;
+use crate::results;
 use crate::sweep::DueSoon;
 
 /// A settlement with the queue that its lease belongs to.
@@ -34,6 +36,9 @@ const REFUSED: usize = 64;
 pub(crate) struct Settler {
     pub(crate) broker: Broker,
     pub(crate) results: Option<ResultStore>,
+    pub(crate) store: ResultStore,
+    /// Are documents compressed? Then the scripts cannot see which are final.
+    pub(crate) is_compressed: bool,
     pub(crate) worker: String,
     pub(crate) leases: Arc<Leases>,
     pub(crate) metrics: Arc<Metrics>,
@@ -112,6 +117,11 @@ impl Settler {
         }
         let mut later = Vec::new();
         let mut settlements: Vec<Settlement> = ended.into_iter().map(|ended| ended.settlement).collect();
+        if self.is_compressed && self.repeat("MGET", || self.finished(&settlements)).await.map(|(done, _)| {
+            overruled(&mut settlements, &done);
+        }).is_none() {
+            return self.let_go(&settlements);
+        }
         // What is handed back goes to the head of its list: the oldest last, so that it is taken first again.
         settlements.sort_by_key(|settlement| std::cmp::Reverse(release_order(settlement)));
         if let Some(store) = &self.results {
@@ -134,6 +144,23 @@ impl Settler {
             // What tidies up after a chord: repeated for a lease at most, and its keys expire by themselves.
             let _ = self.repeat("follow", || store.follow(&later)).await;
         }
+    }
+
+    /// Keys of results that are a SUCCESS already, among those that are about to be something else.
+    async fn finished(&self, settlements: &[Settlement]) -> Result<HashSet<String>, Error> {
+        let mut keys = Vec::new();
+        for settlement in settlements {
+            keys.extend(settlement.result.iter().filter(|result| !result.is_success).map(|result| result.key.clone()));
+            settlement.follow_ups.iter().for_each(|follow_up| stored_keys(follow_up, &mut keys));
+        }
+        if keys.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let prefix = self.store.key("");
+        let ids: Vec<String> = keys.iter().map(|key| key.trim_start_matches(&prefix).to_owned()).collect();
+        let documents = self.store.documents(&ids).await?;
+        let is_done = |document: &Option<Vec<u8>>| document.as_deref().is_some_and(results::is_success);
+        Ok(keys.into_iter().zip(&documents).filter(|(_, document)| is_done(document)).map(|(key, _)| key).collect())
     }
 
     async fn settle_all(self: &Arc<Self>, settlements: Vec<Settlement>, refused: &Arc<Semaphore>) {
@@ -249,6 +276,34 @@ fn elsewhere(settlements: &mut [Settlement]) -> (Vec<FollowUp>, Vec<FollowUp>) {
         settlement.follow_ups = pushes;
     }
     (before, after)
+}
+
+/// The keys of the documents that a follow-up stores, at any depth.
+fn stored_keys(follow_up: &FollowUp, keys: &mut Vec<String>) {
+    match follow_up {
+        FollowUp::Store { key, .. } => keys.push(key.clone()),
+        FollowUp::Guarded { then, .. } => then.iter().for_each(|one| stored_keys(one, keys)),
+        FollowUp::Push { .. } | FollowUp::Set { .. } | FollowUp::Delete { .. } | FollowUp::Extend { .. } => {}
+    }
+}
+
+/// Takes out what would overwrite a SUCCESS.
+fn overruled(settlements: &mut [Settlement], done: &HashSet<String>) {
+    for settlement in settlements {
+        if settlement.result.as_ref().is_some_and(|result| !result.is_success && done.contains(&result.key)) {
+            settlement.result = None;
+        }
+        without_stores(&mut settlement.follow_ups, done);
+    }
+}
+
+fn without_stores(follow_ups: &mut Vec<FollowUp>, done: &HashSet<String>) {
+    follow_ups.retain(|one| !matches!(one, FollowUp::Store { key, .. } if done.contains(key)));
+    for follow_up in follow_ups {
+        if let FollowUp::Guarded { then, .. } = follow_up {
+            without_stores(then, done);
+        }
+    }
 }
 
 /// Carries out what a task sends while it runs: first what belongs to results, so that nobody can be faster than it.

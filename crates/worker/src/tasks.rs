@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
+use umbel_protocol::control::glob;
 use umbel_protocol::json::Json;
 
 use crate::arguments::{Arguments, FromArguments};
@@ -45,6 +46,14 @@ impl Tasks {
             self.by_name.insert(alias.clone(), Arc::clone(&entry));
         }
         self.by_name.insert(entry.job.name().to_owned(), entry);
+    }
+
+    /// Keeps the tasks whose name one of the globs matches; without globs all.
+    pub(crate) fn keep(&mut self, allowed: &[String]) {
+        if !allowed.is_empty() {
+            self.by_name
+                .retain(|name, _| allowed.iter().any(|pattern| glob(name, pattern)));
+        }
     }
 
     /// What a task wants; `None` for one that is not known.
@@ -184,5 +193,22 @@ mod tests {
         assert_eq!(options.rate_limit.as_deref(), Some("10/m"));
         tasks.taken("old.add");
         assert_eq!(tasks.counts(), [("add".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn only_allowed_tasks_are_known() {
+        let names = |allowed: &[&str]| {
+            let mut tasks = Tasks::default();
+            for name in ["proj.add", "proj.mul", "other.add"] {
+                let task = |_ctx, (): ()| async { Ok::<_, Failure>(()) };
+                tasks.add(Arc::new(function(name, TaskOptions::new(), task)));
+            }
+            tasks.keep(&allowed.iter().map(|glob| (*glob).to_owned()).collect::<Vec<_>>());
+            tasks.names()
+        };
+        assert_eq!(names(&[]).len(), 3);
+        assert_eq!(names(&["proj.*"]), ["proj.add", "proj.mul"]);
+        assert_eq!(names(&["*.add", "proj.m?l"]).len(), 3);
+        assert_eq!(names(&["proj"]), Vec::<String>::new());
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn matches(node: &str, pattern: &str, matcher: &str) -> Result<bool, 
 }
 
 /// Python's `fnmatch`: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; the whole name, case matters.
-fn glob(name: &str, pattern: &str) -> bool {
+pub fn glob(name: &str, pattern: &str) -> bool {
     let (name, pattern): (Vec<char>, Vec<char>) = (name.chars().collect(), pattern.chars().collect());
     let (mut at, mut in_pattern) = (0, 0);
     // Where to go on when a match fails: behind the last star, one character of the name further.

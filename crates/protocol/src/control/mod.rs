@@ -31,9 +31,9 @@ pub use crate::envelope::Fanout;
 pub use call::{Call, Names, Reply};
 pub use command::{Command, Refusal};
 pub use info::{Configuration, Consumed, TaskRequest};
-pub use matching::Unmatchable;
+pub use matching::{Unmatchable, glob};
 pub use rate::per_second;
-pub use stats::{Broker, Pool, Stats, Usage};
+pub use stats::{Autoscaler, Broker, Pool, Stats, Usage};
 
 use crate::envelope::{Head, open, seal};
 use crate::json::Json;

@@ -28,15 +28,16 @@ const SHORT: [&str; 9] = [
 
 /// The worker with the built-in tasks.
 pub(crate) fn umbel_worker(url: &str, flags: &[&str]) -> Process {
-    start(Path::new(env!("CARGO_BIN_EXE_umbel-worker")), url, flags, None)
+    start(Path::new(env!("CARGO_BIN_EXE_umbel-worker")), url, flags, &[])
 }
 
 /// The worker with the tasks of the tests, which write to `history`.
 pub(crate) fn test_worker(url: &str, history: &History, flags: &[&str]) -> Process {
-    start(test_tasks(), url, flags, Some(history))
+    start(test_tasks(), url, flags, &[history.environment()])
 }
 
-fn start(program: &Path, url: &str, flags: &[&str], history: Option<&History>) -> Process {
+/// Any worker, with more environment.
+pub(crate) fn start(program: &Path, url: &str, flags: &[&str], more: &[(&str, &str)]) -> Process {
     // A flag may be given once, so those of the test replace ours.
     let mut args = vec!["--redis-url", url];
     let is_short = std::env::var_os("UMBEL_TEST_DEFAULT_LEASES").is_none(); // A campaign shows the defaults, too.
@@ -52,7 +53,7 @@ fn start(program: &Path, url: &str, flags: &[&str], history: Option<&History>) -
     }
     args.extend(flags);
     let mut env = vec![("RUST_LOG", "info,umbel=debug"), ("RUST_BACKTRACE", "0")];
-    env.extend(history.map(History::environment));
+    env.extend(more.iter().copied());
     Process::start(program, args, &env)
 }
 
