@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use umbel_broker::{Broker, Config, Error, ExchangeKind, Replicas, ResultStore, Watcher};
@@ -124,7 +124,32 @@ pub(crate) struct Inner {
     pub(crate) origin: String,
     pub(crate) reply_to: String,
     pub(crate) source: Source,
+    pub(crate) answered: Answered,
     clock: AtomicU64,
+}
+
+/// When the server has last answered; milliseconds since the client was made, and one more.
+pub(crate) struct Answered {
+    since: Instant,
+    at: AtomicU64,
+}
+
+impl Answered {
+    pub(crate) fn now(&self) {
+        let at = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.at.store(at + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn never(&self) {
+        self.at.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        match self.at.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            at => self.since.elapsed().saturating_sub(Duration::from_millis(at - 1)),
+        }
+    }
 }
 
 impl fmt::Debug for Client {
@@ -173,6 +198,10 @@ impl Client {
                 origin,
                 reply_to,
                 options,
+                answered: Answered {
+                    since: Instant::now(),
+                    at: AtomicU64::new(0),
+                },
                 clock: AtomicU64::new(0),
             }),
         }

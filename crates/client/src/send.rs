@@ -16,8 +16,10 @@ use crate::{Client, Handle, SendError, Task};
 
 /// Tasks that are encoded while the ones before are on their way.
 const BATCH: usize = 256;
+/// A server that has not answered for so long is asked first.
+const IDLE: Duration = Duration::from_millis(20);
 /// An event that takes longer is not worth the wait.
-const EVENTS: Duration = Duration::from_secs(1);
+const EVENTS: Duration = Duration::from_secs(5);
 /// Events sent in one round trip.
 const EVENTS_TOGETHER: usize = 256;
 
@@ -300,7 +302,13 @@ impl Client {
             let is_open = |at: &usize| fates[*at] == Fate::NotSent || (fates[*at] == Fate::Unknown && may_repeat[*at]);
             let open: Vec<usize> = (0..fates.len()).filter(is_open).collect();
             let whole = open.len() == fates.len();
-            let attempt = if whole {
+            let attempt = if let Err(error) = self.awake().await {
+                // Nothing was on its way: the question went in front.
+                Err(Undelivered {
+                    fates: open.iter().map(|at| fates[*at]).collect(),
+                    error,
+                })
+            } else if whole {
                 self.inner
                     .broker
                     .publish_all(&batch.publications, settings.replicas)
@@ -313,8 +321,10 @@ impl Client {
                 for at in open {
                     fates[at] = Fate::Sent;
                 }
+                self.inner.answered.now();
                 break;
             };
+            self.inner.answered.never();
             for (at, fate) in open.iter().zip(known) {
                 fates[*at] = fate;
             }
@@ -337,6 +347,16 @@ impl Client {
         self.note(batch, &fates, done);
         if settings.events {
             self.tell(&batch.ready).await;
+        }
+        Ok(())
+    }
+
+    /// Asks whether the server is there, unless it has answered a moment ago. A connection that was lost while nothing was
+    /// sent is noticed here, by a question that can be repeated, and not by a message of which nobody knows.
+    async fn awake(&self) -> Result<(), umbel_broker::Error> {
+        if self.inner.answered.elapsed() > IDLE {
+            self.inner.broker.time().await?;
+            self.inner.answered.now();
         }
         Ok(())
     }

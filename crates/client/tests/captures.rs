@@ -49,7 +49,7 @@ async fn bindings_that_kombu_declared_lead_to_its_queues() {
 
 /// kombu looks into the same set, finds nobody, and drops the message without a word.
 #[tokio::test]
-async fn a_message_that_nobody_would_get_is_an_error() {
+async fn a7_a_message_that_nobody_would_get_is_an_error() {
     let redis = Redis::start().await;
     let mut connection = redis.connection().await;
     let looked_up = &commands("publish-27-direct-exchange-no-route")[0];

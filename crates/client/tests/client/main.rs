@@ -4,7 +4,6 @@
 
 mod peers;
 mod results;
-mod routes;
 mod support;
 mod trouble;
 mod vectors;
