@@ -133,6 +133,19 @@ campaign-worker: ## Repeat the worker's fault tests for MINUTES, then once at th
 	printf '\n== at the default leases\n'; \
 	export UMBEL_TEST_DEFAULT_LEASES=1 UMBEL_TEST_PATIENCE=8; $(WORKER_TESTS) -- kill zombie poison outage
 
+# Celery's own tests run against the tasks that are written in our library.
+.PHONY: campaign-celery
+campaign-celery: ## Run Celery's own integration tests against our worker; SUITE="t/integration/test_tasks.py -k eta" for some
+	@hack/setup.sh packages venv integration
+	cargo build --quiet --locked -p umbel-example-worker --example integration_tasks
+	@$(TOOLS) e2e/peers/integration/run $(SUITE)
+
+.PHONY: campaign-valkey
+campaign-valkey: ## Run the tests of broker, client and worker on Valkey instead of Redis
+	@hack/setup.sh packages venv peers
+	@$(TOOLS) export UMBEL_TEST_SERVER=valkey; cargo build --quiet --locked -p umbel-worker --examples; \
+	cargo test --locked --no-fail-fast -p umbel-broker -p umbel-client -p umbel-worker
+
 .PHONY: campaign-scaling
 campaign-scaling: setup ## Repeat scale-downs under lag, outages and stopped leaders ROUNDS times
 	@$(TOOLS) for round in $$(seq $${ROUNDS:-10}); do printf '\n== round %s\n' "$$round"; \

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what tests, the demo and benchmarks need and is missing; says nothing when nothing is.
 #
-#   hack/setup.sh packages|venv|peers|kubectl|kubernetes|coredns|all ...
+#   hack/setup.sh packages|venv|peers|integration|kubectl|kubernetes|coredns|all ...
 #
 # Debian packages go to the system (root or sudo), everything else to the cache folder
 # (UMBEL_CACHE, else ~/.cache/umbel). Each part is made beside its place and moved there
@@ -92,6 +92,24 @@ environment() {
 venv() { environment "$UMBEL_VENV" "$root/e2e/peers/requirements.txt"; }
 venv56() { environment "$UMBEL_VENV_56" "$root/e2e/peers/requirements-56.txt"; }
 venv52() { environment "$UMBEL_VENV_52" "$root/e2e/peers/requirements-52.txt"; }
+
+# Celery's own integration tests, from its source package: part `integration`, which `all` leaves out.
+venv_integration() { environment "$UMBEL_VENV_INTEGRATION" "$root/e2e/peers/requirements-integration.txt"; }
+tests() {
+    [ ! -d "$UMBEL_CELERY_TESTS" ] || return 0
+    say "fetching Celery's tests"
+    scratch
+    (
+        cd "$scratch"
+        quietly python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+            "celery==${UMBEL_CELERY_TESTS##*-}"
+        echo "$UMBEL_CELERY_TESTS_SUM  $(echo celery-*.tar.gz)" | quietly sha256sum --check
+        tar -xzf celery-*.tar.gz --strip-components=1 --wildcards '*/t' '*/pyproject.toml'
+        rm celery-*.tar.gz
+    )
+    finish "$UMBEL_CELERY_TESTS"
+}
+integration() { together venv_integration tests; }
 
 node() {
     [ ! -d "$UMBEL_NODE" ] || return 0
@@ -193,7 +211,7 @@ done
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for part; do
     case $part in
-        packages | venv | peers | kubectl | kubernetes | coredns) "$part" ;;
+        packages | venv | peers | integration | kubectl | kubernetes | coredns) "$part" ;;
         all) packages; together venv venv56 venv52 node valkey kubectl; kubernetes; coredns ;;
         *) say "no such part: $part"; exit 2 ;;
     esac

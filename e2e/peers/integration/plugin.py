@@ -1,0 +1,34 @@
+"""Runs Celery's integration tests without Celery's worker: ours runs already, as a process of its own."""
+
+import pytest
+from deviations import EXPECTED_FAILURES, NOT_APPLICABLE
+
+import celery.contrib.pytest
+
+
+@pytest.fixture(scope="session")
+def celery_session_worker(celery_session_app, celery_includes, celery_class_tasks):
+    """The tasks are known to the client, as if the worker were here; who runs them is another process."""
+    for module in celery_includes:
+        celery_session_app.loader.import_task_module(module)
+    for task in celery_class_tasks:
+        celery_session_app.register_task(task)
+    yield None
+
+
+# The suite's conftest takes the fixture by name from there.
+celery.contrib.pytest.celery_session_worker = celery_session_worker
+
+
+def reason(table, item):
+    """By the test's name, or by a class of tests."""
+    names = [item.originalname or item.name, item.name, item.cls.__name__ if item.cls else ""]
+    return next((table[name] for name in names if name in table), None)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if why := reason(NOT_APPLICABLE, item):
+            item.add_marker(pytest.mark.skip(reason=why))
+        elif why := reason(EXPECTED_FAILURES, item):
+            item.add_marker(pytest.mark.xfail(reason=why, strict=False))
