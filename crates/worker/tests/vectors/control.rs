@@ -261,7 +261,7 @@ async fn revoked_ids_are_told_to_who_asks() {
 }
 
 #[tokio::test]
-async fn task_events_are_switched() {
+async fn e5_task_events_are_switched() {
     let mut stage = Stage::with(&["--name", "w2@lab"]).await;
     for name in [
         "control-41-enable-events-off-to-on",
@@ -333,7 +333,7 @@ async fn a_heartbeat_is_sent_when_asked_for() {
 
 /// Two Celery workers of 5.7 both ended with an `IndexError`.
 #[tokio::test]
-async fn an_election_ends_nobody() {
+async fn d6_an_election_ends_nobody() {
     let mut stage = Stage::with(&[]).await;
     let (ours, _) = ask(&mut stage, "control-46-election-two-workers").await;
     assert_eq!(ours, None);
@@ -349,7 +349,7 @@ async fn a_worker_that_scales_says_so() {
 }
 
 #[tokio::test]
-async fn a_shutdown_is_obeyed_unless_it_comes_too_late() {
+async fn d7_a_shutdown_is_obeyed_unless_it_comes_too_late() {
     let mut stage = Stage::with(&[]).await;
     let capture = Capture::of("control-40-shutdown");
     let verbatim = capture

@@ -11,6 +11,7 @@ mod control;
 mod effects;
 mod events;
 mod monitor;
+mod pitfalls;
 mod publish;
 mod results;
 mod stage;

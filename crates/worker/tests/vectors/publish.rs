@@ -117,7 +117,7 @@ async fn the_lowest_step_is_served_first() {
 /// Two queues bound to one key get copies with one id and one delivery tag. In kombu's record the second overwrites the
 /// first, and the first acknowledgement removes both; here each is held by itself.
 #[tokio::test]
-async fn copies_of_one_publication_run_each_by_itself() {
+async fn a5_copies_of_one_publication_run_each_by_itself() {
     for (name, queues) in [
         ("publish-25-topic-exchange", "feed,feed_imp"),
         ("publish-26-direct-exchange", "d1,d2"),
@@ -269,7 +269,7 @@ async fn signed_messages_run_where_their_certificate_counts() {
 
 /// Integers of any size, NaN and the infinities come back byte for byte.
 #[tokio::test]
-async fn numbers_that_json_has_not_come_back_as_they_came() {
+async fn d8_numbers_that_json_has_not_come_back_as_they_came() {
     let capture = Capture::of("publish-44-nan-infinity-bigint");
     let mut stage = Stage::with(&[]).await;
     let (_, pushed) = capture.by_client().remove(0);

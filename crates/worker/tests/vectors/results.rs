@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{NewTask, TimeLimit};
+use umbel_testkit::redis::AsyncCommands;
 
 use crate::capture::Capture;
 use crate::compare::{Names, compare, match_all};
 use crate::effects::Effects;
-use crate::stage::Stage;
+use crate::stage::{SOON, Stage, start};
 
 /// The id whose result a capture holds.
 pub(crate) fn id_of(capture: &Capture) -> String {
@@ -141,6 +142,33 @@ async fn results_are_under_the_prefix_of_the_backend() {
     all_run(&["--result-key-prefix", "acme"], vec![call]).await;
 }
 
+/// Magic, content type, and the document in Celery's compression.
+#[tokio::test]
+async fn compressed_results_are_celerys() {
+    let capture = Capture::of("result-20-compressed");
+    let stored = capture
+        .commands
+        .iter()
+        .find(|command| command.text(0) == "SETEX")
+        .expect("a result");
+    let magic = b"\0celery-compressed\0application/x-gzip\0";
+    let document = |bytes: &[u8]| -> Value {
+        let packed = bytes.strip_prefix(magic).expect("magic and content type");
+        let plain = umbel_codec::decompress(umbel_codec::Compression::Zlib, packed, 4096).expect("a zlib stream");
+        serde_json::from_slice(&plain).expect("JSON")
+    };
+    let theirs = document(&stored.parts[3]);
+    let mut stage = Stage::with(&["--result-compression", "zlib"]).await;
+    let raw = call(theirs["task_id"].as_str().expect("an id"), "proj.add", &json!([2, 3])).encode();
+    stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), raw.clone()]).await;
+    stage
+        .until(&capture.name, &[raw], |ours| !ours.documents.is_empty())
+        .await;
+    let ours: Vec<u8> = stage.connection.get(stored.text(1)).await.expect("a result");
+    let (ours, theirs) = ([document(&ours)], [theirs]);
+    assert_eq!(match_all("document", &ours, &theirs, &mut Names::new()), Ok(()));
+}
+
 /// What Celery's client deletes to forget a result is where ours is.
 #[tokio::test]
 async fn a_forgotten_result_is_gone() {
@@ -162,6 +190,36 @@ async fn results_live_as_long_as_they_are_told_to() {
     all_run(&["--result-ttl", "0s"], vec![forever]).await;
     let short = of("result-24-expires-short", "proj.add", json!([2, 3]));
     all_run(&["--result-ttl", "10s"], vec![short]).await;
+}
+
+/// Celery's worker outlives its pool process and tells at once. Ours is the process: whoever finds its lease tells, and
+/// the message is kept.
+#[tokio::test]
+async fn a_task_that_kills_its_worker_fails_as_with_celery() {
+    let (name, task) = of("result-11-worker-lost", "proj.suicide", json!([]));
+    let theirs = Effects::of(&Capture::of(name).commands, &[]).documents.remove(0);
+    let flags = ["--max-deliveries", "1"];
+    let mut stage = Stage::with(&flags).await;
+    stage.forget();
+    let raw = task.encode();
+    stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), raw.clone()]).await;
+    stage.worker.wait(SOON).await;
+    stage.worker = start(&stage.redis.url(), &["--name", "w2@lab", "--max-deliveries", "1"]);
+    let ours = stage
+        .until(name, &[raw], |ours| !ours.documents.is_empty())
+        .await
+        .documents
+        .remove(0);
+    assert_eq!((&ours["key"], &ours["ttl"]), (&theirs["key"], &theirs["ttl"]));
+    for field in ["status", "traceback", "children"] {
+        assert_eq!(ours["document"][field], theirs["document"][field], "{field}");
+    }
+    for field in ["exc_type", "exc_module"] {
+        assert_eq!(
+            ours["document"]["result"][field], theirs["document"]["result"][field],
+            "{field}"
+        );
+    }
 }
 
 #[tokio::test]
