@@ -54,7 +54,9 @@ async fn messages_run_and_their_results_are_celerys() {
         ],
     )
     .await;
-    play(&["--queue", "w1@lab.dq2"], &["consume-14-worker-direct"]).await;
+    // Acknowledged early, as in that capture, it ends alike.
+    play(&["--ack", "early"], &["consume-02-early-ack"]).await;
+    play(&["--worker-direct"], &["consume-14-worker-direct"]).await;
 }
 
 #[tokio::test]

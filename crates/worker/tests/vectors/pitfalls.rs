@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use umbel_protocol::message::NewTask;
-use umbel_testkit::eventually;
 use umbel_testkit::redis::AsyncCommands;
+use umbel_testkit::{Process, eventually};
 
 use crate::capture::Capture;
 use crate::effects::Effects;
@@ -48,6 +48,29 @@ async fn a4_a_message_goes_back_to_its_list_whatever_its_exchange() {
         connection.lrange::<_, Vec<Vec<u8>>>("feed", 0, -1).await.unwrap() == [raw.clone()]
     })
     .await;
+}
+
+/// During a rollout Celery's old workers delete tasks that only the new ones know.
+#[tokio::test]
+async fn a9_an_unknown_task_goes_back_to_who_knows_it() {
+    let mut stage = Stage::with(&[]).await;
+    push(&mut stage, "celery", &call("busy", "proj.sleeps", &json!([3]))).await;
+    holds(&stage, 1).await;
+    // The one that has a free slot knows no task of the other's.
+    let url = stage.redis.url();
+    let flags = ["--redis-url", &url, "--standalone", "--name", "w2@lab"];
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_umbel-worker"));
+    let mut other = Process::start(program, flags, &[("RUST_LOG", "info,umbel=debug")]);
+    let raw = push(&mut stage, "celery", &call("known", "proj.add", &json!([1, 1]))).await;
+    other.says(SOON, "handed back to others").await;
+    let ours = stage.until("known", &[raw], |ours| ours.documents.len() == 2).await;
+    let known = ours
+        .documents
+        .iter()
+        .find(|stored| stored["document"]["task_id"] == "known")
+        .unwrap();
+    assert_eq!(known["document"]["result"], json!(2));
+    assert_eq!(stage.connection.xlen("umbel:dead:celery").await, Ok(0));
 }
 
 /// A lease is renewed while a task runs: with a visibility timeout of 3 s a task of 9 s ran three times.
