@@ -29,6 +29,7 @@ mod app;
 mod args;
 mod arguments;
 mod autoscale;
+mod blocking;
 mod bodies;
 mod canvas;
 mod clock;
@@ -89,7 +90,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that knows `umbel.echo` and `umbel.sleep`, and the cluster jobs that its pool enables.
+    /// A worker that knows `umbel.echo` and `umbel.sleep`, and the jobs that its pool enables.
     pub fn builder() -> Worker {
         let mut tasks = tasks::Tasks::default();
         tasks.add(Arc::new(jobs::echo::Echo));
@@ -139,6 +140,7 @@ impl Worker {
     /// # Errors
     /// A configuration that cannot work, or an address nobody can listen on. A broker that is away is waited for.
     pub fn run(self) -> anyhow::Result<()> {
+        jobs::leash::attend();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -167,11 +169,15 @@ impl Worker {
     /// # Cancellation
     /// Like a kill: what is held comes back when its lease ends.
     pub async fn run_with(self, config: Config) -> anyhow::Result<()> {
+        jobs::leash::attend();
         let stop = shutdown::signals().context("listen for signals")?;
         self.run_until(config, stop).await
     }
 
     async fn run_until(mut self, config: Config, stop: Shutdown) -> anyhow::Result<()> {
+        for job in jobs::local(&config.jobs).context("UMBEL_JOBS")? {
+            self.tasks.add(job.into());
+        }
         for job in cluster_jobs(&config).await? {
             self.tasks.add(job.into());
         }

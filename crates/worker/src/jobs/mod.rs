@@ -1,11 +1,15 @@
-//! The built-in jobs that work at target clusters.
+//! The built-in jobs: some work at target clusters, some run programs or call addresses.
 //!
 //! They know [`crate::job`] and [`umbel_clusters`], not Redis. What they may touch comes from the pool (its environment),
-//! never from a message: a message names a cluster and what to do there.
+//! never from a message: a message names a cluster, a program or an address, and what to do there.
 
 mod apply;
 pub(crate) mod echo;
+mod exec;
 mod fence;
+mod hosts;
+mod http;
+pub(crate) mod leash;
 mod manifest;
 mod quantity;
 pub(crate) mod sleep;
@@ -17,6 +21,9 @@ mod tests;
 use serde::Deserialize;
 use umbel_clusters::Registry;
 
+pub use exec::{ExecRules, Program};
+pub use http::HttpRules;
+
 use crate::job::Job;
 
 /// What a pool lets its built-in jobs do, as `UMBEL_JOBS` says it. A job that is not named is an unknown task.
@@ -26,6 +33,12 @@ pub struct Settings {
     /// `umbel.cluster.apply`, if the pool runs it.
     #[serde(default)]
     pub apply: Option<ApplyRules>,
+    /// `umbel.exec`, if the pool runs it.
+    #[serde(default)]
+    pub exec: Option<ExecRules>,
+    /// `umbel.http`, if the pool runs it.
+    #[serde(default)]
+    pub http: Option<HttpRules>,
 }
 
 /// What `umbel.cluster.apply` may write at a target.
@@ -36,6 +49,30 @@ pub struct ApplyRules {
     pub namespaces: Vec<String>,
     /// Kinds: `Kind` of the core group, `group/Kind` of another.
     pub kinds: Vec<String>,
+}
+
+/// Settings that no worker can run with.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// No JSON of these settings.
+    #[error("not the settings of built-in jobs")]
+    Json(#[source] serde_json::Error),
+    /// A program that cannot be allowed.
+    #[error("exec: program `{name}`: {reason}")]
+    Program {
+        /// Its name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A host that cannot be allowed.
+    #[error("http: host `{host}`: {reason}")]
+    Host {
+        /// As the pool names it.
+        host: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl Settings {
@@ -54,10 +91,26 @@ impl Settings {
 
 /// The jobs that a pool with these clusters and settings runs.
 pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
-    let Settings { apply } = settings;
+    let Settings { apply, exec: _, http: _ } = settings;
     let mut jobs: Vec<Box<dyn Job>> = vec![Box::new(sync::Sync::new(clusters.clone()))];
     if let Some(rules) = apply {
         jobs.push(Box::new(apply::Apply::new(clusters.clone(), rules)));
     }
     jobs
+}
+
+/// The jobs that a pool with these settings (`UMBEL_JOBS`) runs without any cluster.
+///
+/// # Errors
+/// [`SettingsError`] names what cannot be allowed.
+pub fn local(json: &str) -> Result<Vec<Box<dyn Job>>, SettingsError> {
+    let Settings { apply: _, exec, http } = Settings::parse(json).map_err(SettingsError::Json)?;
+    let mut jobs: Vec<Box<dyn Job>> = Vec::new();
+    if let Some(rules) = exec {
+        jobs.push(Box::new(exec::Exec::new(rules)?));
+    }
+    if let Some(rules) = http {
+        jobs.push(Box::new(http::Http::new(&rules)?));
+    }
+    Ok(jobs)
 }
