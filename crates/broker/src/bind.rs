@@ -9,13 +9,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`Error::Call`].
-    pub async fn bind(
-        &self,
-        exchange: &str,
-        exchange_type: &str,
-        routing_key: &str,
-        queue: &str,
-    ) -> Result<(), Error> {
+    pub async fn bind(&self, exchange: &str, exchange_type: &str, routing_key: &str, queue: &str) -> Result<(), Error> {
         let sep = self.keys.separator();
         let pattern = if exchange_type == "topic" {
             topic_pattern(routing_key)

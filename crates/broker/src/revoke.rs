@@ -11,7 +11,7 @@ pub const REVOKED_KEPT: usize = 50_000;
 /// Members in one command.
 const CHUNK: usize = 1000;
 /// Results looked at in one call.
-const RESULTS: usize = 200;
+const RESULTS: usize = 1000;
 /// States in which nobody has begun a task, as Celery's workers see it. Without a result it is PENDING.
 const NOT_BEGUN: [&str; 4] = ["PENDING", "RECEIVED", "RETRY", "REJECTED"];
 

@@ -3,9 +3,15 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::json::Json;
-use crate::message::{Limits, Reason};
+use crate::json::{Json, MAX_DEPTH};
+use crate::message::Reason;
 use crate::write;
+
+/// Bytes of an envelope. A worker of Celery's that starts sends all ids that it knows to be revoked: at most 50,000 of
+/// about 40 bytes, a third more as base64.
+const LARGEST: usize = 8 << 20;
+/// Object keys of an envelope and of its body, each; these ids are keys with Celery before 5.7.
+const MOST_KEYS: u32 = 100_000;
 
 /// What an envelope says beside its body.
 pub(crate) struct Head<'a> {
@@ -44,11 +50,10 @@ pub(crate) fn seal(body: &Json, head: &Head<'_>) -> Vec<u8> {
 /// # Errors
 /// [`Reason`]: too large, no JSON, or in an encoding that is not read.
 pub(crate) fn open(raw: &[u8]) -> Result<(Json, Json), Reason> {
-    let limit = Limits::default().bytes;
-    if raw.len() > limit {
+    if raw.len() > LARGEST {
         return Err(Reason::Size {
             bytes: raw.len(),
-            limit,
+            limit: LARGEST,
         });
     }
     let envelope = parse(raw, "message")?;
@@ -87,7 +92,7 @@ fn parse(raw: &[u8], part: &'static str) -> Result<Json, Reason> {
         part,
         at: err.valid_up_to(),
     })?;
-    Json::parse(text.trim()).map_err(|source| Reason::Json { part, source })
+    Json::parse_within(text.trim(), MAX_DEPTH, MOST_KEYS).map_err(|source| Reason::Json { part, source })
 }
 
 /// Names of fanout channels.

@@ -503,6 +503,7 @@ fn stats_have_what_flower_needs() {
             nvcsw: count(&usage["nvcsw"]),
             nivcsw: count(&usage["nivcsw"]),
         },
+        autoscaler: None,
     };
     let ours: Value = ours.to_json().to().unwrap();
     // All that we say Celery says, too, with the same value.

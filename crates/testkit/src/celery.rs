@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::peer::{Peer, peers};
 use crate::wait::patient;
-use crate::{CeleryVersion, within};
+use crate::{CeleryVersion, Process, within};
 
 pub use crate::peer::Raised;
 
@@ -236,6 +236,24 @@ impl Celery {
         let seen = self.ask(Duration::from_secs(30), &json!({"op": "seen"})).await;
         seen.unwrap_or_else(|raised| panic!("{raised:?}"))
     }
+}
+
+/// Starts the command line to go on beside the test, e.g. `celery events --dump` or `celery flower`, with the
+/// application whose tasks are those of the Celery workers here.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn celery_process(broker: &str, args: &[&str], environment: &[(&str, &str)]) -> Process {
+    let app = ["-u", "-m", "celery", "-A", "tasks", "--no-color"];
+    let folder = peers();
+    let mut env = vec![
+        ("UMBEL_PEER_BROKER", broker),
+        ("UMBEL_PEER_RESULTS", broker),
+        ("PYTHONPATH", folder.to_str().expect("the checkout's path is text")),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+    ];
+    env.extend(environment);
+    Process::start(&CeleryVersion::V5_7.python(), app.iter().chain(args), &env)
 }
 
 /// Runs the command line, e.g. `celery inspect ping`; whether it succeeded, and what it printed.

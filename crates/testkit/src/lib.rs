@@ -30,7 +30,7 @@ mod wait;
 
 /// The client by which tests look into a server.
 pub use ::redis;
-pub use celery::{App, Celery, Raised, Sent, celery_command};
+pub use celery::{App, Celery, Raised, Sent, celery_command, celery_process};
 pub use celery_worker::{CeleryWorker, Options as CeleryOptions};
 pub use certificate::Signer;
 pub use cluster::{ControlPlane, Target};

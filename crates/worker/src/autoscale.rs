@@ -56,7 +56,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut needed = Instant::now();
     loop {
         tokio::time::sleep(EVERY).await;
-        let Some(bounds) = shared.autoscale.bounds() else { return };
+        let Some(bounds) = shared.autoscale.bounds() else {
+            return;
+        };
         let (total, busy) = (shared.slots.total(), shared.busy());
         // With free slots nothing waits for one, whatever lies in the lists.
         let waiting = if busy < total { 0 } else { waiting(&shared).await };
@@ -91,7 +93,14 @@ mod tests {
     #[test]
     fn slots_follow_the_work_within_bounds() {
         let bounds = Bounds { max: 10, min: 2 };
-        for (busy, waiting, expected) in [(0, 0, 2), (2, 0, 2), (2, 3, 5), (2, 100, 10), (12, 0, 10), (4, u64::MAX, 10)] {
+        for (busy, waiting, expected) in [
+            (0, 0, 2),
+            (2, 0, 2),
+            (2, 3, 5),
+            (2, 100, 10),
+            (12, 0, 10),
+            (4, u64::MAX, 10),
+        ] {
             assert_eq!(wanted(bounds, busy, waiting), expected, "{busy} {waiting}");
         }
     }

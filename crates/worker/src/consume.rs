@@ -197,8 +197,14 @@ impl Consumer {
 
     /// Serves what remote control has left: those of before keep their turns.
     fn change_queues(&mut self) {
-        let names: Vec<String> = self.served.borrow_and_update().iter().map(|queue| queue.name.clone()).collect();
-        self.queues.retain(|queue| names.iter().any(|name| *name == *queue.queue));
+        let names: Vec<String> = self
+            .served
+            .borrow_and_update()
+            .iter()
+            .map(|queue| queue.name.clone())
+            .collect();
+        self.queues
+            .retain(|queue| names.iter().any(|name| *name == *queue.queue));
         for name in &names {
             if self.queues.iter().all(|known| *known.queue != **name) {
                 self.queues.push(QueueLists::new(self.broker.keys(), name));

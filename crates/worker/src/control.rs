@@ -21,12 +21,12 @@ use crate::results::{Kind, is_wanted};
 use crate::revoked::REMEMBERED;
 use crate::slots::MOST as MOST_SLOTS;
 
-/// A request may be so old beyond its expiry.
+/// A shutdown may be so old beyond its expiry.
 const LATE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// How often a worker that hears requests asks whether it has missed one that revokes.
 const REVOKED_ASKED: Duration = Duration::from_secs(30);
 /// Ids in one request that count.
-const MOST_IDS: usize = 10_000;
+const MOST_IDS: usize = umbel_broker::REVOKED_KEPT;
 /// Queues of one worker.
 const MOST_QUEUES: usize = 1000;
 
@@ -108,8 +108,9 @@ async fn serve(shared: &Arc<Shared>, payload: &[u8], quiet: &CancellationToken) 
         Ok(false) => return,
         Err(reason) => return tracing::debug!(%reason, "control request for nobody"),
     }
-    // Celery obeys a shutdown that expired a day ago. Clocks of clients differ from Redis', so there is some patience.
-    if request.is_expired(shared.clock.timestamp() - LATE) {
+    // Celery heeds no expiry. To answer late harms nobody, but a shutdown of yesterday is not meant for today's worker.
+    // Clocks of clients differ from Redis', so there is some patience.
+    if request.method == "shutdown" && request.is_expired(shared.clock.timestamp() - LATE) {
         return tracing::info!(method = %request.method, "control request came too late");
     }
     tracing::debug!(method = %request.method, "control request");
@@ -186,9 +187,7 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
         Command::PoolGrow { .. } if shared.autoscale.bounds().is_some() => answer::pool_is_autoscaled("pool_grow"),
         Command::PoolShrink { .. } if shared.autoscale.bounds().is_some() => answer::pool_is_autoscaled("pool_shrink"),
         Command::PoolGrow { by } if shared.slots.grow(by as usize) => answer::pool_grows(),
-        Command::PoolGrow { .. } => {
-            answer::error(&format!("ValueError('a worker has at most {MOST_SLOTS} slots')"))
-        }
+        Command::PoolGrow { .. } => answer::error(&format!("ValueError('a worker has at most {MOST_SLOTS} slots')")),
         Command::PoolShrink { by } if shared.slots.shrink(by as usize) => answer::pool_shrinks(),
         Command::PoolShrink { .. } => answer::error("ValueError('a worker has at least one slot')"),
         Command::Autoscale { max, min } => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use umbel_broker::Error;
-use umbel_protocol::control::{Broker, Configuration, Consumed, Pool, Stats, TaskRequest, Usage, answer};
+use umbel_protocol::control::{Autoscaler, Broker, Configuration, Consumed, Pool, Stats, TaskRequest, Usage, answer};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{Limits, TaskMessage};
 
@@ -166,6 +166,7 @@ pub(crate) fn queues(shared: &Shared) -> Json {
 pub(crate) fn stats(shared: &Shared) -> Stats {
     let endpoint = shared.config.broker.endpoint();
     let slots = shared.slots.total();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let whole = |limit: std::time::Duration| limit.as_secs();
     Stats {
         total: shared.tasks.counts(),
@@ -174,7 +175,7 @@ pub(crate) fn stats(shared: &Shared) -> Stats {
         uptime: shared.since.elapsed().as_secs(),
         pool: Pool {
             implementation: "umbel:tokio".into(),
-            max_concurrency: u32::try_from(slots).unwrap_or(u32::MAX),
+            max_concurrency: count(slots),
             processes: vec![std::process::id()],
             max_tasks_per_child: Json::string("N/A"),
             put_guarded_by_semaphore: false,
@@ -193,6 +194,12 @@ pub(crate) fn stats(shared: &Shared) -> Stats {
         },
         prefetch_count: slots as u64,
         rusage: usage(),
+        autoscaler: shared.autoscale.bounds().map(|bounds| Autoscaler {
+            max: count(bounds.max),
+            min: count(bounds.min),
+            current: count(slots),
+            qty: count(shared.rates.waiting().len()),
+        }),
     }
 }
 
@@ -238,10 +245,7 @@ pub(crate) fn conf(shared: &Shared) -> Configuration {
         ("result_expires", Json::of(&config.policy.result_ttl)),
         ("task_default_queue", Json::of(&config.queues.first())),
         ("task_queues", Json::of(&shared.queues.names())),
-        (
-            "worker_concurrency",
-            Json::of(&shared.slots.total()),
-        ),
+        ("worker_concurrency", Json::of(&shared.slots.total())),
         ("task_time_limit", seconds(config.time_limit)),
         (
             "task_soft_time_limit",

@@ -4,13 +4,22 @@ use tokio::sync::watch;
 use umbel_broker::Keys;
 use umbel_protocol::control::Consumed;
 
-use crate::args::check_queue_name;
+use crate::args::{Config, check_queue_name};
 
 /// The list that everybody looks at: the consumer, who is told of each change, recovery, heartbeats and answers.
 pub(crate) struct Queues(watch::Sender<Vec<Consumed>>);
 
 impl Queues {
-    pub(crate) fn new(names: &[String]) -> Queues {
+    /// The queues of a configuration.
+    pub(crate) fn of(config: &Config) -> Queues {
+        let queues = Queues::new(&config.queues);
+        if config.is_direct {
+            queues.add_direct(&config.name);
+        }
+        queues
+    }
+
+    fn new(names: &[String]) -> Queues {
         Queues(watch::Sender::new(
             names.iter().map(|name| Consumed::named(name)).collect(),
         ))
@@ -37,6 +46,16 @@ impl Queues {
                 served.push(queue);
             }
             is_new
+        })
+    }
+
+    /// Serves the queue of a node's own, under the names that Celery's `worker_direct` has for it.
+    fn add_direct(&self, node: &str) -> bool {
+        self.add(Consumed {
+            name: format!("{node}.dq2"),
+            exchange: "C.dq2".into(),
+            exchange_type: "direct".into(),
+            routing_key: node.to_owned(),
         })
     }
 
@@ -78,7 +97,9 @@ impl Wanted {
         let routing_key = self.routing_key.unwrap_or_else(|| self.queue.clone());
         for (what, name) in [("exchange", &exchange), ("routing key", &routing_key)] {
             if name.len() > 512 || name.contains(keys.separator()) {
-                return Err(format!("the {what} has more than 512 bytes, or kombu's separator in it"));
+                return Err(format!(
+                    "the {what} has more than 512 bytes, or kombu's separator in it"
+                ));
             }
         }
         Ok(Consumed {

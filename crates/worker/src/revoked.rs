@@ -182,7 +182,10 @@ mod tests {
         revoked.add_stamps(&[("tenant".into(), Json::string("acme"))], 100.0);
         let stamped = |stamps| {
             revoked.contains(
-                &message("1", &[("stamped_headers", "[\"tenant\", \"other\"]"), ("stamps", stamps)]),
+                &message(
+                    "1",
+                    &[("stamped_headers", "[\"tenant\", \"other\"]"), ("stamps", stamps)],
+                ),
                 100.0,
             )
         };

@@ -33,11 +33,9 @@ impl Slots {
 
     /// More slots; false where that were too many.
     pub(crate) fn grow(&self, by: usize) -> bool {
-        let grown = self
-            .total
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
-                total.checked_add(by).filter(|total| *total <= MOST)
-            });
+        let grown = self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
+            total.checked_add(by).filter(|total| *total <= MOST)
+        });
         if grown.is_ok() {
             self.free.add_permits(by);
         }
@@ -47,11 +45,9 @@ impl Slots {
     /// Fewer slots, at least one; false where none would be left. Those that are free go at once, the others when their
     /// runs end.
     pub(crate) fn shrink(&self, by: usize) -> bool {
-        let shrunk = self
-            .total
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
-                total.checked_sub(by).filter(|total| *total > 0)
-            });
+        let shrunk = self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
+            total.checked_sub(by).filter(|total| *total > 0)
+        });
         if shrunk.is_err() {
             return false;
         }

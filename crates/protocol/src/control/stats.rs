@@ -24,6 +24,21 @@ pub struct Stats {
     pub prefetch_count: u64,
     /// What the process used.
     pub rusage: Usage,
+    /// Bounds of the number of slots, where that follows the work.
+    pub autoscaler: Option<Autoscaler>,
+}
+
+/// The number of slots and its bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Autoscaler {
+    /// Slots at most.
+    pub max: u32,
+    /// Slots at least.
+    pub min: u32,
+    /// Slots now.
+    pub current: u32,
+    /// Messages that were taken and wait for a slot.
+    pub qty: u32,
 }
 
 /// What runs the tasks.
@@ -84,26 +99,71 @@ pub struct Usage {
     pub nivcsw: u64,
 }
 
+/// [`Broker`] with what is the same for every worker of ours.
+#[derive(Serialize)]
+struct WrittenBroker<'a> {
+    #[serde(flatten)]
+    broker: &'a Broker,
+    insist: bool,
+    login_method: (),
+    uri_prefix: (),
+    alternates: [(); 0],
+    credential_provider: (),
+}
+
+/// [`Usage`] with what Linux leaves at zero.
+#[derive(Serialize)]
+struct WrittenUsage<'a> {
+    #[serde(flatten)]
+    usage: &'a Usage,
+    ixrss: u8,
+    idrss: u8,
+    isrss: u8,
+    nswap: u8,
+    msgsnd: u8,
+    msgrcv: u8,
+    nsignals: u8,
+}
+
 impl Stats {
     /// As Celery writes it, without fields that speak of Python's pool or kombu's connection only.
     pub fn to_json(&self) -> Json {
+        let broker = WrittenBroker {
+            broker: &self.broker,
+            insist: false,
+            login_method: (),
+            uri_prefix: (),
+            alternates: [],
+            credential_provider: (),
+        };
+        let usage = WrittenUsage {
+            usage: &self.rusage,
+            ixrss: 0,
+            idrss: 0,
+            isrss: 0,
+            nswap: 0,
+            msgsnd: 0,
+            msgrcv: 0,
+            nsignals: 0,
+        };
         let total: Vec<(&str, Json)> = self
             .total
             .iter()
             .map(|(task, count)| (task.as_str(), Json::of(count)))
             .collect();
-        write::object([
-            (
-                "total",
-                &write::object(total.iter().map(|(task, count)| (*task, count))),
-            ),
-            ("pid", &Json::of(&self.pid)),
-            ("clock", &Json::string(&self.clock.to_string())),
-            ("uptime", &Json::of(&self.uptime)),
-            ("pool", &Json::of(&self.pool)),
-            ("broker", &Json::of(&self.broker)),
-            ("prefetch_count", &Json::of(&self.prefetch_count)),
-            ("rusage", &Json::of(&self.rusage)),
-        ])
+        let mut entries = vec![
+            ("total", write::object(total.iter().map(|(task, count)| (*task, count)))),
+            ("pid", Json::of(&self.pid)),
+            ("clock", Json::string(&self.clock.to_string())),
+            ("uptime", Json::of(&self.uptime)),
+            ("pool", Json::of(&self.pool)),
+            ("broker", Json::of(&broker)),
+            ("prefetch_count", Json::of(&self.prefetch_count)),
+            ("rusage", Json::of(&usage)),
+        ];
+        if let Some(autoscaler) = &self.autoscaler {
+            entries.push(("autoscaler", Json::of(autoscaler)));
+        }
+        write::object(entries.iter().map(|(name, value)| (*name, value)))
     }
 }

@@ -105,3 +105,63 @@ async fn our_rate_does_not_stop_celerys_own_restores() {
         "only kombu's own task ran again: {verdict}"
     );
 }
+
+/// What each side knows and what only one does, beside Celery's usual pool, which acknowledges early or late.
+#[tokio::test]
+async fn beside_prefork_workers_nothing_is_stolen_doubled_or_stuck() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let _worker = test_worker(&redis.url(), &history, &["--concurrency", "4"]);
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let mut connection = redis.connection().await;
+    // Longer than four visibility timeouts of theirs, and ours before they come.
+    let ours = celery.send_all("test.work", vec![json!([5.0]); 3], json!({})).await;
+    history.enqueued(borrowed(&ours));
+    eventually(SOON, "ours runs them", async || history.total(Event::Started) == 3).await;
+    let kombus = async |connection: &mut umbel_testkit::redis::aio::MultiplexedConnection| {
+        let hash: bool = connection.exists("unacked").await.unwrap();
+        let index: bool = connection.exists("unacked_index").await.unwrap();
+        (hash, index)
+    };
+    assert_eq!(
+        kombus(&mut connection).await,
+        (false, false),
+        "ours leaves kombu's record alone"
+    );
+    let options = CeleryOptions {
+        pool: "prefork",
+        concurrency: 2,
+        settings: impatient(),
+        environment: vec![history.environment()],
+        ..Default::default()
+    };
+    let _first = CeleryWorker::start(&redis.url(), &options).await;
+    let _second = CeleryWorker::start(&redis.url(), &options).await;
+    let both = celery.send_all("test.work", vec![json!([0.01]); 150], json!({})).await;
+    // Acknowledged late, and unknown to ours, which hands it back until one of them has it.
+    let theirs = celery.send_all("peers.work", vec![json!([0.01]); 40], json!({})).await;
+    // Parked in Redis by ours, held in memory by theirs: due once in either case.
+    let later = celery
+        .send_all("test.work", vec![json!([0.01]); 20], json!({"countdown": 0.5}))
+        .await;
+    for ids in [&both, &theirs, &later] {
+        history.enqueued(borrowed(ids));
+        let states = celery.wait_all(ids, LATER).await;
+        assert_eq!(states.get("SUCCESS"), Some(&ids.len()), "{states:?}");
+    }
+    assert_eq!(celery.wait_all(&ours, LATER).await.get("SUCCESS"), Some(&3));
+    let verdict = history.verdict(&[]);
+    assert_eq!(
+        (verdict.done, verdict.rerun, verdict.lost.len()),
+        (213, 0, 0),
+        "{verdict}"
+    );
+    eventually(SOON, "nothing is left anywhere", async || {
+        let lists: usize = connection.llen("celery").await.unwrap();
+        let delayed: usize = connection.zcard("umbel:delayed:celery").await.unwrap();
+        let held: usize = connection.hlen("umbel:unacked").await.unwrap();
+        lists + delayed + held == 0 && kombus(&mut connection).await == (false, false)
+    })
+    .await;
+}

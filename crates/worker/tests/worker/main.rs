@@ -15,5 +15,6 @@ mod poison;
 mod serializers;
 mod queues;
 mod rates;
+mod results;
 mod support;
 mod zombie;

@@ -27,7 +27,9 @@ async fn add(celery: &mut Celery, arguments: Value) -> Value {
 }
 
 async fn cancel(celery: &mut Celery, queue: &str) {
-    let said = celery.control(&[NODE], "cancel_consumer", json!({"queue": queue})).await;
+    let said = celery
+        .control(&[NODE], "cancel_consumer", json!({"queue": queue}))
+        .await;
     assert_eq!(said[NODE]["ok"], json!(format!("no longer consuming from {queue}")));
 }
 
@@ -57,10 +59,16 @@ async fn a_queue_is_served_while_it_is_a_workers() {
     let urgent = celery
         .send("umbel.echo", json!([3]), json!({"queue": "mail", "priority": 9}))
         .await;
-    assert!(celery.get(&urgent, SOON).await.is_ok(), "each list of it wakes the worker");
+    assert!(
+        celery.get(&urgent, SOON).await.is_ok(),
+        "each list of it wakes the worker"
+    );
     assert_eq!(served(&mut celery).await, ["celery", "mail"]);
     let bound: Vec<String> = connection.smembers("_kombu.binding.mail").await.unwrap();
-    assert!(bound.contains(&"mail\u{6}\u{16}\u{6}\u{16}mail".to_owned()), "{bound:?}");
+    assert!(
+        bound.contains(&"mail\u{6}\u{16}\u{6}\u{16}mail".to_owned()),
+        "{bound:?}"
+    );
     eventually(SOON, "its heartbeat names the queue", async || {
         let keys: Vec<String> = connection.keys("umbel:hb:worker:*").await.unwrap();
         let beat: String = connection.get(&keys[0]).await.unwrap();
@@ -130,7 +138,11 @@ async fn a_queue_is_bound_as_kombu_binds_it() {
     let queues = celery.inspect(&[NODE], "active_queues", json!([])).await;
     let feed = &queues[NODE][1];
     assert_eq!(
-        (&feed["exchange"]["name"], &feed["exchange"]["type"], &feed["routing_key"]),
+        (
+            &feed["exchange"]["name"],
+            &feed["exchange"]["type"],
+            &feed["routing_key"]
+        ),
         (&json!("feeds"), &json!("topic"), &json!("feed.*.important"))
     );
     let sent = celery
@@ -150,7 +162,10 @@ async fn a_queue_is_bound_as_kombu_binds_it() {
     let sent = celery
         .send("umbel.echo", json!([1]), json!({"exchange": "dx", "routing_key": "k1"}))
         .await;
-    assert!(celery.get(&sent, SOON).await.is_ok(), "through the exchange to the queue");
+    assert!(
+        celery.get(&sent, SOON).await.is_ok(),
+        "through the exchange to the queue"
+    );
 }
 
 #[tokio::test]
@@ -161,7 +176,10 @@ async fn a_queue_that_cannot_be_served_is_refused() {
         (json!({"queue": "umbel:lease"}), "a key of the broker"),
         (json!({"queue": "x".repeat(600)}), "1 to 512 bytes"),
         (json!({"queue": "q\u{6}\u{16}3"}), "a key of the broker"),
-        (json!({"queue": "q", "exchange_type": "headers"}), "neither direct nor topic"),
+        (
+            json!({"queue": "q", "exchange_type": "headers"}),
+            "neither direct nor topic",
+        ),
         (json!({}), "missing 1 required positional argument: 'queue'"),
     ] {
         let said = add(&mut celery, arguments.clone()).await;
@@ -169,4 +187,31 @@ async fn a_queue_that_cannot_be_served_is_refused() {
         assert!(error.contains(reason), "{arguments}: {said}");
     }
     assert_eq!(served(&mut celery).await, ["celery"]);
+}
+
+#[tokio::test]
+async fn a_worker_serves_a_queue_of_its_own() {
+    let (redis, _worker, mut celery) = stage(&["--worker-direct"]).await;
+    let _other = umbel_worker(&redis.url(), &["--name", "w2@lab", "--worker-direct"]);
+    admitted(&redis, 2).await;
+    assert_eq!(served(&mut celery).await, ["celery", "w1@lab.dq2"]);
+    let mut connection = redis.connection().await;
+    eventually(SOON, "both are bound", async || {
+        let mut bound: Vec<String> = connection.smembers("_kombu.binding.C.dq2").await.unwrap();
+        bound.sort();
+        bound
+            == [
+                "w1@lab\u{6}\u{16}\u{6}\u{16}w1@lab.dq2",
+                "w2@lab\u{6}\u{16}\u{6}\u{16}w2@lab.dq2",
+            ]
+    })
+    .await;
+    // As Celery sends to one worker: its queue through the exchange of all such queues.
+    let routed = json!({"exchange": "C.dq2", "routing_key": "w2@lab"});
+    let id = celery.send("umbel.sleep", json!([60]), routed).await;
+    eventually(SOON, "the other has it", async || {
+        let active = celery.inspect(&["w2@lab"], "active", json!([])).await;
+        active["w2@lab"][0]["id"] == json!(id)
+    })
+    .await;
 }

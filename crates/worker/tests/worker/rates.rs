@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use umbel_testkit::{Celery, Event, History, Process, Redis, Signal, eventually};
 
 use crate::support::{SOON, admitted, borrowed, test_worker};
@@ -50,9 +50,17 @@ async fn a_limited_task_keeps_to_its_rate_and_holds_up_nobody() {
     assert_eq!(celery.wait_all(&limited, SOON).await.get("SUCCESS"), Some(&100));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(1900), "100 at 50/s took {took:?}");
-    assert!(took < Duration::from_secs(8), "100 at 50/s took {took:?}: {}", worker.tail());
+    assert!(
+        took < Duration::from_secs(8),
+        "100 at 50/s took {took:?}: {}",
+        worker.tail()
+    );
     let verdict = history.verdict(&[]);
-    assert_eq!((verdict.done, verdict.rerun, verdict.lost.len()), (100, 0, 0), "{verdict}");
+    assert_eq!(
+        (verdict.done, verdict.rerun, verdict.lost.len()),
+        (100, 0, 0),
+        "{verdict}"
+    );
     limit(&mut celery, "0").await;
     let began = Instant::now();
     let free = celery.send_all("test.work", vec![json!([0.0]); 100], json!({})).await;
@@ -64,29 +72,31 @@ async fn a_limited_task_keeps_to_its_rate_and_holds_up_nobody() {
 async fn what_waits_for_its_turn_is_shown_kept_and_handed_back() {
     let history = History::new();
     let (redis, mut worker, mut celery) = stage(&history, &["--concurrency", "2"]).await;
-    limit(&mut celery, "1/m").await;
-    let ids = celery.send_all("test.work", vec![json!([0.0]); 4], json!({})).await;
-    eventually(SOON, "one runs, three wait", async || {
+    // One every six seconds: the first runs, the second waits in the worker, the third in Redis.
+    limit(&mut celery, "10/m").await;
+    let ids = celery.send_all("test.work", vec![json!([0.0]); 3], json!({})).await;
+    eventually(SOON, "one runs, two wait", async || {
         let scheduled = celery.inspect(&[NODE], "scheduled", json!([])).await;
         let reserved = celery.inspect(&[NODE], "reserved", json!([])).await;
-        let count = |list: &serde_json::Value| list[NODE].as_array().map_or(0, Vec::len);
-        history.total(Event::Done) == 1 && count(&scheduled) + count(&reserved) == 3
+        let ids_of = |list: &[Value], at: &str| -> Vec<String> {
+            let found = list.iter().filter_map(|task| task.pointer(at)?.as_str());
+            found.map(str::to_owned).collect()
+        };
+        let list = |answer: &Value| answer[NODE].as_array().cloned().unwrap_or_default();
+        ids_of(&list(&reserved), "/id") == ids[1..2] && ids_of(&list(&scheduled), "/request/id") == ids[2..3]
     })
     .await;
+    let asked = celery.inspect(&[NODE], "query_task", json!(ids)).await;
+    assert_eq!(asked[NODE][&ids[1]][0], json!("reserved"), "{asked}");
+    assert_eq!(asked[NODE][&ids[2]][0], json!("scheduled"), "{asked}");
     let began = Instant::now();
     worker.signal(Signal::Term);
     assert!(worker.wait(SOON).await.success());
     assert!(began.elapsed() < Duration::from_secs(3), "a stop waits for no turn");
     // Limits are a worker's own: the next one has none.
     let _next = test_worker(&redis.url(), &history, &["--name", "w2@lab"]);
-    limit_lifted(&mut celery, &ids).await;
-    assert_eq!(history.total(Event::Started), 4);
-}
-
-/// What was put aside comes back after 45 s at the latest.
-async fn limit_lifted(celery: &mut Celery, ids: &[String]) {
-    let states = celery.wait_all(ids, Duration::from_secs(60)).await;
-    assert_eq!(states.get("SUCCESS"), Some(&ids.len()), "{states:?}");
+    assert_eq!(celery.wait_all(&ids, SOON).await.get("SUCCESS"), Some(&3));
+    assert_eq!(history.total(Event::Started), 3);
 }
 
 #[tokio::test]
@@ -106,5 +116,8 @@ async fn two_workers_run_a_task_twice_as_often() {
     assert_eq!(celery.wait_all(&ids, SOON).await.get("SUCCESS"), Some(&120));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(2900), "120 at 2 × 20/s took {took:?}");
-    assert!(took < Duration::from_secs(5), "120 at 2 × 20/s took {took:?}: one alone needs six");
+    assert!(
+        took < Duration::from_secs(5),
+        "120 at 2 × 20/s took {took:?}: one alone needs six"
+    );
 }
