@@ -123,7 +123,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         leases: Arc::new(Leases::default()),
         slots: Slots::new(config.autoscale.map_or(config.concurrency, |bounds| bounds.min)),
         autoscale: Autoscale::new(config.autoscale),
-        queues: Arc::new(Queues::new(&config.queues)),
+        queues: Arc::new(Queues::of(&config)),
         events: Events::new(&config.name, Arc::clone(&clock)),
         revoked: Revoked::default(),
         since: Instant::now(),
@@ -270,10 +270,8 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         .iter()
         .map(|queue| (queue.clone(), config.policy))
         .collect();
-    let served = shared.queues.follow();
-    if config.is_direct {
-        shared.queues.add_direct(&config.name); // The loop hears of it as of any other.
-    }
+    let mut served = shared.queues.follow();
+    served.mark_changed(); // There may be more than the command line names.
     Consumer {
         shared: Arc::clone(shared),
         broker: shared.broker.clone(),
