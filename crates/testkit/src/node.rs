@@ -32,8 +32,8 @@ impl CeleryNode {
         CeleryNode { peer }
     }
 
-    /// Sends a task by protocol 1 or 2 to the queue `celery`; returns its id. `app.settings` may have `prefix` and
-    /// `results_prefix`, put before every key.
+    /// Sends a task by protocol 1 or 2 to the queue `celery`; returns its id. Of `app.settings` the two
+    /// `global_keyprefix` count.
     ///
     /// # Panics
     /// When the client cannot.

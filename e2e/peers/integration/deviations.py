@@ -4,6 +4,15 @@ IN_PROCESS = "looks into the process of Celery's worker: its signals, its logs o
 
 # Tests, or classes of them, that say nothing about another worker than Celery's.
 NOT_APPLICABLE = {
+    "test_send_task_without_ignore_result_uses_task_ignore_result": IN_PROCESS,
+    "test_send_task_without_ignore_result_stores_result": IN_PROCESS,
+    "test_retry_preserves_ignore_result_false": IN_PROCESS,
+    "test_retry_preserves_ignore_result_true": IN_PROCESS,
+    "test_replaced_task_nesting_level_0": IN_PROCESS,
+    "test_replaced_task_nesting_level_1": IN_PROCESS,
+    "test_replaced_task_nesting_chain": IN_PROCESS,
+    "test_trace_log_arguments": IN_PROCESS,
+    "test_signal_bound_method_receivers": IN_PROCESS,
 }
 
 # Tests that apply and fail.

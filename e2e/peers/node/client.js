@@ -13,8 +13,11 @@ function client({ broker, results: backend, settings, protocol }) {
   if (!clients.has(key)) {
     const made = celery.createClient(broker, backend);
     made.conf.TASK_PROTOCOL = protocol;
-    made.conf.CELERY_BROKER_OPTIONS = { keyPrefix: settings.prefix || "" };
-    made.conf.CELERY_BACKEND_OPTIONS = { keyPrefix: settings.results_prefix || "" };
+    // It has no prefixes, but the options of its Redis client, whose they are.
+    const prefix = (options) => (settings[options] || {}).global_keyprefix || "";
+    const ofResults = prefix("result_backend_transport_options");
+    made.conf.CELERY_BROKER_OPTIONS = { keyPrefix: prefix("broker_transport_options") };
+    made.conf.CELERY_BACKEND_OPTIONS = { keyPrefix: ofResults.replace(/([^:_.-])$/, "$1_") };
     clients.set(key, made);
   }
   return clients.get(key);

@@ -3,10 +3,12 @@
 
 mod cases;
 mod cell;
+mod elsewhere;
 mod order;
 mod ours;
 mod report;
 mod shared;
+mod signed;
 mod stage;
 #[path = "../worker/support.rs"]
 #[allow(dead_code, reason = "shared with the other tests of the worker")]

@@ -1,7 +1,7 @@
 //! Priorities: a worker that finds everything waiting takes it in the order that the producers asked for.
 
 use serde_json::json;
-use umbel_client::Task;
+use umbel_client::{Options, Task};
 use umbel_testkit::{App, CeleryOptions, CeleryWorker, Event, History, Redis, eventually};
 
 use crate::cell::{Outcome, Producer, Runner};
@@ -23,7 +23,7 @@ async fn urgent_ones_first_whoever_sends_and_runs() {
     let mut reports = Vec::new();
     let mut clients = Vec::new();
     for producer in Producer::ALL {
-        clients.push((producer, client(producer, &app).await));
+        clients.push((producer, client(producer, &app, &Options::default()).await));
     }
     for runner in Runner::ALL {
         // One list of ids a producer, each on a queue of its own.

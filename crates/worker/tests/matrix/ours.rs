@@ -17,14 +17,12 @@ pub(crate) enum Sends {
 }
 
 /// Our producer: a client for each application.
-#[derive(Default)]
 pub(crate) struct Ours {
     clients: HashMap<String, Client>,
     options: Options,
 }
 
 impl Ours {
-    /// One that signs, or sends with other options than the usual.
     pub(crate) fn with(options: Options) -> Ours {
         Ours {
             clients: HashMap::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use umbel_client::{Task, chord};
+use umbel_client::{Options, Task, chord};
 use umbel_testkit::{App, CeleryOptions, CeleryVersion, CeleryWorker, Event, History, Redis};
 
 use crate::cell::Producer;
@@ -59,7 +59,7 @@ async fn a_chord_is_counted_by_three_kinds_of_workers() {
     let runners = [ours.pid(), newer.process.pid(), older.process.pid()];
     let mut sent = 0;
     for sender in SENDERS {
-        let mut client = client(sender, &app).await;
+        let mut client = client(sender, &app, &Options::default()).await;
         for round in 0..4 {
             let (value, body) = run(&mut client, &app).await;
             sent += MEMBERS + 1;
