@@ -210,6 +210,12 @@ pub struct Jobs {
     /// Apply manifests at target clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apply: Option<ApplyJob>,
+    /// Run programs of the worker's image: `umbel.exec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<ExecJob>,
+    /// Call addresses: `umbel.http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpJob>,
 }
 
 /// What the apply job may touch at a target.
@@ -222,6 +228,47 @@ pub struct ApplyJob {
     /// Namespaced kinds, such as `ConfigMap` or `apps/Deployment`. Kinds that grant rights are refused in any case.
     #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
     pub kinds: Vec<String>,
+}
+
+/// What the exec job may run.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecJob {
+    /// The programs. A message names one of them and brings data for its standard input, nothing else.
+    #[schemars(length(min = 1, max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub programs: Vec<Program>,
+}
+
+/// A program that messages may name.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Program {
+    /// Name in messages.
+    #[schemars(length(min = 1, max = 63), pattern(r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"))]
+    pub name: String,
+    /// Absolute path of the executable in the worker's image.
+    #[schemars(length(min = 2, max = 1024), pattern(r"^/[^\x00]+$"))]
+    pub path: String,
+    /// Its arguments, the same in every run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 1024)))]
+    pub args: Vec<String>,
+    /// Variables of the worker's environment that it gets besides PATH, HOME, TZ and the like. Those of the worker itself,
+    /// `UMBEL_*`, it cannot get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 128), pattern(r"^[A-Za-z_][A-Za-z0-9_]*$")), extend("x-kubernetes-list-type" = "set"))]
+    #[x_kube(validation = Rule::new("!self.exists(one, one.startsWith('UMBEL_'))").message("the worker's own variables stay with it"))]
+    pub env: Vec<String>,
+}
+
+/// What the http job may call.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpJob {
+    /// Hosts as `[scheme://]host[:port]`: https unless `http://` is written, the scheme's port unless one is, and in names
+    /// `*` for any characters. A pattern reaches public addresses only; a host that is written out may be an inner one.
+    #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 300), pattern(r"^(https?://)?([A-Za-z0-9_*]([A-Za-z0-9_.*-]*[A-Za-z0-9_*])?|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub hosts: Vec<String>,
 }
 
 fn concurrency() -> u32 {

@@ -114,6 +114,19 @@ fn accepted() -> Vec<(&'static str, Value)> {
             "WorkerPool",
             pool(&json!({"jobs": {"apply": {"namespaces": ["shop"], "kinds": ["ConfigMap", "apps/Deployment"]}}})),
         ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"exec": {"programs": [
+                {"name": "resize", "path": "/usr/bin/resize", "args": ["--fast", ""], "env": ["S3_BUCKET"]},
+                {"name": "Render_2.sh", "path": "/opt/render it/run"},
+            ]}}})),
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"http": {"hosts": [
+                "api.example.com", "*.example.org:8443", "http://hooks.shop.svc:8080", "https://10.1.2.3", "[fd00::1]:8443", "*",
+            ]}}})),
+        ),
         ("WorkerPool", pool(&json!({"drain": {"gracePeriod": "1h30m"}}))),
         (
             "PeriodicTask",
@@ -264,6 +277,51 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "WorkerPool",
             pool(&json!({"jobs": {"apply": {"namespaces": ["a"], "kinds": ["*"]}}})),
             "jobs.apply.kinds",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"exec": {"programs": [{"name": "sh", "path": "sh"}]}}})),
+            "programs[0].path",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"exec": {"programs": [{"name": "a b", "path": "/bin/sh"}]}}})),
+            "programs[0].name",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"exec": {"programs": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]}}})),
+            "programs[1]",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"exec": {"programs": [{"name": "a", "path": "/a", "env": ["UMBEL_REDIS_URL"]}]}}})),
+            "programs[0].env",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"exec": {"programs": []}}})),
+            "jobs.exec.programs",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"http": {"hosts": []}}})),
+            "jobs.http.hosts",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"http": {"hosts": ["ftp://a.example"]}}})),
+            "jobs.http.hosts",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"http": {"hosts": ["a.example/path"]}}})),
+            "jobs.http.hosts",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"http": {"hosts": ["user@a.example"]}}})),
+            "jobs.http.hosts",
         ),
         (
             "PeriodicTask",

@@ -91,7 +91,11 @@ impl Settings {
 
 /// The jobs that a pool with these clusters and settings runs.
 pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
-    let Settings { apply, exec: _, http: _ } = settings;
+    let Settings {
+        apply,
+        exec: _,
+        http: _,
+    } = settings;
     let mut jobs: Vec<Box<dyn Job>> = vec![Box::new(sync::Sync::new(clusters.clone()))];
     if let Some(rules) = apply {
         jobs.push(Box::new(apply::Apply::new(clusters.clone(), rules)));
@@ -113,4 +117,51 @@ pub fn local(json: &str) -> Result<Vec<Box<dyn Job>>, SettingsError> {
         jobs.push(Box::new(http::Http::new(&rules)?));
     }
     Ok(jobs)
+}
+
+#[cfg(test)]
+mod settings {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_pool_says_is_what_its_worker_reads() {
+        let pool: umbel_api::workerpool::Jobs = serde_json::from_value(json!({
+            "apply": {"namespaces": ["shop"], "kinds": ["ConfigMap"]},
+            "exec": {"programs": [
+                {"name": "resize", "path": "/usr/bin/resize", "args": ["--fast"], "env": ["S3_BUCKET"]},
+                {"name": "plain", "path": "/usr/bin/plain"},
+            ]},
+            "http": {"hosts": ["api.example.com"]},
+        }))
+        .unwrap();
+        let program = |name: &str, args: &[&str], env: &[&str]| Program {
+            name: name.into(),
+            path: format!("/usr/bin/{name}"),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            env: env.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let read = Settings::parse(&json!(pool).to_string()).unwrap();
+        assert_eq!(
+            read,
+            Settings {
+                apply: Some(ApplyRules {
+                    namespaces: vec!["shop".into()],
+                    kinds: vec!["ConfigMap".into()],
+                }),
+                exec: Some(ExecRules {
+                    programs: vec![
+                        program("resize", &["--fast"], &["S3_BUCKET"]),
+                        program("plain", &[], &[])
+                    ],
+                }),
+                http: Some(HttpRules {
+                    hosts: vec!["api.example.com".into()],
+                }),
+            }
+        );
+        let none = json!(umbel_api::workerpool::Jobs::default()).to_string();
+        assert_eq!(Settings::parse(&none).unwrap(), Settings::default());
+    }
 }
