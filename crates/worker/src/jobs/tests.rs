@@ -131,6 +131,7 @@ fn applier(registry: &Registry, namespace: &str) -> Box<dyn Job> {
             namespaces: vec![namespace.into()],
             kinds,
         }),
+        ..Settings::default()
     };
     builtin(registry, settings)
         .into_iter()
