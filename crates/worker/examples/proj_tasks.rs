@@ -7,15 +7,11 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use umbel_worker::{Arguments, Failure, Job, JobContext, Json, Outcome, Retry, Signature, Stop, TaskOptions, Worker};
 
-/// A sum of numbers, as Python adds: whole where all are.
-fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, Failure> {
+/// A sum of numbers, as Python adds: whole where all are. The error is what is no number.
+fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, &'a Value> {
     let (mut whole, mut real, mut is_whole) = (0_i64, 0.0, true);
     for number in numbers {
-        let Some(value) = number.as_f64() else {
-            return Err(Failure::type_error(format!(
-                "unsupported operand type(s) for +: {number}"
-            )));
-        };
+        let value = number.as_f64().ok_or(number)?;
         match number.as_i64() {
             Some(number) => whole += number,
             None => is_whole = false,
@@ -29,8 +25,12 @@ fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, Failur
     })
 }
 
+fn no_number(value: &Value) -> Failure {
+    Failure::type_error(format!("unsupported operand type(s) for +: {value}"))
+}
+
 async fn add(_ctx: JobContext, (x, y): (Value, Value)) -> Result<Value, Failure> {
-    sum([&x, &y])
+    sum([&x, &y]).map_err(no_number)
 }
 
 async fn mul(_ctx: JobContext, (x, y): (i64, i64)) -> Result<i64, Failure> {
@@ -38,7 +38,7 @@ async fn mul(_ctx: JobContext, (x, y): (i64, i64)) -> Result<i64, Failure> {
 }
 
 async fn tsum(_ctx: JobContext, (numbers,): (Vec<Value>,)) -> Result<Value, Failure> {
-    sum(&numbers)
+    sum(&numbers).map_err(no_number)
 }
 
 async fn fail(_ctx: JobContext, (message,): (String,)) -> Result<(), Failure> {

@@ -90,8 +90,8 @@ fn sorted(mut effects: Effects) -> Effects {
         .filter(|message| message["headers"]["task"] == "proj.tsum")
     {
         let parts = message["body"][0][0].as_array_mut().unwrap();
-        parts.sort_by_key(|part| part.as_i64());
-        message["headers"]["argsrepr"] = format!("({:?},)", parts).into();
+        parts.sort_by_key(serde_json::Value::as_i64);
+        message["headers"]["argsrepr"].take();
     }
     effects
 }

@@ -75,22 +75,24 @@ impl Capture {
         for (number, command) in self.commands.iter().enumerate() {
             let key = command.text(1);
             match command.text(0).as_str() {
-                "LPUSH" if !key.contains(".reply.") => {
-                    if is_first(command) {
-                        let group = group_of(command);
-                        let (ours, others) = held.drain(..).partition(|(_, command)| {
-                            group.iter().any(|group| command.text(1).contains(group.as_str()))
-                        });
-                        let _: &Vec<(usize, Command)> = &ours;
-                        held = others;
-                        out.extend(ours);
-                        out.push((number, fresh(command)));
-                    }
+                "LPUSH" if !key.contains(".reply.") && is_first(command) => {
+                    let groups = group_of(command);
+                    let is_its = |held: &(usize, Command)| {
+                        let key = held.1.text(1);
+                        groups.iter().any(|group| key.contains(group.as_str()))
+                    };
+                    let (its, others): (Vec<_>, Vec<_>) = held.drain(..).partition(is_its);
+                    held = others;
+                    out.extend(its);
+                    out.push((number, fresh(command)));
                 }
                 "SET" | "SETEX" | "DEL" if key.starts_with("celery-taskset-meta-") && command.client != "lua" => {
-                    let is_start = key.ends_with(".s") && command.text(0) != "DEL"
-                        || key.ends_with(".c") && command.text(0) == "DEL"
-                        || !key.contains('.') && command.text(0) == "SET";
+                    let is_start = match key.rsplit_once('.') {
+                        Some((_, "s")) => command.text(0) != "DEL",
+                        Some((_, "c")) => command.text(0) == "DEL",
+                        Some(_) => false,
+                        None => command.text(0) == "SET",
+                    };
                     if is_start {
                         held.push((number, command.clone()));
                     }

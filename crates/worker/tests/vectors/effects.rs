@@ -53,12 +53,12 @@ impl Effects {
                 self.published.push(json!({"key": key, "document": value(last)}));
             }
             "PUBLISH" if key.contains("celeryev") => self.add_events(&key, last),
-            "SET" | "SETEX" if key.contains("celery-taskset-meta-") && !key.ends_with(".c") => {
+            "SET" | "SETEX" if key.contains("celery-taskset-meta-") && !is_claim(&key) => {
                 let (ttl, stored) = stored(command);
                 self.chords
                     .push(json!({"set": key, "ttl": ttl, "value": value(stored)}));
             }
-            "SET" if key.ends_with(".c") && command.text(2) == "done" => {
+            "SET" if is_claim(&key) && command.text(2) == "done" => {
                 self.chords.push(json!({"done": key, "ttl": command.text(4)}));
             }
             "ZADD" if key.contains("celery-taskset-meta-") => {
@@ -84,6 +84,11 @@ impl Effects {
             self.events.push(envelope);
         }
     }
+}
+
+/// Who dispatches a chord's body, and later that it was dispatched.
+fn is_claim(key: &str) -> bool {
+    key.rsplit_once('.').is_some_and(|(_, part)| part == "c")
 }
 
 /// Time to live and value of `SET key value [EX ttl]` and `SETEX key ttl value`.

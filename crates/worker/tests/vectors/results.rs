@@ -60,20 +60,20 @@ async fn all_run(flags: &[&str], calls: Vec<(&str, NewTask)>) {
     assert!(differ.is_empty(), "{}", differ.join("\n\n"));
 }
 
-fn of(name: &'static str, task: &str, args: Value) -> (&'static str, NewTask) {
-    (name, call(&id_of(&Capture::of(name)), task, &args))
+fn of(name: &'static str, task: &str, args: &Value) -> (&'static str, NewTask) {
+    (name, call(&id_of(&Capture::of(name)), task, args))
 }
 
 #[tokio::test]
 async fn documents_are_celerys() {
-    let mut hard = of("result-10-hard-time-limit", "proj.hardie", json!([]));
+    let mut hard = of("result-10-hard-time-limit", "proj.hardie", &json!([]));
     hard.1.time_limit = TimeLimit {
         hard: Some(1.0),
         soft: None,
     };
-    let mut expired = of("result-07-revoked-expired", "proj.add", json!([1, 2]));
+    let mut expired = of("result-07-revoked-expired", "proj.add", &json!([1, 2]));
     expired.1.expires = Some(jiff::Timestamp::UNIX_EPOCH);
-    let mut special = of("result-09-returns-special-types", "proj.echo", json!([]));
+    let mut special = of("result-09-returns-special-types", "proj.echo", &json!([]));
     let (args, kwargs) = (
         r#"[null, "\u00e9\ud83d\ude00", [1, {"k": 2.5}]]"#,
         r#"{"big": 12345678901234567890123}"#,
@@ -81,9 +81,9 @@ async fn documents_are_celerys() {
     special.1.args = Json::parse(args).expect("JSON");
     special.1.kwargs = Json::parse(kwargs).expect("JSON");
     let calls = vec![
-        of("result-01-success", "proj.add", json!([2, 3])),
-        of("result-02-failure-builtin", "proj.fail", json!(["boom"])),
-        of("result-13-get-waits-with-subscribe", "proj.late", json!([0, "v"])),
+        of("result-01-success", "proj.add", &json!([2, 3])),
+        of("result-02-failure-builtin", "proj.fail", &json!(["boom"])),
+        of("result-13-get-waits-with-subscribe", "proj.late", &json!([0, "v"])),
         expired,
         special,
         hard,
@@ -94,10 +94,10 @@ async fn documents_are_celerys() {
 #[tokio::test]
 async fn states_on_the_way_are_celerys() {
     let calls = vec![
-        of("result-03-failure-custom-args", "proj.failmy", json!([])),
-        of("result-04-retry-then-failure", "proj.retryer", json!([])),
-        of("result-05-started-then-success", "proj.started", json!([])),
-        of("result-06-custom-state", "proj.progress", json!([])),
+        of("result-03-failure-custom-args", "proj.failmy", &json!([])),
+        of("result-04-retry-then-failure", "proj.retryer", &json!([])),
+        of("result-05-started-then-success", "proj.started", &json!([])),
+        of("result-06-custom-state", "proj.progress", &json!([])),
     ];
     all_run(&[], calls).await;
 }
@@ -105,7 +105,7 @@ async fn states_on_the_way_are_celerys() {
 /// The ids in the value are those in `children`, and the tasks behind them run.
 #[tokio::test]
 async fn children_are_the_tasks_that_it_sent() {
-    let (name, task) = of("result-08-children", "proj.spawn", json!([2]));
+    let (name, task) = of("result-08-children", "proj.spawn", &json!([2]));
     let theirs = Effects::of(&Capture::of(name).commands, &[]);
     let mut stage = Stage::with(&[]).await;
     stage.forget();
@@ -123,11 +123,11 @@ async fn children_are_the_tasks_that_it_sent() {
 
 #[tokio::test]
 async fn extended_results_tell_of_the_task_as_celerys_do() {
-    let mut stamped = of("result-18-extended-stamped", "proj.add", json!([1, 1]));
+    let mut stamped = of("result-18-extended-stamped", "proj.add", &json!([1, 1]));
     stamped.1.stamps = vec![("tenant".into(), Json::string("acme"))];
-    let mut echo = of("result-16-extended", "proj.echo", json!([1, "x"]));
+    let mut echo = of("result-16-extended", "proj.echo", &json!([1, "x"]));
     echo.1.kwargs = Json::of(&json!({"k": null}));
-    let mut chain = of("result-17-extended-chain-parent-children", "proj.add", json!([1, 2]));
+    let mut chain = of("result-17-extended-chain-parent-children", "proj.add", &json!([1, 2]));
     let next = json!({"task": "proj.add", "args": [10], "kwargs": {}, "subtask_type": null, "immutable": false,
         "options": {"task_id": "a334da2a-c863-4dad-bcbf-73c9384ac00c"}});
     chain.1.embed = Some(Json::of(
@@ -138,7 +138,7 @@ async fn extended_results_tell_of_the_task_as_celerys_do() {
 
 #[tokio::test]
 async fn results_are_under_the_prefix_of_the_backend() {
-    let call = of("result-22-global-keyprefix", "proj.add", json!([2, 3]));
+    let call = of("result-22-global-keyprefix", "proj.add", &json!([2, 3]));
     all_run(&["--result-key-prefix", "acme"], vec![call]).await;
 }
 
@@ -179,16 +179,16 @@ async fn a_forgotten_result_is_gone() {
         .find(|command| command.text(0) == "DEL")
         .expect("a DEL");
     let mut stage = Stage::with(&[]).await;
-    let (name, task) = of("result-13-get-waits-with-subscribe", "proj.late", json!([0, "v"]));
+    let (name, task) = of("result-13-get-waits-with-subscribe", "proj.late", &json!([0, "v"]));
     runs(&mut stage, name, task).await.expect("it is Celery's");
     assert_eq!(stage.send(&forget.parts).await, umbel_testkit::redis::Value::Int(1));
 }
 
 #[tokio::test]
 async fn results_live_as_long_as_they_are_told_to() {
-    let forever = of("result-19-expires-none", "proj.add", json!([2, 3]));
+    let forever = of("result-19-expires-none", "proj.add", &json!([2, 3]));
     all_run(&["--result-ttl", "0s"], vec![forever]).await;
-    let short = of("result-24-expires-short", "proj.add", json!([2, 3]));
+    let short = of("result-24-expires-short", "proj.add", &json!([2, 3]));
     all_run(&["--result-ttl", "10s"], vec![short]).await;
 }
 
@@ -196,7 +196,7 @@ async fn results_live_as_long_as_they_are_told_to() {
 /// the message is kept.
 #[tokio::test]
 async fn a_task_that_kills_its_worker_fails_as_with_celery() {
-    let (name, task) = of("result-11-worker-lost", "proj.suicide", json!([]));
+    let (name, task) = of("result-11-worker-lost", "proj.suicide", &json!([]));
     let theirs = Effects::of(&Capture::of(name).commands, &[]).documents.remove(0);
     let flags = ["--max-deliveries", "1"];
     let mut stage = Stage::with(&flags).await;
