@@ -61,6 +61,36 @@ pub(crate) struct Global {
         help_heading = "Global"
     )]
     pub(crate) key_prefix: String,
+    /// Priority steps of the broker that --redis-url names (kombu's `priority_steps`)
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_PRIORITY_STEPS",
+        value_name = "STEPS",
+        default_value = "0,3,6,9",
+        help_heading = "Global"
+    )]
+    pub(crate) priority_steps: String,
+    /// Separator of the broker that --redis-url names (kombu's `sep`); without it the two bytes 06 16
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_SEPARATOR",
+        value_name = "TEXT",
+        help_heading = "Global"
+    )]
+    pub(crate) separator: Option<String>,
+    /// Prefix of the results' keys: `global_keyprefix` of Celery's `result_backend_transport_options`
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_RESULT_KEY_PREFIX",
+        value_name = "PREFIX",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Global"
+    )]
+    pub(crate) result_key_prefix: String,
     /// Redis of the results, where that is not the broker
     #[arg(
         long,
@@ -116,11 +146,72 @@ pub(crate) enum Command {
 pub(crate) enum TaskCommand {
     /// Send a task; prints its id, or with --wait its result
     #[command(after_help = "Examples:\n  umbel task send proj.add --args '[2, 3]' --wait\n  \
-                            umbel task send umbel.cluster.sync --kwargs '{\"cluster\": \"eu-1\"}' --countdown 10s")]
-    Send(Send),
-    /// Print the state and the result of a task
+                            umbel task send umbel.cluster.sync --kwargs '{\"cluster\": \"eu-1\"}' --countdown 10s\n  \
+                            umbel task send proj.add --from calls.jsonl --queue bulk\n\n\
+                            A line of --from is a JSON array of arguments, or an object with any of task, args, kwargs and\n\
+                            options (task_id, queue, priority, countdown, shadow, headers).")]
+    Send(Box<Send>),
+    /// Send a workflow, written in JSON; prints the id of its end, or with --wait its result
+    #[command(
+        after_help = "Forms:\n  \"proj.add\"                                    a task without arguments\n  \
+                            {\"task\": NAME, \"args\": […], \"kwargs\": {…}, \"options\": {\"queue\": …}, \"immutable\": true}\n  \
+                            {\"chain\": [T, …]}   {\"group\": [T, …]}   {\"chord\": {\"header\": [T, …], \"body\": T}}\n  \
+                            {\"map\": T, \"it\": […]}   {\"starmap\": T, \"it\": […]}   {\"chunks\": T, \"it\": […], \"size\": 10}\n\
+                            What Celery serialises is read as well.\n\nExample:\n  \
+                            echo '{\"chain\": [{\"task\": \"proj.add\", \"args\": [1, 2]}, \"proj.double\"]}' | umbel task canvas - --wait"
+    )]
+    Canvas(Canvas),
+    /// Print the state and the result of a task, or of a saved group
     #[command(after_help = "Example:\n  umbel task get 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --wait --timeout 5m")]
     Get(Get),
+    /// Tell workers not to run tasks, or with --terminate to stop them
+    #[command(after_help = "Example:\n  umbel task revoke 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate")]
+    Revoke(Revoke),
+    /// Delete the results of tasks
+    Forget(Forget),
+}
+
+/// A workflow to send.
+#[derive(Debug, Args)]
+pub(crate) struct Canvas {
+    /// File with the workflow, or - for standard input
+    pub(crate) file: String,
+    /// TaskQueue of the tasks that name no queue; with --redis-url the queue's name on the broker
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    /// Keep the structure of a group, so that its id is enough to read its results
+    #[arg(long)]
+    pub(crate) save: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// Tasks to revoke.
+#[derive(Debug, Args)]
+pub(crate) struct Revoke {
+    /// Ids of the tasks
+    #[arg(required = true)]
+    pub(crate) ids: Vec<String>,
+    /// Stop them if they run
+    #[arg(long)]
+    pub(crate) terminate: bool,
+    /// Signal by which Celery's workers stop a run
+    #[arg(long, default_value = "SIGTERM", requires = "terminate")]
+    pub(crate) signal: String,
+    /// A TaskQueue on the tasks' broker. Needed where the namespace's queues have several brokers
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+}
+
+/// Results to delete.
+#[derive(Debug, Args)]
+pub(crate) struct Forget {
+    /// Ids of the tasks
+    #[arg(required = true)]
+    pub(crate) ids: Vec<String>,
+    /// A TaskQueue on the tasks' broker. Needed where the namespace's queues have several brokers
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
 }
 
 /// A task to send.
@@ -149,6 +240,63 @@ pub(crate) struct Send {
     /// 0 is first, 9 is last
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9), default_value_t = 0)]
     pub(crate) priority: u8,
+    /// Id of the task; without it a new one
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// A named exchange instead of a queue
+    #[arg(long, requires = "exchange_type")]
+    pub(crate) exchange: Option<String>,
+    /// What the exchange does; Redis does not know it
+    #[arg(long, value_name = "TYPE", value_parser = ["direct", "topic", "fanout"], requires = "exchange")]
+    pub(crate) exchange_type: Option<String>,
+    /// Routing key for the exchange
+    #[arg(
+        long,
+        value_name = "KEY",
+        requires = "exchange",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) routing_key: String,
+    /// How the body is written
+    #[arg(long, value_parser = ["json", "msgpack", "yaml"])]
+    pub(crate) serializer: Option<String>,
+    /// How the body is compressed
+    #[arg(long, value_parser = ["zlib", "bzip2", "lzma", "brotli", "zstd"])]
+    pub(crate) compression: Option<String>,
+    /// A header of your own: NAME=JSON, or NAME=text; may be repeated
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) headers: Vec<(String, String)>,
+    /// A stamp, by which tasks can be revoked: NAME=JSON, or NAME=text; may be repeated
+    #[arg(long = "stamp", value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) stamps: Vec<(String, String)>,
+    /// Sent when the task succeeds: a task's name, or a workflow as for `task canvas`; may be repeated
+    #[arg(long, value_name = "TASK|JSON")]
+    pub(crate) link: Vec<String>,
+    /// Sent when the task fails, likewise
+    #[arg(long, value_name = "TASK|JSON")]
+    pub(crate) link_error: Vec<String>,
+    /// After this the run is stopped
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) time_limit: Option<Duration>,
+    /// After this the run is asked to stop
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) soft_time_limit: Option<Duration>,
+    /// Name to show in logs and events
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shadow: Option<String>,
+    /// Store no result
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) ignore_result: bool,
+    /// Show no arguments in events, logs and `celery inspect`
+    #[arg(long)]
+    pub(crate) hide_arguments: bool,
+    /// Send it so many times
+    #[arg(long, value_name = "N", conflicts_with_all = ["from", "id"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Send a task for each line of a file (- for standard input)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["args", "kwargs", "id"])]
+    pub(crate) from: Option<String>,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }

@@ -5,7 +5,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use umbel_api::TaskQueue;
-use umbel_broker::{Broker, Config};
+use umbel_api::refs::SecretKeyRef;
+use umbel_broker::{Broker, Config, ResultStore};
+use umbel_client::{Client, Options};
 
 use crate::args::Global;
 use crate::home::{Home, said};
@@ -17,33 +19,65 @@ const DEFAULT_QUEUE: &str = "celery";
 const BUNDLED: &str = "app.kubernetes.io/part-of=umbel,app.kubernetes.io/component=redis";
 
 /// A broker and a queue on it.
-pub(crate) struct Way {
-    pub(crate) broker: Broker,
-    pub(crate) queue: String,
+struct Way {
+    broker: Broker,
+    queue: String,
+    /// Another place of results, where a TaskQueue names one.
+    results: Option<Config>,
 }
 
 /// The broker and the name of a queue.
-pub(crate) async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Result<Way> {
+async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Result<Way> {
     if let Some(url) = &global.redis_url {
-        let broker = connect(url, &global.key_prefix).await?;
         return Ok(Way {
-            broker,
+            broker: connect(&config(global, url)?).await?,
             queue: queue.unwrap_or(DEFAULT_QUEUE).to_owned(),
+            results: None,
         });
     }
     let home = Home::open(global).await?;
     let queue = one_queue(&home, queue).await?;
+    let results = match queue
+        .spec
+        .results
+        .backend
+        .as_ref()
+        .and_then(|backend| backend.url_secret_ref.as_ref())
+    {
+        Some(reference) => Some(of_backend(&home, &queue, reference).await?),
+        None => None,
+    };
     Ok(Way {
         broker: of_object(&home, &queue).await?,
         queue: queue.queue_name(),
+        results,
     })
 }
 
-/// Where results are: the given database, else the broker of a queue.
-pub(crate) async fn of_results(global: &Global, queue: Option<&str>) -> anyhow::Result<Broker> {
-    match &global.result_url {
-        Some(url) => connect(url, &global.key_prefix).await,
-        None => Ok(of_queue(global, queue).await?.broker),
+/// A client for a queue, and the queue's name.
+pub(crate) async fn client(global: &Global, queue: Option<&str>) -> anyhow::Result<(Client, String)> {
+    let Way { broker, queue, results } = of_queue(global, queue).await?;
+    let results = match (&global.result_url, results) {
+        (Some(url), _) => ResultStore::connect(&config(global, url)?).await?,
+        (None, Some(results)) => ResultStore::connect(&results).await?,
+        (None, None) => ResultStore::of(&broker),
+    };
+    let options = Options {
+        queue: queue.clone(),
+        ..Options::default()
+    };
+    Ok((Client::over(broker, results, options), queue))
+}
+
+/// A client that reads results and revokes: with a result database alone, no broker is asked for.
+pub(crate) async fn reader(global: &Global, queue: Option<&str>) -> anyhow::Result<Client> {
+    match (&global.result_url, &global.redis_url) {
+        (Some(url), None) => {
+            let results = ResultStore::connect(&config(global, url)?).await?;
+            let broker = connect(&config(global, url)?).await?;
+            Ok(Client::over(broker, results, Options::default()))
+        }
+        _ => Ok(client(global, queue).await?.0),
     }
 }
 
@@ -61,17 +95,41 @@ pub(crate) async fn of_object(home: &Home, queue: &TaskQueue) -> anyhow::Result<
         }
         None => (bundled(&secrets, &namespace).await?, "url"),
     };
+    let mut config = Config::new(&tunnel::reachable(&home.client, &address(&secret, key, &namespace)?).await?);
+    queue.key_prefix().clone_into(&mut config.key_prefix);
+    config.result_prefix = result_prefix(queue);
+    config.priority_steps.clone_from(&queue.spec.priority_steps);
+    connect(&config).await
+}
+
+/// The other place of a TaskQueue's results.
+async fn of_backend(home: &Home, queue: &TaskQueue, reference: &SecretKeyRef) -> anyhow::Result<Config> {
+    let namespace = queue.namespace().unwrap_or_else(|| home.namespace.clone());
+    let secrets = Api::<Secret>::namespaced(home.client.clone(), &namespace);
+    let secret = secrets
+        .get(&reference.name)
+        .await
+        .map_err(|err| said(err, format!("read Secret {namespace}/{}", reference.name)))?;
+    let url = address(&secret, &reference.key, &namespace)?;
+    let mut config = Config::new(&tunnel::reachable(&home.client, &url).await?);
+    config.result_prefix = result_prefix(queue);
+    Ok(config)
+}
+
+fn result_prefix(queue: &TaskQueue) -> String {
+    let backend = queue.spec.results.backend.as_ref();
+    umbel_broker::result_prefix(backend.map_or("", |backend| &backend.key_prefix))
+}
+
+/// The address in a Secret. It holds a password, so no message repeats it.
+fn address(secret: &Secret, key: &str, namespace: &str) -> anyhow::Result<String> {
     let url = secret
         .data
         .as_ref()
         .and_then(|data| data.get(key))
         .with_context(|| format!("Secret {namespace}/{} has no key {key}", secret.name_any()))?;
-    // The address holds a password, so no message repeats it.
-    let url = std::str::from_utf8(&url.0)
-        .ok()
-        .map(str::trim)
-        .context("the Secret's address is no text")?;
-    connect(&tunnel::reachable(&home.client, url).await?, queue.key_prefix()).await
+    let url = std::str::from_utf8(&url.0).ok().map(str::trim);
+    url.map(str::to_owned).context("the Secret's address is no text")
 }
 
 async fn bundled(secrets: &Api<Secret>, namespace: &str) -> anyhow::Result<Secret> {
@@ -118,10 +176,24 @@ async fn one_queue(home: &Home, name: Option<&str>) -> anyhow::Result<TaskQueue>
     }
 }
 
-pub(crate) async fn connect(url: &str, key_prefix: &str) -> anyhow::Result<Broker> {
-    let config = Config {
-        key_prefix: key_prefix.to_owned(),
-        ..Config::new(url)
-    };
-    Ok(Broker::connect(&config).await?)
+/// The broker at an address that somebody named, with what they said of it.
+pub(crate) fn config(global: &Global, url: &str) -> anyhow::Result<Config> {
+    let mut config = Config::new(url);
+    config.key_prefix.clone_from(&global.key_prefix);
+    config.result_prefix = umbel_broker::result_prefix(&global.result_key_prefix);
+    match umbel_broker::parse_steps(&global.priority_steps) {
+        Ok(steps) => config.priority_steps = steps,
+        Err(err) => return usage(format!("--priority-steps: {err}")),
+    }
+    if let Some(separator) = global.separator.as_deref().filter(|separator| !separator.is_empty()) {
+        match umbel_broker::parse_separator(separator) {
+            Ok(separator) => config.separator = separator,
+            Err(err) => return usage(format!("--separator: {err}")),
+        }
+    }
+    Ok(config)
+}
+
+pub(crate) async fn connect(config: &Config) -> anyhow::Result<Broker> {
+    Ok(Broker::connect(config).await?)
 }

@@ -7,6 +7,7 @@ mod broker;
 mod commands;
 mod home;
 mod output;
+mod short;
 mod tunnel;
 
 use std::ffi::OsString;

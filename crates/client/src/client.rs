@@ -217,6 +217,14 @@ impl Client {
         Handle::new(self, ResultTuple::task(id), false)
     }
 
+    /// The broker's time in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn time(&self) -> Result<i64, Error> {
+        self.inner.broker.time().await
+    }
+
     pub(crate) fn next_clock(&self) -> u64 {
         self.inner.clock.fetch_add(1, Ordering::Relaxed) + 1
     }

@@ -108,7 +108,8 @@ impl Handle {
         }
     }
 
-    pub(crate) fn client(&self) -> &Client {
+    /// The client by which it asks.
+    pub fn client(&self) -> &Client {
         &self.client
     }
 

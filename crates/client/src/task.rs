@@ -233,6 +233,24 @@ impl<C> Task<C> {
         self
     }
 
+    /// A header as JSON text.
+    pub fn header_json(mut self, name: &str, value: Json) -> Task<C> {
+        self.options.headers.push((name.to_owned(), value));
+        self
+    }
+
+    /// A stamp as JSON text.
+    pub fn stamp_json(mut self, name: &str, value: Json) -> Task<C> {
+        self.options.stamps.push((name.to_owned(), value));
+        self
+    }
+
+    /// The same call of another task.
+    pub fn named(mut self, name: &str) -> Task<C> {
+        name.clone_into(&mut self.name);
+        self
+    }
+
     /// The name to show in logs and events.
     pub fn shadow(mut self, name: &str) -> Task<C> {
         self.options.shadow = Some(name.to_owned());

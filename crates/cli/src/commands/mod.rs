@@ -3,7 +3,10 @@
 mod cluster_join;
 mod pool_explain;
 mod queue_ls;
+mod task_canvas;
+mod task_forget;
 mod task_get;
+mod task_revoke;
 mod task_send;
 mod version;
 
@@ -19,6 +22,9 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Task(TaskCommand::Send(send)) => return task_send::run(global, send).await,
         Command::Task(TaskCommand::Get(get)) => return task_get::run(global, get).await,
+        Command::Task(TaskCommand::Canvas(canvas)) => return task_canvas::run(global, canvas).await,
+        Command::Task(TaskCommand::Revoke(revoke)) => task_revoke::run(global, revoke).await?,
+        Command::Task(TaskCommand::Forget(forget)) => task_forget::run(global, forget).await?,
         Command::Queue(QueueCommand::Ls(ls)) => return queue_ls::run(global, ls).await,
         Command::Pool(PoolCommand::Explain { name }) => pool_explain::run(global, name).await?,
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,

@@ -30,7 +30,7 @@ struct Seen {
 
 pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<ExitCode> {
     let seen = match &global.redis_url {
-        Some(url) => on_broker(&broker::connect(url, &global.key_prefix).await?, &ls.names).await?,
+        Some(url) => on_broker(&broker::connect(&broker::config(global, url)?).await?, &ls.names).await?,
         None => of_objects(&Home::open(global).await?, ls).await?,
     };
     let columns = [

@@ -4,9 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use umbel_broker::Broker;
-use umbel_protocol::json::Json;
-use umbel_protocol::result::{ResultDoc, parse};
+use umbel_client::{Handle, ResultError, State};
+use umbel_protocol::result::ResultDoc;
 
 use crate::args::{Format, Get, Global};
 use crate::broker;
@@ -16,41 +15,53 @@ use crate::output::{self, Column, Row, cut};
 const SHORT: usize = 80;
 
 pub(crate) async fn run(global: &Global, get: &Get) -> anyhow::Result<ExitCode> {
-    let results = broker::of_results(global, get.queue.as_deref()).await?;
+    let client = broker::reader(global, get.queue.as_deref()).await?;
+    let task = client.handle(&get.id);
+    // An id is that of a task, unless there is a saved group under it.
+    let handle = client.saved(&get.id).await?.unwrap_or(task);
     if get.wait.wait {
-        return wait(global.output, &results, &get.id, get.wait.timeout).await;
+        return wait(global.output, &handle, get.wait.timeout).await;
     }
-    let document = match results.result(&get.id).await? {
-        Some(raw) => parse(&raw)?,
-        // Celery's word for a task of which nothing is known: it waits, or it never was.
-        None => ResultDoc {
-            status: "PENDING".to_owned(),
-            result: Json::null(),
-            traceback: None,
-            date_done: None,
-            task_id: get.id.clone(),
-        },
-    };
-    print(global.output, &document)?;
+    // Celery's word for a task of which nothing is known is PENDING: it waits, or it never was.
+    print(global.output, &document(handle.id(), handle.state().await?))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for the end of a task and prints its value: alone where no format was asked for.
-pub(crate) async fn wait(format: Format, results: &Broker, id: &str, timeout: Duration) -> anyhow::Result<ExitCode> {
-    let Some(raw) = results.wait_result(id, timeout).await? else {
-        anyhow::bail!("task {id} did not end within {} s", timeout.as_secs_f32());
-    };
-    let document = parse(&raw)?;
-    let is_success = document.status == "SUCCESS";
-    match format {
-        Format::Table if is_success => output::line(&output::inert(document.result.as_str()))?,
-        Format::Table => {}
-        Format::Wide | Format::Json | Format::Yaml | Format::Name => print(format, &document)?,
+fn document(id: &str, state: State) -> ResultDoc {
+    ResultDoc {
+        status: state.name,
+        result: state.result,
+        traceback: state.traceback,
+        date_done: state.ended,
+        task_id: id.to_owned(),
     }
-    if is_success {
-        return Ok(ExitCode::SUCCESS);
+}
+
+/// Waits for the end of a task or workflow and prints its value: alone where no format was asked for.
+pub(crate) async fn wait(format: Format, handle: &Handle, timeout: Duration) -> anyhow::Result<ExitCode> {
+    let id = handle.id();
+    match handle.get(timeout).await {
+        Ok(value) if format == Format::Table => {
+            output::line(&output::inert(value.as_str()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(_) => {
+            print(format, &document(id, handle.state().await?))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(ResultError::Timeout { .. }) => {
+            anyhow::bail!("task {id} did not end within {} s", timeout.as_secs_f32())
+        }
+        Err(ResultError::Remote(err)) => {
+            let state = handle.client().handle(&err.id).state().await?;
+            let document = document(&err.id, state);
+            if format != Format::Table {
+                print(format, &document)?;
+            }
+            anyhow::bail!("task {} ended as {}: {}", err.id, document.status, short(&document))
+        }
+        Err(err) => Err(err.into()),
     }
-    anyhow::bail!("task {id} ended as {}: {}", document.status, short(&document))
 }
 
 fn print(format: Format, document: &ResultDoc) -> anyhow::Result<()> {

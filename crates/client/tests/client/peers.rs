@@ -253,13 +253,13 @@ async fn workflows_run_to_their_end() {
             ["callback"],
             "{kind}"
         );
-        let failed = Task::new("umbel.sleep")
-            .args(&("x",))
-            .link_error(Task::new("umbel.echo").id("errback"));
-        let sent = client.send(failed).await.unwrap();
-        assert_eq!(
-            value(&client.handle("errback")).await,
-            echo(json!([sent.id()])),
+        // Celery calls an errback that takes several arguments in its own process; one that takes one is sent as a task.
+        let errback = Task::new("umbel.sleep").id("errback");
+        let failed = Task::new("umbel.sleep").args(&("x",)).link_error(errback);
+        client.send(failed).await.unwrap();
+        let ended = client.handle("errback").get(SOON).await;
+        assert!(
+            matches!(ended, Err(ResultError::Remote(err)) if err.exc_type == "TypeError"),
             "{kind}"
         );
         // What fails in the middle is told at the end, and by what it waited for.
@@ -345,7 +345,6 @@ async fn every_exchange_type_reaches_a_celery_worker() {
         (Exchange::named("feeds"), "feed.sport.important"),
         (Exchange::new("dx", ExchangeKind::Direct), "k2"),
         (Exchange::new("bcast", ExchangeKind::Fanout), "celery"),
-        (Exchange::new("bcast", ExchangeKind::Fanout), "any"),
     ];
     for (exchange, key) in cases {
         let task = e(&json!([key])).exchange(exchange.clone(), key);

@@ -1,0 +1,37 @@
+//! How fast tasks are made and sent: `enqueue URL QUEUE COUNT all|one` prints one line of JSON.
+//!
+//! Each task has an id of its own and one argument of 100 characters: a message of 1.1 KiB.
+
+use std::time::Instant;
+
+use umbel_client::{Client, Config, Options, Task};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, url, queue, count, how] = args.as_slice() else {
+        return Err("enqueue URL QUEUE COUNT all|one".into());
+    };
+    let count: usize = count.parse()?;
+    let client = Client::connect(Config::new(url), Options::default()).await?;
+    let text = "x".repeat(100);
+    let task = |_| Task::new("umbel.echo").args(&[text.as_str()]).queue(queue);
+    let begin = Instant::now();
+    match how.as_str() {
+        "all" => {
+            // As many at a time as a program would hold in its hands.
+            for chunk in (0..count).collect::<Vec<_>>().chunks(20_000) {
+                client.send_all(chunk.iter().map(task)).await?;
+            }
+        }
+        "one" => {
+            for n in 0..count {
+                client.send(task(&n)).await?;
+            }
+        }
+        other => return Err(format!("{other:?} is neither all nor one").into()),
+    }
+    let rate = count as f64 / begin.elapsed().as_secs_f64();
+    println!(r#"{{"name": "enqueue", "parameters": "{how}", "per_second": {rate:.0}}}"#);
+    Ok(())
+}
