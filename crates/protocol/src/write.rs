@@ -10,7 +10,16 @@ use crate::json::Json;
 /// Appends `text` as a string literal.
 pub(crate) fn string(out: &mut String, text: &str) {
     out.push('"');
-    for ch in text.chars() {
+    let mut rest = text;
+    loop {
+        // Most texts are plain: copied whole.
+        let plain = rest
+            .bytes()
+            .position(|byte| !matches!(byte, b' '..=b'~') || byte == b'"' || byte == b'\\');
+        let (copied, special) = rest.split_at(plain.unwrap_or(rest.len()));
+        out.push_str(copied);
+        let Some(ch) = special.chars().next() else { break };
+        rest = &special[ch.len_utf8()..];
         match ch {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -19,7 +28,6 @@ pub(crate) fn string(out: &mut String, text: &str) {
             '\t' => out.push_str("\\t"),
             '\u{8}' => out.push_str("\\b"),
             '\u{c}' => out.push_str("\\f"),
-            ' '..='~' => out.push(ch),
             _ => {
                 for unit in ch.encode_utf16(&mut [0; 2]) {
                     // Writing to a String cannot fail.

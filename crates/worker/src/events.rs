@@ -88,11 +88,14 @@ impl Events {
         if !self.is_on.load(Ordering::Relaxed) {
             return;
         }
-        let key = format!("{}/{}", message.retries, message.id);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_told = told.keys.contains(&*key);
-        if comes_again {
-            told.add(key);
+        let mut is_told = false;
+        if comes_again || !told.keys.is_empty() {
+            let key = format!("{}/{}", message.retries, message.id);
+            is_told = told.keys.contains(&*key);
+            if comes_again {
+                told.add(key);
+            }
         }
         drop(told);
         if !is_told {

@@ -1,7 +1,10 @@
 //! The kinds of events and their fields.
 
+use std::fmt::Write as _;
+
 use crate::json::Json;
 use crate::message::TaskMessage;
+use crate::write;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,8 +146,9 @@ impl From<&TaskMessage> for TaskInfo {
             root_id: message.root_id.clone(),
             parent_id: message.parent_id.clone(),
             retries: message.retries,
-            eta: header("eta"),
-            expires: header("expires"),
+            // Looked for only where it is known to be there: each look reads all headers.
+            eta: message.eta.and_then(|_| header("eta")),
+            expires: message.expires.and_then(|_| header("expires")),
         }
     }
 }
@@ -169,38 +173,36 @@ impl Event {
         }
     }
 
-    /// The fields of this kind, in Celery's order.
-    pub(super) fn fields(&self) -> Vec<(&'static str, Json)> {
-        let text = Json::string;
+    /// Writes the fields of this kind, in Celery's order.
+    pub(super) fn write(&self, fields: &mut Fields<'_>) {
         match self {
-            Event::WorkerOnline(beat) | Event::WorkerHeartbeat(beat) | Event::WorkerOffline(beat) => vec![
-                ("freq", Json::of(&beat.freq)),
-                ("active", Json::of(&beat.active)),
-                ("processed", Json::of(&beat.processed)),
-                ("loadavg", Json::of(&beat.loadavg)),
-                ("sw_ident", text(&beat.sw_ident)),
-                ("sw_ver", text(&beat.sw_ver)),
-                ("sw_sys", text(&beat.sw_sys)),
-            ],
+            Event::WorkerOnline(beat) | Event::WorkerHeartbeat(beat) | Event::WorkerOffline(beat) => {
+                fields.value("freq", &Json::of(&beat.freq));
+                fields.number("active", beat.active);
+                fields.number("processed", beat.processed);
+                fields.value("loadavg", &Json::of(&beat.loadavg));
+                fields.text("sw_ident", &beat.sw_ident);
+                fields.text("sw_ver", &beat.sw_ver);
+                fields.text("sw_sys", &beat.sw_sys);
+            }
             Event::TaskSent {
                 task,
                 queue,
                 exchange,
                 routing_key,
             } => {
-                let mut fields = task.sent();
-                fields.push(("queue", text(queue)));
-                fields.push(("exchange", text(exchange)));
-                fields.push(("routing_key", text(routing_key)));
-                fields
+                task.write_sent(fields);
+                fields.text("queue", queue);
+                fields.text("exchange", exchange);
+                fields.text("routing_key", routing_key);
             }
-            Event::TaskReceived(task) => task.received(),
-            Event::TaskStarted { uuid } | Event::TaskCancelled { uuid } => vec![("uuid", text(uuid))],
-            Event::TaskSucceeded { uuid, result, runtime } => vec![
-                ("uuid", text(uuid)),
-                ("result", text(result)),
-                ("runtime", Json::of(runtime)),
-            ],
+            Event::TaskReceived(task) => task.write_received(fields),
+            Event::TaskStarted { uuid } | Event::TaskCancelled { uuid } => fields.text("uuid", uuid),
+            Event::TaskSucceeded { uuid, result, runtime } => {
+                fields.text("uuid", uuid);
+                fields.text("result", result);
+                fields.value("runtime", &Json::of(runtime));
+            }
             Event::TaskFailed {
                 uuid,
                 exception,
@@ -210,54 +212,89 @@ impl Event {
                 uuid,
                 exception,
                 traceback,
-            } => vec![
-                ("uuid", text(uuid)),
-                ("exception", text(exception)),
-                ("traceback", Json::of(traceback)),
-            ],
-            Event::TaskRejected { uuid, requeue } => vec![("uuid", text(uuid)), ("requeue", Json::of(requeue))],
+            } => {
+                fields.text("uuid", uuid);
+                fields.text("exception", exception);
+                fields.optional("traceback", traceback.as_deref());
+            }
+            Event::TaskRejected { uuid, requeue } => {
+                fields.text("uuid", uuid);
+                fields.number("requeue", requeue);
+            }
             Event::TaskRevoked {
                 uuid,
                 terminated,
                 signum,
                 expired,
-            } => vec![
-                ("uuid", text(uuid)),
-                ("terminated", Json::of(terminated)),
-                ("signum", signum.clone().unwrap_or_else(Json::null)),
-                ("expired", Json::of(expired)),
-            ],
-            Event::WorkerElectAck { id } => vec![("id", text(id))],
+            } => {
+                fields.text("uuid", uuid);
+                fields.number("terminated", terminated);
+                fields.value("signum", signum.as_ref().unwrap_or(&Json::null()));
+                fields.number("expired", expired);
+            }
+            Event::WorkerElectAck { id } => fields.text("id", id),
         }
     }
 }
 
-impl TaskInfo {
-    fn sent(&self) -> Vec<(&'static str, Json)> {
-        vec![
-            ("uuid", Json::string(&self.uuid)),
-            ("root_id", Json::of(&self.root_id)),
-            ("parent_id", Json::of(&self.parent_id)),
-            ("name", Json::string(&self.name)),
-            ("args", Json::string(&self.args)),
-            ("kwargs", Json::string(&self.kwargs)),
-            ("retries", Json::of(&self.retries)),
-            ("eta", Json::of(&self.eta)),
-            ("expires", Json::of(&self.expires)),
-        ]
+/// An object that is being written; there is at least one field before these.
+pub(super) struct Fields<'a>(pub(super) &'a mut String);
+
+impl Fields<'_> {
+    fn name(&mut self, name: &'static str) {
+        self.0.push_str(", \"");
+        self.0.push_str(name);
+        self.0.push_str("\": ");
     }
 
-    fn received(&self) -> Vec<(&'static str, Json)> {
-        vec![
-            ("uuid", Json::string(&self.uuid)),
-            ("name", Json::string(&self.name)),
-            ("args", Json::string(&self.args)),
-            ("kwargs", Json::string(&self.kwargs)),
-            ("root_id", Json::of(&self.root_id)),
-            ("parent_id", Json::of(&self.parent_id)),
-            ("retries", Json::of(&self.retries)),
-            ("eta", Json::of(&self.eta)),
-            ("expires", Json::of(&self.expires)),
-        ]
+    pub(super) fn text(&mut self, name: &'static str, text: &str) {
+        self.name(name);
+        write::string(self.0, text);
+    }
+
+    fn optional(&mut self, name: &'static str, text: Option<&str>) {
+        self.name(name);
+        write::optional(self.0, text);
+    }
+
+    /// A whole number, or a boolean.
+    pub(super) fn number(&mut self, name: &'static str, number: impl std::fmt::Display) {
+        self.name(name);
+        let _ = write!(self.0, "{number}"); // Writing to a String cannot fail.
+    }
+
+    pub(super) fn value(&mut self, name: &'static str, value: &Json) {
+        self.name(name);
+        self.0.push_str(value.as_str());
+    }
+}
+
+impl TaskInfo {
+    fn write_sent(&self, fields: &mut Fields<'_>) {
+        fields.text("uuid", &self.uuid);
+        fields.optional("root_id", self.root_id.as_deref());
+        fields.optional("parent_id", self.parent_id.as_deref());
+        self.write_call(fields);
+        self.write_times(fields);
+    }
+
+    fn write_received(&self, fields: &mut Fields<'_>) {
+        fields.text("uuid", &self.uuid);
+        self.write_call(fields);
+        fields.optional("root_id", self.root_id.as_deref());
+        fields.optional("parent_id", self.parent_id.as_deref());
+        self.write_times(fields);
+    }
+
+    fn write_call(&self, fields: &mut Fields<'_>) {
+        fields.text("name", &self.name);
+        fields.text("args", &self.args);
+        fields.text("kwargs", &self.kwargs);
+    }
+
+    fn write_times(&self, fields: &mut Fields<'_>) {
+        fields.number("retries", self.retries);
+        fields.optional("eta", self.eta.as_deref());
+        fields.optional("expires", self.expires.as_deref());
     }
 }

@@ -24,6 +24,7 @@ pub use read::{Received, parse};
 use crate::envelope::{Head, seal};
 use crate::json::Json;
 use crate::write;
+use kind::Fields;
 
 /// The exchange, unless `event_exchange` names another.
 pub const EXCHANGE: &str = "celeryev";
@@ -87,19 +88,18 @@ impl Source {
 
     /// The event as an object, to be kept for a batch.
     pub fn object(&self, event: &Event, stamp: Stamp) -> Json {
-        let fields = event.fields();
-        let common = [
-            ("hostname", Json::string(&self.hostname)),
-            ("utcoffset", Json::of(&0.0)),
-            ("pid", Json::of(&self.pid)),
-            ("clock", Json::of(&stamp.clock)),
-        ];
-        let tail = [
-            ("timestamp", Json::of(&stamp.timestamp)),
-            ("type", Json::string(event.kind())),
-        ];
-        let entries = common.iter().chain(&fields).chain(&tail);
-        write::object(entries.map(|(name, value)| (*name, value)))
+        let mut out = String::with_capacity(512);
+        out.push_str("{\"hostname\": ");
+        write::string(&mut out, &self.hostname);
+        let mut fields = Fields(&mut out);
+        fields.value("utcoffset", &Json::of(&0.0));
+        fields.number("pid", self.pid);
+        fields.number("clock", stamp.clock);
+        event.write(&mut fields);
+        fields.value("timestamp", &Json::of(&stamp.timestamp));
+        fields.text("type", event.kind());
+        out.push('}');
+        Json::trusted(out)
     }
 
     /// The message of one event.
