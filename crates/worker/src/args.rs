@@ -122,7 +122,7 @@ pub struct Args {
     #[arg(long, env = "UMBEL_DEAD_KEPT", default_value_t = 10_000)]
     dead_kept: u64,
     /// Largest message in bytes; larger ones go to the quarantine unread
-    #[arg(long, env = "UMBEL_MAX_MESSAGE", default_value_t = 1_048_576)]
+    #[arg(long, env = "UMBEL_MAX_MESSAGE", default_value_t = 16_777_216)]
     max_message: usize,
     #[command(flatten)]
     bodies: crate::bodies::Bodies,

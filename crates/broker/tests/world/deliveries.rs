@@ -213,6 +213,7 @@ impl World {
             4 => End::Quarantine {
                 reason: "not JSON".into(),
             },
+            5 => End::Requeue,
             _ => End::Release,
         };
         let settlement = Settlement {
@@ -263,7 +264,8 @@ impl World {
                 is_due: due <= soon,
                 rank,
             }),
-            End::Bury { .. } => self.model.dead[queue].push(raw),
+            End::Bury { .. } | End::BuryBytes { .. } => self.model.dead[queue].push(raw),
+            End::Requeue => self.model.lists.entry(list).or_default().push_back(raw),
             End::Quarantine { .. } => self.model.quarantine[queue].push(raw),
             End::Release => {}
         }

@@ -21,6 +21,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Keys of an envelope: Celery writes about forty, and users add headers.
+const ENVELOPE_KEYS: u32 = 10_000;
+
 /// Reads one list element. `zone` reads times that have no offset (Celery's `timezone` setting; UTC by default).
 ///
 /// Only JSON is read: another content type or a compressed body is refused before the body is touched;
@@ -250,7 +253,11 @@ fn utf8<'a>(bytes: &'a [u8], part: &'static str) -> Result<&'a str, Reason> {
 
 /// One pass over the envelope. On an error `envelope` keeps what was seen, so that the message can be named.
 fn split<'a>(message: &'a str, limits: &Limits, envelope: &mut Envelope<'a>) -> Result<(), JsonError> {
-    let mut scanner = Scanner::new(message, bounds(limits));
+    let envelope_bounds = Bounds {
+        depth: limits.depth,
+        keys: limits.keys.min(ENVELOPE_KEYS),
+    };
+    let mut scanner = Scanner::new(message, envelope_bounds);
     scanner.object(|inner, key| {
         match &*key.unescaped() {
             "body" => envelope.body = Some(inner.value()?),

@@ -33,17 +33,17 @@ pub struct Limits {
     pub bytes: usize,
     /// Levels of nesting, in the envelope and in the body each.
     pub depth: u32,
-    /// Object keys, in the envelope and in the body each.
+    /// Object keys in the body; the envelope may have 10,000 at most.
     pub keys: u32,
     /// Bytes of an id or a task name. They become keys, labels and log fields.
     pub id_bytes: usize,
 }
 
 impl Default for Limits {
-    /// 1 MiB, 64 levels, 10,000 keys, 1,024 bytes.
+    /// 16 MiB, 64 levels, 500,000 keys, 1,024 bytes: room for a chain with a chord of 10,000 members in it.
     fn default() -> Limits {
         Limits {
-            bytes: 1 << 20,
+            bytes: 16 << 20,
             depth: crate::json::MAX_DEPTH,
             keys: crate::json::MAX_KEYS,
             id_bytes: 1024,

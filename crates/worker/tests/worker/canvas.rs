@@ -63,6 +63,25 @@ fn workflows() -> Vec<(&'static str, Value)> {
             json!([echo(json!([1, 2])), echo(json!([3]))]),
         ),
         ("chord([s(0)] * 200, e())", echo(json!([vec![0; 200]]))),
+        // Chains and groups in a header, a group as a body, a chord in a chain in a chord.
+        (
+            "chord([chain(s(0), group(e(1), e(2))), s(0)], e())",
+            echo(json!([[[echo(json!([0, 1])), echo(json!([0, 2]))], 0]])),
+        ),
+        (
+            "chord([e(1), e(2)], group(e('a'), e('b')))",
+            json!([
+                echo(json!([[echo(json!([1])), echo(json!([2]))], "a"])),
+                echo(json!([[echo(json!([1])), echo(json!([2]))], "b"]))
+            ]),
+        ),
+        (
+            "chord([chain(s(0), chord([s(0).set(immutable=True)] * 2, e('in')), e('then')), s(0)], e('out'))",
+            echo(json!([[echo(json!([echo(json!([[0, 0], "in"])), "then"])), 0], "out"])),
+        ),
+        ("chord([s(0).set(immutable=True), e()], e().set(immutable=True))", echo(json!([]))),
+        ("chain(s(0), chord([], e('empty')))", echo(json!([[], "empty"]))),
+        ("chunks(e(), [[1], [2], [3]], 2)", json!([[echo(json!([1])), echo(json!([2]))], [echo(json!([3]))]])),
     ]
 }
 
@@ -111,6 +130,39 @@ async fn celerys_workers_and_ours_share_chords() {
         let expected = echo(json!([vec![json!(0.02); 30]]));
         assert_eq!(celery.canvas("chord([s(0.02)] * 30, e())", LATER).await, Ok(expected));
     }
+}
+
+/// In a chain, where one message carries all of it: 3 MiB and 120,000 keys.
+#[tokio::test]
+async fn a_chord_of_ten_thousand_inside_a_chain_completes() {
+    let redis = Redis::start().await;
+    let _worker = umbel_worker(&redis.url(), &["--concurrency", "64"]);
+    let mut celery = Celery::client(&redis.url()).await;
+    let workflow = "chain(s(0), chord([s(0).set(immutable=True)] * 10000, e()), e('end'))";
+    let expected = echo(json!([echo(json!([vec![0; 10_000]])), "end"]));
+    let sent = celery.apply(workflow, None).await;
+    let text = celery.result(&sent, Duration::from_mins(3)).await.expect("it completes");
+    assert_eq!(serde_json::from_str::<Value>(&text).expect("it is JSON"), expected);
+}
+
+/// A part that is no JSON, and a body that asks for more than a worker may make: who waits for the body is told.
+#[tokio::test]
+async fn a_chord_that_cannot_be_completed_fails() {
+    let redis = Redis::start().await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let sent = celery.apply("chord([s(0), s(0.3)], e())", None).await;
+    // A foreign worker has written a part of another shape.
+    let mut connection = redis.connection().await;
+    let waiting: Vec<String> = connection.lrange("celery", 0, -1).await.expect("the server answers");
+    let message: Value = serde_json::from_str(&waiting[0]).expect("it is JSON");
+    let group = message["headers"]["group"].as_str().expect("it is a member").to_owned();
+    let key = format!("celery-taskset-meta-{group}");
+    let _: usize = connection.zadd(format!("{key}.j"), "[1]", 7).await.expect("the server answers");
+    let _: usize = connection.incr(format!("{key}.s"), 1).await.expect("the server answers");
+    let _worker = umbel_worker(&redis.url(), &[]);
+    let raised = celery.result(&sent, SOON).await.expect_err("no body can be sent");
+    assert_eq!(raised.exc_type, "ChordError");
+    assert!(raised.message.contains("chord part"), "{}", raised.message);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use umbel_testkit::redis::AsyncCommands;
 use umbel_testkit::{Celery, Event, History, Process, Redis, Signal, eventually};
 
-use crate::support::{LATER, SOON, admitted, broker, depth, laid_aside, start, test_worker};
+use crate::support::{LATER, SOON, admitted, broker, depth, laid_aside, start, test_worker, umbel_worker};
 
 /// The example with Celery's integration tasks. Cargo builds it with all tests, but not for this package alone.
 fn integration_tasks() -> &'static Path {
@@ -335,4 +335,52 @@ async fn a_task_tells_states_of_its_own() {
         state == "STARTED" && info.contains("'pid': ") && info.contains("'hostname': ")
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_is_unknown_and_goes_where_the_queue_says() {
+    let redis = Redis::start().await;
+    let mut celery = Celery::client(&redis.url()).await;
+    // Somebody who knows the task, but takes nothing for the moment.
+    let all = umbel_worker(&redis.url(), &["--lease", "10s"]);
+    admitted(&redis, 1).await;
+    let known = celery.send("umbel.echo", json!([1]), json!({})).await;
+    celery.get(&known, SOON).await.expect("it works");
+    eventually(SOON, "its heartbeat tells its tasks", async || {
+        let mut connection = redis.connection().await;
+        let keys: Vec<String> = connection.keys("umbel:hb:worker:*").await.unwrap_or_default();
+        !keys.is_empty()
+    })
+    .await;
+    all.signal(Signal::Stop);
+    let some = ["--allowed-tasks", "umbel.e*,proj.*"];
+    let mut strict = umbel_worker(&redis.url(), &[some.as_slice(), &["--on-unknown-task", "DeadLetter"]].concat());
+    let buried = celery.send("umbel.sleep", json!([0]), json!({})).await;
+    let raised = celery.get(&buried, SOON).await.expect_err("it is not allowed here");
+    assert_eq!((raised.exc_type.as_str(), raised.message.as_str()), ("NotRegistered", "'umbel.sleep'"));
+    assert_eq!(laid_aside(&redis, "dead", "celery").await.len(), 1);
+    strict.kill();
+    let _polite = umbel_worker(&redis.url(), &some);
+    let handed = celery.send("umbel.sleep", json!([0]), json!({})).await;
+    let mut connection = redis.connection().await;
+    eventually(SOON, "it is handed back", async || {
+        let waiting: usize = connection.zcard("umbel:delayed:celery").await.unwrap_or(0);
+        waiting == 1
+    })
+    .await;
+    all.signal(Signal::Cont);
+    assert_eq!(celery.get(&handed, SOON).await, Ok(json!(0)));
+    assert_eq!(laid_aside(&redis, "dead", "celery").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_task_sends_inherits_its_priority_when_asked() {
+    for (flags, expected) in [(&[] as &[&str], "Priority: 0"), (&["--inherit-priority"], "Priority: 3")] {
+        let redis = Redis::start().await;
+        let _worker = integration_worker(&redis, flags);
+        let mut celery = client(&redis).await;
+        let workflow = "run(chain(sig('return_priority').set(priority=3), sig('return_priority')))";
+        let cases = [(workflow, json!(expected))];
+        none_differ(&different(&mut celery, &cases).await);
+    }
 }
