@@ -21,27 +21,60 @@ const XZ_MEMORY: u64 = 40 << 20;
 /// The least window that a zstd frame may ask for, as a power of two: 8 MiB, what level 19 uses.
 const ZSTD_WINDOW: u32 = 23;
 
+/// Bytes that are kept while nobody knows yet how many there will be.
+const FIRST: usize = 1 << 20;
+
 /// The body, unpacked: at most `limit` bytes.
+///
+/// One that grows beyond 1 MiB is unpacked twice: once to count, in the memory of a few buffers, then into exactly the
+/// room it takes. So what exceeds the limit costs no more than the decoder's window.
 ///
 /// # Errors
 /// [`Reason::Unpacked`] as soon as it grows beyond `limit`; [`Reason::Format`] for what is no such stream, is broken
 /// off, or has something behind it.
 pub fn decompress(compression: Compression, packed: &[u8], limit: usize) -> Result<Vec<u8>, Reason> {
-    let unpacked = match compression {
-        Compression::Zlib if packed.starts_with(&[0x1f, 0x8b]) => gzip(packed, limit),
-        Compression::Zlib => zlib(packed, limit),
-        Compression::Bzip2 => bzip2(packed, limit),
-        Compression::Lzma => lzma(packed, limit),
-        Compression::Brotli => brotli(packed, limit),
-        Compression::Zstd => zstd(packed, limit),
-    };
-    unpacked.map_err(|fault| match fault {
+    let explained = |fault| match fault {
         Fault::Limit => Reason::Unpacked { limit },
         Fault::Stream(why) => Reason::Format {
             format: compression.name(),
             why,
         },
+    };
+    let (mut out, mut total) = (Vec::new(), 0);
+    unpack(compression, packed, limit, &mut |piece| {
+        total += piece.len();
+        if total > limit {
+            return Err(Fault::Limit);
+        }
+        if total <= FIRST {
+            out.extend_from_slice(piece);
+        }
+        Ok(())
     })
+    .map_err(explained)?;
+    if total > FIRST {
+        out = Vec::with_capacity(total);
+        unpack(compression, packed, limit, &mut |piece| {
+            out.extend_from_slice(piece);
+            Ok(())
+        })
+        .map_err(explained)?;
+    }
+    Ok(out)
+}
+
+/// Takes what comes out, piece by piece.
+type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), Fault> + 'a;
+
+fn unpack(compression: Compression, packed: &[u8], limit: usize, sink: &mut Sink<'_>) -> Result<(), Fault> {
+    match compression {
+        Compression::Zlib if packed.starts_with(&[0x1f, 0x8b]) => gzip(packed, sink),
+        Compression::Zlib => zlib(packed, sink),
+        Compression::Bzip2 => bzip2(packed, sink),
+        Compression::Lzma => lzma(packed, sink),
+        Compression::Brotli => brotli(packed, sink),
+        Compression::Zstd => zstd(packed, limit, sink),
+    }
 }
 
 /// The body, packed, at the levels that kombu uses; brotli at a level that is not a hundred times slower.
@@ -91,19 +124,18 @@ struct Step {
 /// Runs a decoder to the end of its stream. `step` reads from the first slice and writes to the second.
 fn run(
     packed: &[u8],
-    limit: usize,
+    sink: &mut Sink<'_>,
     mut step: impl FnMut(&[u8], &mut [u8]) -> Result<Step, Fault>,
-) -> Result<Vec<u8>, Fault> {
-    let mut out = Vec::new();
+) -> Result<(), Fault> {
     let mut buffer = vec![0; STEP];
     let mut rest = packed;
     loop {
         let Step { read, written, is_end } = step(rest, &mut buffer)?;
         rest = rest.get(read..).unwrap_or_default();
-        push(&mut out, &buffer[..written], limit)?;
+        sink(&buffer[..written])?;
         if is_end {
             return if rest.is_empty() {
-                Ok(out)
+                Ok(())
             } else {
                 Err(broken(format!("{} bytes follow its end", rest.len())))
             };
@@ -114,24 +146,10 @@ fn run(
     }
 }
 
-/// Appends within the limit. Room doubles as in any `Vec`, but never beyond the limit.
-fn push(out: &mut Vec<u8>, piece: &[u8], limit: usize) -> Result<(), Fault> {
-    let needed = out.len() + piece.len();
-    if needed > limit {
-        return Err(Fault::Limit);
-    }
-    if needed > out.capacity() {
-        let room = (out.capacity() * 2).clamp(needed, limit);
-        out.reserve_exact(room - out.len());
-    }
-    out.extend_from_slice(piece);
-    Ok(())
-}
-
 #[allow(clippy::cast_possible_truncation, reason = "a step is at most as long as its slices")]
-fn zlib(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
+fn zlib(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), Fault> {
     let mut decoder = Decompress::new(true);
-    run(packed, limit, |input, output| {
+    run(packed, sink, |input, output| {
         let before = (decoder.total_in(), decoder.total_out());
         let status = decoder
             .decompress(input, output, FlushDecompress::None)
@@ -145,27 +163,26 @@ fn zlib(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
 }
 
 /// Its reader checks the trailer, so a stream that is broken off does not pass for a short one.
-fn gzip(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
+fn gzip(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), Fault> {
     let mut reader = flate2::bufread::GzDecoder::new(packed);
-    let mut out = Vec::new();
     let mut buffer = vec![0; STEP];
     loop {
         let written = reader.read(&mut buffer).map_err(broken)?;
         if written == 0 {
             break;
         }
-        push(&mut out, &buffer[..written], limit)?;
+        sink(&buffer[..written])?;
     }
     match reader.into_inner().len() {
-        0 => Ok(out),
+        0 => Ok(()),
         rest => Err(broken(format!("{rest} bytes follow its end"))),
     }
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "a step is at most as long as its slices")]
-fn bzip2(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
+fn bzip2(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), Fault> {
     let mut decoder = bzip2::Decompress::new(false);
-    run(packed, limit, |input, output| {
+    run(packed, sink, |input, output| {
         let before = (decoder.total_in(), decoder.total_out());
         let status = decoder.decompress(input, output).map_err(broken)?;
         Ok(Step {
@@ -177,13 +194,13 @@ fn bzip2(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "a step is at most as long as its slices")]
-fn lzma(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
+fn lzma(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), Fault> {
     let explained = |err| match err {
         xz::Error::MemLimit => broken(format!("it asks for more than {XZ_MEMORY} bytes of memory")),
         other => broken(other),
     };
     let mut decoder = xz::Stream::new_auto_decoder(XZ_MEMORY, 0).map_err(explained)?;
-    run(packed, limit, |input, output| {
+    run(packed, sink, |input, output| {
         let before = (decoder.total_in(), decoder.total_out());
         let status = decoder.process(input, output, xz::Action::Run).map_err(explained)?;
         Ok(Step {
@@ -194,7 +211,7 @@ fn lzma(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
     })
 }
 
-fn brotli(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
+fn brotli(packed: &[u8], sink: &mut Sink<'_>) -> Result<(), Fault> {
     // Strict: a window is at most 16 MiB; the "large window" extension would take up to 1 GiB.
     let mut state = BrotliState::new_strict(
         HeapAlloc::<u8>::new(0),
@@ -202,7 +219,7 @@ fn brotli(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
         HeapAlloc::<HuffmanCode>::new(HuffmanCode::default()),
     );
     let mut total = 0;
-    run(packed, limit, |input, output| {
+    run(packed, sink, |input, output| {
         let (mut available_in, mut read) = (input.len(), 0);
         let (mut available_out, mut written) = (output.len(), 0);
         let result = BrotliDecompressStream(
@@ -227,7 +244,7 @@ fn brotli(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
     })
 }
 
-fn zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
+fn zstd(packed: &[u8], limit: usize, sink: &mut Sink<'_>) -> Result<(), Fault> {
     let explained = |err: io::Error| broken(err);
     let mut decoder = zstd::stream::raw::Decoder::new().map_err(explained)?;
     // A frame that knows its size has a window of that size, so the window may be as large as a body.
@@ -238,7 +255,7 @@ fn zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>, Fault> {
     if !packed.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         return Err(broken("no such frame"));
     }
-    run(packed, limit, |input, output| {
+    run(packed, sink, |input, output| {
         let (mut input, mut output) = (InBuffer::around(input), OutBuffer::around(output));
         let hint = decoder.run(&mut input, &mut output).map_err(explained)?;
         Ok(Step {

@@ -52,21 +52,30 @@ impl Consumer {
             self.shared.clock.observe(now);
         }
         let now = self.shared.clock.now();
-        for Taken {
-            lid,
-            micros,
-            queue,
-            raw,
-            is_suspect,
-        } in taken
-        {
+        // All of them are renewed from now on: one that takes long to read must not cost those behind it.
+        let leases = taken
+            .iter()
+            .map(|one| {
+                let length = self.shared.config.lease;
+                self.shared.leases.insert(&one.lid, term, one.micros, sent, length)
+            })
+            .collect::<Vec<_>>();
+        let mut taken = leases.into_iter().zip(taken);
+        while let Some((lease, one)) = taken.next() {
+            let Taken {
+                lid,
+                queue,
+                raw,
+                is_suspect,
+                ..
+            } = one;
             if self.quiet.is_cancelled() {
+                let rest = taken.map(|(_, one)| one.lid);
+                for lid in std::iter::once(lid).chain(rest) {
+                    self.shared.leases.remove(std::iter::once(&lid));
+                }
                 return self.reserver.forget();
             }
-            let lease = self
-                .shared
-                .leases
-                .insert(&lid, term, micros, sent, self.shared.config.lease);
             let limits = Limits {
                 bytes: self.shared.config.max_message,
                 ..Limits::default()
@@ -105,10 +114,7 @@ impl Consumer {
         }
         match (admit(&delivery.message, job.is_some(), now), job) {
             (Admission::Run, Some(job)) => {
-                let turn = self
-                    .shared
-                    .rates
-                    .turn(job.name(), Instant::now(), crate::random());
+                let turn = self.shared.rates.turn(job.name(), Instant::now(), crate::random());
                 match turn {
                     Turn::After(Duration::ZERO) => {
                         self.shared.events.received(&delivery.message, false);

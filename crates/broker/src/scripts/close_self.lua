@@ -5,4 +5,4 @@ local g = gate(ARGV[2])
 if not g then return -1 end
 g.state = 'closed@' .. string.format('%.3f', micros() / 1000000)
 set_gate(ARGV[2], g)
-return tonumber(redis.call('HGET', U .. 'held', 'w:' .. ARGV[2]) or '0')
+return number(redis.call('HGET', U .. 'held', 'w:' .. ARGV[2]))

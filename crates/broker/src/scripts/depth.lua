@@ -20,7 +20,7 @@ while at <= #ARGV do
     if lengths[i] > 0 and not tail then tail = redis.call('LINDEX', list, -1) end
   end
   local soon = redis.pcall('ZCOUNT', U .. 'delayed:' .. queue, '-inf', string.format('%.6f', now + tonumber(ARGV[2])))
-  local row = { 'ok', tonumber(redis.call('HGET', U .. 'held', 'q:' .. queue) or '0'),
+  local row = { 'ok', number(redis.call('HGET', U .. 'held', 'q:' .. queue)),
     size('ZCARD', U .. 'delayed:' .. queue, bad), type(soon) == 'number' and soon or 0,
     size('LLEN', U .. 'suspect:' .. queue, bad), size('XLEN', U .. 'dead:' .. queue, bad),
     size('XLEN', U .. 'quarantine:' .. queue, bad), '', '', lengths }

@@ -8,7 +8,7 @@ local now = math.floor(micros() / 1000)
 if slot > now then return { 'notyet', now } end
 local key = U .. 'slot:' .. ARGV[2] .. ':' .. uid
 local last = redis.call('HGET', key, 'last')
-if last and slot <= tonumber(last) then return { 'dup', redis.call('HGET', key, 'ids'), last } end
+if last and slot <= number(last) then return { 'dup', redis.call('HGET', key, 'ids'), last } end
 for at = 8, #ARGV, 3 do
   local kind = redis.call('TYPE', ARGV[at]).ok
   if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end

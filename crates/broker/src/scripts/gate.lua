@@ -11,4 +11,4 @@ if term < g.term or (term == g.term and n <= g.n) then return { 'stale', stored 
 g.term, g.n = term, n
 g.state = ARGV[5] == 'open' and 'open' or ('closed@' .. string.format('%.3f', micros() / 1000000))
 set_gate(worker, g)
-return { 'done', tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') }
+return { 'done', number(redis.call('HGET', U .. 'held', 'w:' .. worker)) }

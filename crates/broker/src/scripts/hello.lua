@@ -21,7 +21,7 @@ for i = at, #ARGV do
   count = count + 1
 end
 local back = {}
-if tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') ~= count then
+if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) ~= count then
   local mine = worker .. ':'
   for _, lid in ipairs(redis.call('ZRANGE', U .. 'lease', 0, -1)) do
     if string.sub(lid, 1, #mine) == mine and not named[lid] then

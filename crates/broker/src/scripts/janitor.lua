@@ -50,13 +50,13 @@ end
 local now = micros() / 1000000
 for _, worker in ipairs(redis.call('HKEYS', U .. 'workers')) do
   local w = 'w:' .. worker
-  if redis.call('EXISTS', U .. 'hb:worker:' .. worker) == 1 or tonumber(redis.call('HGET', U .. 'held', w) or '0') ~= 0 then
+  if redis.call('EXISTS', U .. 'hb:worker:' .. worker) == 1 or number(redis.call('HGET', U .. 'held', w)) ~= 0 then
     redis.call('HDEL', U .. 'gone', worker)
   else
     local since = redis.call('HGET', U .. 'gone', worker)
     if not since then
       redis.call('HSET', U .. 'gone', worker, string.format('%.0f', now))
-    elseif now - tonumber(since) > tonumber(ARGV[3]) then
+    elseif now - number(since) > tonumber(ARGV[3]) then
       redis.call('HDEL', U .. 'gone', worker)
       redis.call('HDEL', U .. 'workers', worker)
       redis.call('HDEL', U .. 'held', w)

@@ -18,7 +18,7 @@ end
 for _, key in ipairs({ parts, extra, size, counted, group }) do redis.call('EXPIRE', key, ARGV[12]) end
 local wanted = redis.call('GET', size)
 if not wanted then return { 'open' } end
-local all = tonumber(wanted) + tonumber(redis.call('GET', extra) or '0')
+local all = number(wanted) + number(redis.call('GET', extra))
 if redis.call(is_list and 'LLEN' or 'ZCARD', parts) ~= all then return { 'open' } end
 local held = redis.call('GET', claim)
 if held and held ~= ARGV[11] then return { 'open' } end

@@ -11,12 +11,21 @@ local function micros()
   return t[1] * 1000000 + t[2]
 end
 local function seconds(us) return string.format('%.6f', us / 1000000) end
+-- A stored number. Whatever else stands there counts as none: what somebody broke must not stop everybody.
+local function number(text)
+  local n = tonumber(text or '0')
+  if not n or n ~= n or math.abs(n) > 9007199254740991 then return 0 end
+  return n
+end
 
 -- A record is '<length of list>:<list><raw>': where a message came from and its bytes, in one value.
 local function record(list, raw) return #list .. ':' .. list .. raw end
+-- What is no record counts as the raw of one from a list that nobody has; reclaim lays it aside.
+local UNREADABLE = U .. 'unreadable'
 local function unrecord(rec)
   local i = string.find(rec, ':', 1, true)
-  local n = tonumber(string.sub(rec, 1, i - 1))
+  local n = i and tonumber(string.match(string.sub(rec, 1, i - 1), '^%d+$') or '')
+  if not n or i + n > #rec then return UNREADABLE, rec end
   return string.sub(rec, i + 1, i + n), string.sub(rec, i + n + 1)
 end
 -- The record of a message that was acknowledged before its run has a stub in place of its raw: a zero byte, then a message
@@ -88,11 +97,20 @@ local function lay_aside(kind, list, raw, reason, id, task, attempts, maxlen)
     'task', task, 'attempts', attempts, 'list', list, 'raw', raw)
 end
 
-local function term_of(install) return tonumber(redis.call('GET', U .. 'term:' .. install) or '0') end
+local function term_of(install) return number(redis.call('GET', U .. 'term:' .. install)) end
+
+-- Refuses the end whose follow-up messages cannot all be pushed, by the keys they go to.
+local function check_pushes(at, last)
+  while at <= last do
+    local op, key = ARGV[at], ARGV[at + 1]
+    if op == 'push' then redis.call('LLEN', key) end
+    at = at + (op == 'push' and 3 or op == 'del' and 2 or 4)
+  end
+end
 
 -- What follows an end beside its own message, as a flat list of operations between `at` and `last` of ARGV:
 --   push list raw | store key ttl doc | set key ttl value | del key | incr key ttl by
---   guard key token n: the next n arguments are followed only where the key holds the token
+--   guard key token n: the next n arguments are followed only where the key holds the token, or nothing
 -- Sets and stores come before pushes where order matters: the caller sees to it.
 local function follow(at, last)
   while at <= last do
@@ -114,7 +132,9 @@ local function follow(at, last)
       redis.call('EXPIRE', key, ARGV[at + 2])
       at = at + 4
     else -- guard key token arguments
-      local held = redis.call('GET', key) == ARGV[at + 2]
+      -- A claim that ran out while this end could not be told is nobody's: what it guards is ours to do.
+      local holder = redis.call('GET', key)
+      local held = not holder or holder == ARGV[at + 2]
       local arguments = tonumber(ARGV[at + 3])
       at = at + 4
       if not held then at = at + arguments end

@@ -11,7 +11,12 @@ for i = 3, #ARGV do
       local list, rest = unrecord(members[k])
       local _, raw = unrecord(rest)
       -- Push, then remove: a list of the wrong type leaves the message where it is.
-      local pushed = redis.pcall('RPUSH', list, raw)
+      local pushed
+      if list == UNREADABLE then
+        pushed = pcall(lay_aside, 'quarantine', P .. ARGV[i], raw, 'no delayed message of ours', '', '', 0, '10000') and 1
+      else
+        pushed = redis.pcall('RPUSH', list, raw)
+      end
       if type(pushed) == 'number' then
         redis.call('ZREM', key, members[k])
         moved = moved + 1

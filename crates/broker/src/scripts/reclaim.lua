@@ -7,6 +7,10 @@
 local now, back, suspected, buried, ids = micros() / 1000000, 0, 0, 0, {}
 local function take_back(at, lid, list, raw)
   local att, id, task = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  if list == UNREADABLE then
+    lay_aside('quarantine', list, raw, 'no record of ours stood under this lease', id, task, 0, '10000')
+    return end_lease(lid, list)
+  end
   local queue = queue_of(list)
   local policy = redis.call('HGET', U .. 'policy', queue) or ''
   local most, ttl, kept = string.match(policy, '^(%d+)|(%d+)|(%d+)$')
@@ -19,8 +23,8 @@ local function take_back(at, lid, list, raw)
     return
   end
   -- Counted after the message has a place: one that could not be moved has not died once more.
-  local deaths = tonumber(redis.call('HGET', U .. 'att', att) or '0') + 1
-  if deaths >= tonumber(most or '3') then
+  local deaths = number(redis.call('HGET', U .. 'att', att)) + 1
+  if deaths >= (tonumber(most) or 3) then
     lay_aside('dead', list, raw, 'killed its worker ' .. deaths .. ' times', id, task, deaths, kept or '10000')
     redis.call('HDEL', U .. 'att', att)
     end_lease(lid, list)
@@ -36,7 +40,7 @@ local function take_back(at, lid, list, raw)
     redis.call('RPUSH', list, raw)
     back = back + 1
   end
-  redis.call('HINCRBY', U .. 'att', att, 1)
+  redis.call('HSET', U .. 'att', att, deaths)
   -- Counts of messages that were purged meanwhile go a week after the last death of any.
   redis.call('EXPIRE', U .. 'att', 604800)
   end_lease(lid, list)

@@ -40,7 +40,8 @@ local function take(list, i, quota)
     chunk = math.min(2 * chunk, CHUNK)
     for k = #items, 1, -1 do
       local raw = items[k]
-      if #raw > largest then
+      -- A zero byte begins what stands for a message that was acknowledged early, and no message.
+      if #raw > largest or is_early(raw) then
         oversized[list] = raw
         return got
       end
@@ -72,19 +73,20 @@ end
 -- Into the quarantine before anything is taken: one that is of another type leaves the message where it is.
 for list, raw in pairs(oversized) do
   faults[#faults + 1] = list
-  local laid, err = pcall(lay_aside, 'quarantine', list, raw,
-    'oversized: ' .. #raw .. ' bytes, largest allowed ' .. largest, '', '', 0, kept)
+  local what, reason = 'oversized message', 'oversized: ' .. #raw .. ' bytes, largest allowed ' .. largest
+  if #raw <= largest then what, reason = 'message', 'begins with a zero byte, as no message does' end
+  local laid, err = pcall(lay_aside, 'quarantine', list, raw, reason, '', '', 0, kept)
   if laid then
-    faults[#faults + 1] = 'oversized message of ' .. #raw .. ' bytes moved to the quarantine'
+    faults[#faults + 1] = what .. ' of ' .. #raw .. ' bytes moved to the quarantine'
   else
     oversized[list] = nil
-    faults[#faults + 1] = 'oversized message of ' .. #raw .. ' bytes, and no quarantine for it: '
+    faults[#faults + 1] = what .. ' of ' .. #raw .. ' bytes, and no quarantine for it: '
       .. (type(err) == 'table' and err.err or tostring(err))
   end
 end
 
 local now = micros()
-local first = math.max(tonumber(redis.call('GET', U .. 'fence') or '0') + 1, now)
+local first = math.max(number(redis.call('GET', U .. 'fence')) + 1, now)
 if #raws > 0 then
   local deadline = seconds(now + lease * 1000000)
   local bodies, leases, queues, order = {}, {}, {}, {}

@@ -7,13 +7,13 @@ local g = gate(worker)
 if not g then return { 'unknown' } end
 if g.epoch ~= tonumber(ARGV[3]) then return { 'epoch' } end
 if g.state ~= 'open' then return { 'gate' } end
-if tonumber(redis.call('HGET', U .. 'held', 'w:' .. worker) or '0') > 0 then return { 'busy' } end
+if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) > 0 then return { 'busy' } end
 for i = 6, #ARGV do
   local suspects = U .. 'suspect:' .. ARGV[i]
   local rec = redis.call('LINDEX', suspects, -1)
   if rec then
     local list, raw = unrecord(rec)
-    local token = math.max(tonumber(redis.call('GET', U .. 'fence') or '0') + 1, micros())
+    local token = math.max(number(redis.call('GET', U .. 'fence')) + 1, micros())
     local lid = worker .. ':' .. string.format('%.0f', token)
     redis.call('HSET', U .. 'unacked', lid, rec)
     redis.call('ZADD', U .. 'lease', seconds(micros() + tonumber(ARGV[4]) * 1000000), lid)

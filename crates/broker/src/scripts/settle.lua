@@ -23,6 +23,8 @@ while at <= #ARGV do
       raw = fresh
       if raw == '' and action ~= 'later' then action = 'ack' end
     end
+    -- Before the first write: the server takes nothing back when it refuses the next one.
+    check_pushes(at + 14, at + 13 + followed)
     if key ~= '' then store_result(key, ttl, doc, success) end
     local attempts = att ~= '' and redis.call('HGET', U .. 'att', att) or '0'
     if action ~= 'park' and action ~= 'release' and att ~= '' then redis.call('HDEL', U .. 'att', att) end
@@ -41,7 +43,8 @@ while at <= #ARGV do
       if id ~= '' then redis.call('SET', U .. 'back:' .. id, '1', 'EX', 86400) end
       redis.call('LPUSH', list, raw)
     end
-    if action == 'ack' or action == 'bury' or action == 'quarantine' then settle_run(run, id, outcome) end
+    -- Without an outcome the task goes on: as another message, or as what replaced it.
+    if outcome ~= '' and (action == 'ack' or action == 'bury' or action == 'quarantine') then settle_run(run, id, outcome) end
     -- After everything that the server may refuse, so that a repetition does not send it again.
     follow(at + 14, at + 13 + followed)
     end_lease(lid, list)

@@ -12,6 +12,6 @@ local out = { 'ok' }
 for i = 6, #ARGV do
   local g = gate(ARGV[i])
   out[#out + 1] = g and g.state or ''
-  out[#out + 1] = tonumber(redis.call('HGET', U .. 'held', 'w:' .. ARGV[i]) or '0')
+  out[#out + 1] = number(redis.call('HGET', U .. 'held', 'w:' .. ARGV[i]))
 end
 return out

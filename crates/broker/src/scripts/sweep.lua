@@ -11,8 +11,8 @@ local info = redis.pcall('INFO', 'server') -- An ACL may refuse it: restarts are
 local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 local lease, backoff = tonumber(ARGV[2]), tonumber(ARGV[3])
 local key = U .. 'sweep'
-local last = tonumber(redis.call('HGET', key, 'last') or '-1')
-local until_ = tonumber(redis.call('HGET', key, 'grace') or '0')
+local last = number(redis.call('HGET', key, 'last') or '-1')
+local until_ = number(redis.call('HGET', key, 'grace'))
 local run = redis.call('HGET', key, 'run')
 local reason
 if last < 0 then

@@ -2,7 +2,7 @@
 -- ARGV: prefix, install, term, holder.
 -- Returns: 'accepted' | 'higher', stored term.
 local key, term = U .. 'term:' .. ARGV[2], tonumber(ARGV[3])
-local stored = tonumber(redis.call('GET', key) or '0')
+local stored = number(redis.call('GET', key))
 local holder = redis.call('HGET', U .. 'leaders', ARGV[2])
 if stored > term or (stored == term and holder ~= ARGV[4]) then return { 'higher', stored } end
 redis.call('SET', key, string.format('%.0f', term))
