@@ -101,7 +101,7 @@ tests() {
     scratch
     (
         cd "$scratch"
-        quietly python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+        quietly "$UMBEL_VENV/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
             "celery==${UMBEL_CELERY_TESTS##*-}"
         echo "$UMBEL_CELERY_TESTS_SUM  $(echo celery-*.tar.gz)" | quietly sha256sum --check
         tar -xzf celery-*.tar.gz --strip-components=1 --wildcards '*/t' '*/pyproject.toml'
@@ -109,7 +109,7 @@ tests() {
     )
     finish "$UMBEL_CELERY_TESTS"
 }
-integration() { together venv_integration tests; }
+integration() { venv; together venv_integration tests; }
 
 node() {
     [ ! -d "$UMBEL_NODE" ] || return 0
