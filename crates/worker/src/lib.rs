@@ -175,7 +175,7 @@ impl Worker {
     }
 
     async fn run_until(mut self, config: Config, stop: Shutdown) -> anyhow::Result<()> {
-        for job in jobs::local(&config.jobs).context("UMBEL_JOBS")? {
+        for job in jobs::local(&config.jobs, config.lease, config.renew_every).context("UMBEL_JOBS")? {
             self.tasks.add(job.into());
         }
         for job in cluster_jobs(&config).await? {

@@ -6,11 +6,13 @@
 //! # Guarantees
 //! * The program sees of the worker's environment only [`PASSED_ON`] and what the pool names.
 //! * At the soft limit its process group gets SIGTERM. When the run ends for any reason (hard limit, revoked, lease
-//!   lost, drain, death of the worker), the program and all its descendants are killed: [`super::leash`].
+//!   lost, drain, death of the worker), the program and all its descendants are killed: [`super::leash`]. The same when
+//!   the worker was frozen for so long that another one may have the message.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -25,6 +27,7 @@ use umbel_protocol::json::Json;
 
 use super::SettingsError;
 use super::leash::{self, Word};
+use super::pulse::Pulse;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 
 /// Variables that every program gets where the worker has them; also those that start with `LC_`.
@@ -63,6 +66,7 @@ pub struct Program {
 /// The job.
 pub(super) struct Exec {
     programs: BTreeMap<String, Program>,
+    pulse: Pulse,
 }
 
 /// How far the standard output of a program went.
@@ -74,7 +78,7 @@ enum Output {
 
 impl Exec {
     /// Checks the rules. From here on the worker's memory and environment are closed to other processes of its user.
-    pub(super) fn new(rules: ExecRules) -> Result<Exec, SettingsError> {
+    pub(super) fn new(rules: ExecRules, lease: Duration, renewal: Duration) -> Result<Exec, SettingsError> {
         let mut programs = BTreeMap::new();
         for program in rules.programs {
             let wrong = |reason: String| SettingsError::Program {
@@ -95,7 +99,8 @@ impl Exec {
         if let Err(err) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
             tracing::warn!(error = %err, "programs can read the worker's environment");
         }
-        Ok(Exec { programs })
+        let pulse = Pulse::new(lease, renewal).map_err(SettingsError::Thread)?;
+        Ok(Exec { programs, pulse })
     }
 
     async fn exec(&self, ctx: &JobContext, arguments: &Arguments) -> Result<Outcome, Failure> {
@@ -110,11 +115,13 @@ impl Exec {
             path: program.path.clone(),
             args: program.args.clone(),
             input: call.input(ctx),
+            silence: u64::try_from(self.pulse.silence().as_millis()).unwrap_or(u64::MAX),
         };
         let frame = leash::framed(&request).map_err(|err| unstarted(&program.name, &err))?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|err| unstarted(&program.name, &err))?;
         ours.set_nonblocking(true)
             .map_err(|err| unstarted(&program.name, &err))?;
+        let pulsed = ours.try_clone().map_err(|err| unstarted(&program.name, &err))?;
         let ours = UnixStream::from_std(ours).map_err(|err| unstarted(&program.name, &err))?;
         ctx.checkpoint().await?;
         let mut leash = Command::new("/proc/self/exe")
@@ -138,6 +145,7 @@ impl Exec {
                 program.name
             )));
         }
+        let _calm = self.pulse.keep(pulsed);
         let is_enough = CancellationToken::new();
         let ended = async {
             let output = async {
@@ -334,6 +342,10 @@ fn outcome(program: &str, word: Option<Word>, output: Output, errors: &str, is_a
         Some(Word::Exited(code)) => (code, format!("`{program}` exited with status {code}")),
         Some(Word::Killed(signal)) => (-signal, format!("`{program}` was ended by signal {signal}")),
         Some(Word::Unstarted(code, why)) => return failed(not_started(program, code, &why)),
+        Some(Word::Abandoned) => {
+            let why = format!("the worker was frozen for so long that `{program}` was killed");
+            return failed(Failure::transient(why));
+        }
         Some(Word::Runs(_)) | None => {
             return failed(Failure::transient(format!(
                 "the watcher of `{program}` was killed, and it with it"
@@ -460,7 +472,11 @@ mod unit {
             (vec![program("/bin/sh", &["UMBEL_REDIS_URL"])], "UMBEL_REDIS_URL"),
             (vec![program("/bin/sh", &[]), program("/bin/ls", &[])], "twice"),
         ] {
-            let refused = Exec::new(ExecRules { programs }).err().unwrap().to_string();
+            let lease = Duration::from_secs(60);
+            let refused = Exec::new(ExecRules { programs }, lease, lease / 3)
+                .err()
+                .unwrap()
+                .to_string();
             assert!(refused.contains("`p`") && refused.contains(word), "{refused}");
         }
     }

@@ -2,8 +2,9 @@
 //! of the program's descendants along.
 //!
 //! The worker starts its own binary once more, with [`ARGUMENT`] and one end of a socket pair as standard input. Over
-//! the socket go, worker to leash: a length and a [`Request`], then [`TERM`] for each SIGTERM; leash to worker: lines of
-//! [`Word`]. The end of the stream means: kill. The kernel sends it however the worker ends, so nothing outlives it.
+//! the socket go, worker to leash: a length and a [`Request`], then [`TERM`] for each SIGTERM and [`ALIVE`] all the time;
+//! leash to worker: lines of [`Word`]. The end of the stream means: kill. The kernel sends it however the worker ends, so
+//! nothing outlives it. Silence means the same: see [`super::pulse`].
 //!
 //! # Guarantees
 //! * The program has a process group of its own; so has the leash, which therefore survives what is sent to the group.
@@ -15,6 +16,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,8 @@ use serde::{Deserialize, Serialize};
 pub(super) const ARGUMENT: &str = "umbel-exec-leash";
 /// Ask the program to end.
 pub(super) const TERM: u8 = b't';
+/// Nothing is asked; the worker is not frozen.
+pub(super) const ALIVE: u8 = b'.';
 /// A message has at most 32 MiB; more than that is not from a worker of ours.
 const MAX_REQUEST: u64 = 64 << 20;
 /// Descendants that SIGKILL does not end for so long are in the kernel's hands.
@@ -37,6 +41,8 @@ pub(super) struct Request {
     pub(super) args: Vec<String>,
     /// Text for its standard input.
     pub(super) input: String,
+    /// Milliseconds without a word from the worker, after which it is taken for frozen.
+    pub(super) silence: u64,
 }
 
 /// What a leash says of its program.
@@ -51,6 +57,8 @@ pub(super) enum Word {
     Exited(i32),
     /// This signal has ended it.
     Killed(i32),
+    /// It was killed because the worker was silent for too long.
+    Abandoned,
 }
 
 /// Does nothing in a worker; in a leash it never returns.
@@ -100,7 +108,13 @@ pub(super) fn word(line: &str) -> Option<Word> {
 fn hold() -> io::Result<()> {
     let mut worker = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut orders = BufReader::new(worker.try_clone()?);
-    let Request { path, args, input } = read_request(&mut orders)?;
+    let Request {
+        path,
+        args,
+        input,
+        silence,
+    } = read_request(&mut orders)?;
+    worker.set_read_timeout(Some(Duration::from_millis(silence.max(1))))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let started = Command::new(path)
         .args(args)
@@ -127,19 +141,19 @@ fn hold() -> io::Result<()> {
     let status = program.wait(&mut child)?;
     end_descendants();
     told?;
-    say(
-        &mut worker,
-        &match (status.code(), status.signal()) {
-            (Some(code), _) => Word::Exited(code),
-            (None, signal) => Word::Killed(signal.unwrap_or(0)),
-        },
-    )
+    let word = match (status.code(), status.signal()) {
+        _ if program.is_abandoned.load(Ordering::Relaxed) => Word::Abandoned,
+        (Some(code), _) => Word::Exited(code),
+        (None, signal) => Word::Killed(signal.unwrap_or(0)),
+    };
+    say(&mut worker, &word)
 }
 
 /// The program, of which signals may be sent until it is reaped.
 struct Program {
     pid: Pid,
     is_reaped: Mutex<bool>,
+    is_abandoned: AtomicBool,
 }
 
 impl Program {
@@ -148,6 +162,7 @@ impl Program {
         Ok(Program {
             pid: pid.ok_or(io::ErrorKind::InvalidData)?,
             is_reaped: Mutex::new(false),
+            is_abandoned: AtomicBool::new(false),
         })
     }
 
@@ -163,7 +178,11 @@ impl Program {
                     bytes.len()
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => 0,
-                Err(_) => break,
+                Err(err) => {
+                    let is_silent = matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                    self.is_abandoned.store(is_silent, Ordering::Relaxed);
+                    break;
+                }
             };
             orders.consume(used);
         }
@@ -237,6 +256,7 @@ mod unit {
             path: "/bin/x".into(),
             args: vec!["-a b".into()],
             input: "{\"args\": [NaN]}".into(),
+            silence: 7,
         };
         let frame = framed(&request).unwrap();
         let read = read_request(frame.as_slice()).unwrap();

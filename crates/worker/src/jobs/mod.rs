@@ -11,12 +11,15 @@ mod hosts;
 mod http;
 pub(crate) mod leash;
 mod manifest;
+mod pulse;
 mod quantity;
 pub(crate) mod sleep;
 mod sync;
 mod target;
 #[cfg(test)]
 mod tests;
+
+use std::time::Duration;
 
 use serde::Deserialize;
 use umbel_clusters::Registry;
@@ -73,6 +76,9 @@ pub enum SettingsError {
         /// Why not.
         reason: String,
     },
+    /// No thread to watch over programs.
+    #[error("exec: start a thread")]
+    Thread(#[source] std::io::Error),
 }
 
 impl Settings {
@@ -103,15 +109,16 @@ pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
     jobs
 }
 
-/// The jobs that a pool with these settings (`UMBEL_JOBS`) runs without any cluster.
+/// The jobs that a pool with these settings (`UMBEL_JOBS`) runs without any cluster. Leases have this length and are
+/// renewed that often.
 ///
 /// # Errors
 /// [`SettingsError`] names what cannot be allowed.
-pub fn local(json: &str) -> Result<Vec<Box<dyn Job>>, SettingsError> {
+pub fn local(json: &str, lease: Duration, renewal: Duration) -> Result<Vec<Box<dyn Job>>, SettingsError> {
     let Settings { apply: _, exec, http } = Settings::parse(json).map_err(SettingsError::Json)?;
     let mut jobs: Vec<Box<dyn Job>> = Vec::new();
     if let Some(rules) = exec {
-        jobs.push(Box::new(exec::Exec::new(rules)?));
+        jobs.push(Box::new(exec::Exec::new(rules, lease, renewal)?));
     }
     if let Some(rules) = http {
         jobs.push(Box::new(http::Http::new(&rules)?));

@@ -399,10 +399,10 @@ async fn a_revoked_program_is_killed() {
 }
 
 #[tokio::test]
-async fn a_program_whose_message_another_worker_has_is_killed() {
+async fn a_program_of_a_frozen_worker_ends_before_another_worker_begins() {
     let redis = Redis::start().await;
     let programs = Programs::new().script("stubborn", STUBBORN);
-    let first = worker(&redis, &programs.jobs(), &[]);
+    let mut first = worker(&redis, &programs.jobs(), &[]);
     send(
         &redis,
         "umbel.exec",
@@ -414,8 +414,12 @@ async fn a_program_whose_message_another_worker_has_is_killed() {
     first.signal(Signal::Stop);
     let _second = worker(&redis, &programs.jobs(), &[]);
     let fresh = started(&programs.pids(), 6).await.split_off(3);
+    assert!(
+        !stale.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()),
+        "the first one ended before, though its worker stands still"
+    );
     first.signal(Signal::Cont);
-    gone(&stale).await;
+    first.says(SOON, "Abandoned").await;
     assert!(
         fresh.iter().all(|pid| Path::new(&format!("/proc/{pid}")).exists()),
         "the other worker's goes on"
