@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use umbel_testkit::redis::AsyncCommands;
-use umbel_testkit::{Celery, Event, History, Process, Redis, celery_command, celery_process, eventually};
+use umbel_testkit::{
+    App, Celery, CeleryVersion, Event, History, Process, Redis, celery_command, celery_process, eventually,
+};
 
 use crate::support::{SOON, admitted, test_worker, umbel_worker};
 
@@ -95,6 +97,78 @@ async fn a_request_goes_to_whom_it_names() {
     assert_eq!(celery.inspect(&["w3@lab"], "ping", json!([])).await, Value::Null);
     let refused = celery.control(&[NODE], "no_such_thing", json!({})).await;
     assert_eq!(refused[NODE]["error"], json!("KeyError('no_such_thing')"));
+}
+
+#[tokio::test]
+async fn clients_of_older_versions_inspect_and_control() {
+    let (redis, _worker, _celery) = stage(&[]).await;
+    for version in [CeleryVersion::V5_6, CeleryVersion::V5_2] {
+        let mut celery = Celery::client_of(version, &App::at(&redis.url())).await;
+        answers(&mut celery, NODE).await;
+        for method in [
+            "stats",
+            "active",
+            "reserved",
+            "scheduled",
+            "revoked",
+            "registered",
+            "active_queues",
+            "conf",
+        ] {
+            let said = celery.inspect(&[NODE], method, json!([])).await;
+            assert!(
+                said[NODE].is_object() || said[NODE].is_array(),
+                "{version:?} {method}: {said}"
+            );
+            assert!(said[NODE]["error"].is_null(), "{version:?} {method}: {said}");
+        }
+        for (method, arguments, answer) in [
+            ("add_consumer", json!({"queue": "more"}), "add consumer more"),
+            (
+                "cancel_consumer",
+                json!({"queue": "more"}),
+                "no longer consuming from more",
+            ),
+            (
+                "rate_limit",
+                json!({"task_name": "umbel.echo", "rate_limit": "100/s"}),
+                "new rate limit set successfully",
+            ),
+            (
+                "rate_limit",
+                json!({"task_name": "umbel.echo", "rate_limit": 0}),
+                "rate limit disabled successfully",
+            ),
+            ("pool_grow", json!({"n": 1}), "pool will grow"),
+        ] {
+            let said = celery.control(&[NODE], method, arguments).await;
+            assert_eq!(said[NODE]["ok"], json!(answer), "{version:?} {method}: {said}");
+        }
+        let id = celery.send("umbel.echo", json!([]), json!({"countdown": 600})).await;
+        celery.control(&[NODE], "revoke", json!({"task_id": id})).await;
+        let raised = celery.get(&id, SOON).await.expect_err("it was revoked");
+        assert_eq!(raised.exc_type, "TaskRevokedError");
+    }
+}
+
+#[tokio::test]
+async fn workers_of_one_name_both_work_and_answer() {
+    let (redis, _worker, mut celery) = stage(&["--concurrency", "1"]).await;
+    let _twin = umbel_worker(&redis.url(), &["--name", NODE, "--concurrency", "1"]);
+    admitted(&redis, 2).await;
+    let ids = celery.send_all("umbel.sleep", vec![json!([60]); 2], json!({})).await;
+    let mut connection = redis.connection().await;
+    eventually(SOON, "each runs one", async || {
+        connection.hlen("umbel:unacked").await == Ok::<i64, _>(2)
+    })
+    .await;
+    celery
+        .control(&[NODE], "revoke", json!({"task_id": ids, "terminate": true}))
+        .await;
+    for id in &ids {
+        let raised = celery.get(id, SOON).await.expect_err("it was terminated");
+        assert_eq!(raised.message, "terminated");
+    }
 }
 
 #[tokio::test]
@@ -370,7 +444,9 @@ async fn a_new_celery_worker_shares_what_it_knows_to_be_revoked() {
     let said = celery.control(&[NODE], "hello", hello).await;
     assert_eq!(said[NODE]["revoked"], json!(["an-id"]), "{said}");
     // The list form of 5.7, and thousands; its own name is not answered.
-    let many: Vec<String> = (0..9_999).map(|n| format!("00000000-0000-4000-8000-{n:0>12}")).collect();
+    let many: Vec<String> = (0..9_999)
+        .map(|n| format!("00000000-0000-4000-8000-{n:0>12}"))
+        .collect();
     let said = celery
         .control(&[NODE], "hello", json!({"from_node": "c2@lab", "revoked": many}))
         .await;
