@@ -38,7 +38,9 @@ pub(crate) async fn retry(shared: &Arc<Shared>, delivery: Delivery, asked: Retry
     };
     match next(shared, &delivery, &asked, due, order) {
         Ok((end, follow_ups)) => {
-            shared.due.within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
+            shared
+                .due
+                .within(Duration::try_from_secs_f64(due - now).unwrap_or_default());
             let cause = asked.because.as_ref().map(Failure::document);
             let traceback = asked.because.as_ref().map(|why| why.traceback(&delivery.message.task));
             shared.events.task(|| Event::TaskRetried {
@@ -50,7 +52,9 @@ pub(crate) async fn retry(shared: &Arc<Shared>, delivery: Delivery, asked: Retry
                 Some(cause) => result::retry(ctx.id, cause, traceback.as_deref(), &ctx.meta),
                 None => result::retry_without_cause(ctx.id, &ctx.meta),
             });
-            shared.end_with(delivery, end, result, follow_ups, ("", "retried")).await;
+            shared
+                .end_with(delivery, end, result, follow_ups, ("", "retried"))
+                .await;
         }
         Err(malformed) => {
             // It was read a moment ago, so this is a defect of ours; the message is kept all the same.
@@ -107,9 +111,11 @@ fn next(
     let is_same_call = asked.args.is_none() && asked.kwargs.is_none();
     if is_same_call && queue.is_none() && priority.is_none() {
         if let Some(expires) = expires {
-            change.headers.push(("expires".into(), Json::string(&expires.to_string())));
+            change
+                .headers
+                .push(("expires".into(), Json::string(&expires.to_string())));
         }
-        let raw = shared.config.codec.retry(&delivery.raw, &change)?;
+        let raw = shared.config.codec.retry(&delivery.raw, &change, &shared.config.zone)?;
         return Ok((End::Later { due, raw }, Vec::new()));
     }
     let task = rebuilt(message, asked, change, expires);
@@ -118,7 +124,10 @@ fn next(
         return Ok((End::Later { due, raw }, Vec::new()));
     }
     // Whoever serves that list need not be a worker of ours: the message itself says when.
-    let list = shared.broker.keys().list(queue.unwrap_or(&delivery.queue), task.priority);
+    let list = shared
+        .broker
+        .keys()
+        .list(queue.unwrap_or(&delivery.queue), task.priority);
     Ok((End::Ack, vec![FollowUp::Push { list, raw }]))
 }
 

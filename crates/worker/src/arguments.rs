@@ -1,6 +1,8 @@
 //! The arguments of a call, and how they become the parameters of a function.
 
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
 use umbel_protocol::json::Json;
 
 use crate::failure::Failure;
@@ -108,7 +110,8 @@ impl<'de> MapAccess<'de> for Named<'_> {
             return Ok(None);
         };
         self.value = Some(value);
-        seed.deserialize(IntoDeserializer::<Error>::into_deserializer(name)).map(Some)
+        seed.deserialize(IntoDeserializer::<Error>::into_deserializer(name))
+            .map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
@@ -188,7 +191,10 @@ impl<'de> Deserializer<'de> for Call<'_> {
         }
         let entries = self.0.kwargs.entries();
         visitor.visit_map(Named::new(
-            entries.iter().map(|(name, value)| (name.as_str(), value.clone())).collect(),
+            entries
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.clone()))
+                .collect(),
         ))
     }
 
@@ -288,7 +294,11 @@ mod tests {
         }
         for (args, kwargs, why) in [
             (r#"["u"]"#, r#"{"url": "v"}"#, "multiple values for argument 'url'"),
-            (r#"["u", 1, "m", 4]"#, "{}", "takes 3 positional arguments but 4 were given"),
+            (
+                r#"["u", 1, "m", 4]"#,
+                "{}",
+                "takes 3 positional arguments but 4 were given",
+            ),
             ("[]", "{}", "missing field `url`"),
         ] {
             let failure = read::<Resize>(args, kwargs).unwrap_err();

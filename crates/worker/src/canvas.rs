@@ -13,7 +13,8 @@ use futures::future::BoxFuture;
 use umbel_broker::{Counted, Error, FollowUp, ResultStore};
 use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, Signature, timings};
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{Malformed, TaskMessage};
+use umbel_protocol::message::{Malformed, NewTask, TaskMessage};
+use umbel_protocol::result;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -23,17 +24,17 @@ use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Calls `make` with somebody who sends now for the message's task, under fresh ids.
-pub(crate) fn with_sender<T>(
-    shared: &Shared,
-    message: &TaskMessage,
-    make: impl FnOnce(&mut Sender<'_>) -> T,
-) -> T {
+pub(crate) fn with_sender<T>(shared: &Shared, message: &TaskMessage, make: impl FnOnce(&mut Sender<'_>) -> T) -> T {
     let mut ids = || uuid::Uuid::new_v4().to_string();
     make(&mut Sender {
         now: shared.clock.timestamp(),
         origin: &shared.config.name,
         reply_to: "",
-        priority: if shared.config.inherit_priority { message.priority } else { 0 },
+        priority: if shared.config.inherit_priority {
+            message.priority
+        } else {
+            0
+        },
         ids: &mut ids,
     })
 }
@@ -157,12 +158,37 @@ async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Err
         .map(|queue| {
             let mut copy = task.clone();
             copy.delivery_tag = uuid::Uuid::new_v4().to_string(); // One of its own: kombu keeps messages by it.
+            let raw = shared.config.codec.outgoing(&copy);
+            if raw.len() > shared.config.max_message {
+                return too_large(shared, task, raw.len());
+            }
             FollowUp::Push {
                 list: shared.broker.keys().list(queue, task.priority),
-                raw: shared.config.codec.outgoing(&copy),
+                raw,
             }
         })
         .collect())
+}
+
+/// Workers would put such a message away unread (the body of a chord holds all results): whoever waits for it is told.
+fn too_large(shared: &Shared, task: &NewTask, bytes: usize) -> FollowUp {
+    let most = shared.config.max_message;
+    let why = format!("the message of {bytes} bytes is larger than the limit of {most}: it was not sent");
+    tracing::error!(task.id = %task.id, task.name = %task.task, bytes, most, "not sent: larger than --max-message");
+    let failure = result::Failure::new("builtins", "ValueError", &why);
+    let meta = result::Meta {
+        done_at: shared.clock.timestamp(),
+        group_id: task.group.as_deref(),
+        ..result::Meta::default()
+    };
+    FollowUp::Store {
+        key: shared.store.key(&task.id),
+        ttl: shared.config.policy.result_ttl,
+        document: shared
+            .config
+            .results
+            .packed(result::failure(&task.id, &failure, None, &meta)),
+    }
 }
 
 /// Counts a part; the last one is followed by the chord's body, or by its failure.
@@ -177,6 +203,10 @@ async fn count(
     let counted = loop {
         match results.count_part(part, &token).await {
             Ok(counted) => break counted,
+            Err(err) if err.is_wrong_type() => {
+                tracing::error!(task.id = %message.id, group = %part.group, error = %chain(&err), "the chord cannot be counted and will not end");
+                return Ok(Vec::new());
+            }
             Err(err) if began.elapsed() > shared.config.lease => return Err(err),
             Err(err) => {
                 tracing::debug!(error = %chain(&err), "counting a chord's part again");
@@ -211,7 +241,9 @@ async fn count(
         Err(malformed) => {
             tracing::error!(task.id = %message.id, group = %part.group, reason = %malformed, "the chord's body cannot be sent");
             let why = malformed.to_string();
-            let failed = with_sender(shared, message, |sender| canvas::fail_chord(message, part, &why, sender));
+            let failed = with_sender(shared, message, |sender| {
+                canvas::fail_chord(message, part, &why, sender)
+            });
             let mut then = match failed {
                 Ok(failed) => steps(shared, results, message, failed).await?,
                 // The body is no signature: there is nobody to tell.

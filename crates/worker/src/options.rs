@@ -114,7 +114,10 @@ impl TaskOptions {
     /// When it is no rate: a mistake of the program that is seen at its first start.
     #[must_use]
     pub fn rate_limit(mut self, rate: &str) -> TaskOptions {
-        assert!(per_second(rate).is_some(), "{rate:?} is no rate such as 10/s, 10/m or 10/h");
+        assert!(
+            per_second(rate).is_some(),
+            "{rate:?} is no rate such as 10/s, 10/m or 10/h"
+        );
         self.rate_limit = Some(rate.to_owned());
         self
     }
@@ -153,7 +156,10 @@ mod tests {
     fn a_task_overrules_the_queue() {
         let queue = RetryPolicy::default();
         assert_eq!(TaskOptions::new().retry(&queue), queue);
-        let own = TaskOptions::new().max_retries(1).retry_delay(Duration::from_secs(3)).retry(&queue);
+        let own = TaskOptions::new()
+            .max_retries(1)
+            .retry_delay(Duration::from_secs(3))
+            .retry(&queue);
         assert_eq!(crate::retry::next(&own, 0, 0.9), Some(Duration::from_secs(3)));
         assert_eq!(crate::retry::next(&own, 1, 0.9), None);
     }

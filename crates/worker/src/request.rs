@@ -215,7 +215,10 @@ impl Request {
 
     /// The names of the stamps.
     pub fn stamped_headers(&self) -> Vec<String> {
-        let names = self.message.header("stamped_headers").and_then(|names| names.elements());
+        let names = self
+            .message
+            .header("stamped_headers")
+            .and_then(|names| names.elements());
         names.unwrap_or_default().iter().filter_map(Json::text).collect()
     }
 

@@ -83,7 +83,12 @@ pub enum StoreResults {
 }
 
 /// Is a document of this kind stored? A message's own word goes before the task's.
-pub(crate) fn is_wanted(policy: StoreResults, options: Option<&TaskOptions>, ignore_result: Option<bool>, kind: Kind) -> bool {
+pub(crate) fn is_wanted(
+    policy: StoreResults,
+    options: Option<&TaskOptions>,
+    ignore_result: Option<bool>,
+    kind: Kind,
+) -> bool {
     let is_ignored = ignore_result.unwrap_or_else(|| options.is_some_and(|options| options.ignore_result));
     let is_error = matches!(kind, Kind::Failure | Kind::Retry);
     let keeps_errors = options.is_some_and(|options| options.store_errors_even_if_ignored);

@@ -38,6 +38,8 @@ pub(crate) struct Delivery {
     pub(crate) sends: Aftermath,
 }
 
+/// For so many seconds a task that was put back may ask whether it was.
+const BACK: u64 = 86_400;
 /// Pause between two attempts to acknowledge early.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -163,7 +165,11 @@ async fn acknowledge_early(shared: &Shared, delivery: &Delivery) -> bool {
         id: message.id.clone(),
         task: message.task.clone(),
         queue: message.queue.clone(),
-        headers: message.header("umbel_run").map(|run| ("umbel_run".into(), run)).into_iter().collect(),
+        headers: message
+            .header("umbel_run")
+            .map(|run| ("umbel_run".into(), run))
+            .into_iter()
+            .collect(),
         ..NewTask::default()
     };
     let stub = stub.encode();
@@ -185,7 +191,10 @@ async fn acknowledge_early(shared: &Shared, delivery: &Delivery) -> bool {
 
 /// Stores STARTED where that is wanted. A task runs whether or not that succeeds.
 async fn track_started(shared: &Shared, message: &TaskMessage) {
-    let own = shared.tasks.options(&message.task).is_some_and(|options| options.track_started);
+    let own = shared
+        .tasks
+        .options(&message.task)
+        .is_some_and(|options| options.track_started);
     if !(own || shared.config.results.track_started) {
         return;
     }
@@ -240,7 +249,13 @@ async fn reject(shared: &Arc<Shared>, delivery: Delivery, reason: Option<String>
         // Redis has its bytes no longer; the task itself wants another run.
         let list = shared.broker.keys().list(&delivery.queue, delivery.message.priority);
         let raw = delivery.raw.to_vec();
-        let back = vec![FollowUp::Push { list, raw }];
+        // As settle notes it of those that it puts back: who takes it next may ask.
+        let noted = FollowUp::Set {
+            key: shared.broker.keys().umbel(&format!("back:{}", delivery.message.id)),
+            ttl: BACK,
+            value: "1".into(),
+        };
+        let back = vec![noted, FollowUp::Push { list, raw }];
         return shared.end_with(delivery, End::Ack, None, back, ("", "requeued")).await;
     }
     shared.end(delivery, End::Requeue, None, "", "requeued").await;
@@ -251,7 +266,7 @@ async fn replace(shared: &Arc<Shared>, delivery: Delivery, with: &Signature, tra
     match canvas::replacement(shared, &delivery.message, with) {
         Ok(aftermath) => {
             shared
-                .end_workflow(delivery, End::Ack, None, aftermath, ("succeeded", "replaced"))
+                .end_workflow(delivery, End::Ack, None, aftermath, ("", "replaced"))
                 .await;
         }
         Err(malformed) => {
@@ -264,7 +279,9 @@ async fn replace(shared: &Arc<Shared>, delivery: Delivery, with: &Signature, tra
                 format!("Cannot replace: {malformed}")
             };
             let failure = Failure::raise("celery.exceptions", "ImproperlyConfigured", &[&why]);
-            shared.bury_with(delivery, &failure, format!("failed: {why}"), trail).await;
+            shared
+                .bury_with(delivery, &failure, format!("failed: {why}"), trail)
+                .await;
         }
     }
 }
@@ -275,7 +292,9 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
     if bytes > most {
         let why = format!("the result has {bytes} bytes, more than the limit of {most}");
         let failure = Failure::permanent("ValueError", why.as_str());
-        return shared.bury_with(delivery, &failure, format!("ran, but {why}"), &trail).await;
+        return shared
+            .bury_with(delivery, &failure, format!("ran, but {why}"), &trail)
+            .await;
     }
     let mut aftermath = std::mem::take(&mut delivery.sends);
     match canvas::after_success(shared, &delivery.message, value) {

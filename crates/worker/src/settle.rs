@@ -117,9 +117,15 @@ impl Settler {
         }
         let mut later = Vec::new();
         let mut settlements: Vec<Settlement> = ended.into_iter().map(|ended| ended.settlement).collect();
-        if self.is_compressed && self.repeat("MGET", || self.finished(&settlements)).await.map(|(done, _)| {
-            overruled(&mut settlements, &done);
-        }).is_none() {
+        if self.is_compressed
+            && self
+                .repeat("MGET", || self.finished(&settlements))
+                .await
+                .map(|(done, _)| {
+                    overruled(&mut settlements, &done);
+                })
+                .is_none()
+        {
             return self.let_go(&settlements);
         }
         // What is handed back goes to the head of its list: the oldest last, so that it is taken first again.
@@ -150,17 +156,34 @@ impl Settler {
     async fn finished(&self, settlements: &[Settlement]) -> Result<HashSet<String>, Error> {
         let mut keys = Vec::new();
         for settlement in settlements {
-            keys.extend(settlement.result.iter().filter(|result| !result.is_success).map(|result| result.key.clone()));
-            settlement.follow_ups.iter().for_each(|follow_up| stored_keys(follow_up, &mut keys));
+            keys.extend(
+                settlement
+                    .result
+                    .iter()
+                    .filter(|result| !result.is_success)
+                    .map(|result| result.key.clone()),
+            );
+            settlement
+                .follow_ups
+                .iter()
+                .for_each(|follow_up| stored_keys(follow_up, &mut keys));
         }
         if keys.is_empty() {
             return Ok(HashSet::new());
         }
         let prefix = self.store.key("");
-        let ids: Vec<String> = keys.iter().map(|key| key.trim_start_matches(&prefix).to_owned()).collect();
+        let ids: Vec<String> = keys
+            .iter()
+            .map(|key| key.trim_start_matches(&prefix).to_owned())
+            .collect();
         let documents = self.store.documents(&ids).await?;
         let is_done = |document: &Option<Vec<u8>>| document.as_deref().is_some_and(results::is_success);
-        Ok(keys.into_iter().zip(&documents).filter(|(_, document)| is_done(document)).map(|(key, _)| key).collect())
+        Ok(keys
+            .into_iter()
+            .zip(&documents)
+            .filter(|(_, document)| is_done(document))
+            .map(|(key, _)| key)
+            .collect())
     }
 
     async fn settle_all(self: &Arc<Self>, settlements: Vec<Settlement>, refused: &Arc<Semaphore>) {
@@ -290,7 +313,11 @@ fn stored_keys(follow_up: &FollowUp, keys: &mut Vec<String>) {
 /// Takes out what would overwrite a SUCCESS.
 fn overruled(settlements: &mut [Settlement], done: &HashSet<String>) {
     for settlement in settlements {
-        if settlement.result.as_ref().is_some_and(|result| !result.is_success && done.contains(&result.key)) {
+        if settlement
+            .result
+            .as_ref()
+            .is_some_and(|result| !result.is_success && done.contains(&result.key))
+        {
             settlement.result = None;
         }
         without_stores(&mut settlement.follow_ups, done);

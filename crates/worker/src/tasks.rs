@@ -138,11 +138,7 @@ where
 }
 
 /// Makes a job of an async function.
-pub(crate) fn function<A, R, E, F, Fut>(
-    name: &str,
-    options: TaskOptions,
-    call: F,
-) -> impl Job + use<A, R, E, F, Fut>
+pub(crate) fn function<A, R, E, F, Fut>(name: &str, options: TaskOptions, call: F) -> impl Job + use<A, R, E, F, Fut>
 where
     A: FromArguments + Send + 'static,
     R: Serialize + 'static,
@@ -185,7 +181,9 @@ mod tests {
     fn a_task_is_known_by_its_aliases() {
         let mut tasks = Tasks::default();
         let options = TaskOptions::new().alias("old.add").rate_limit("10/m");
-        let add = function("add", options, |_ctx, (a, b): (i64, i64)| async move { Ok::<_, Failure>(a + b) });
+        let add = function("add", options, |_ctx, (a, b): (i64, i64)| async move {
+            Ok::<_, Failure>(a + b)
+        });
         tasks.add(Arc::new(add));
         assert_eq!(tasks.names(), ["add", "old.add"]);
         assert!(tasks.get("old.add").is_some());

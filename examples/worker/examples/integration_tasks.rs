@@ -81,7 +81,8 @@ async fn raise_error(_ctx: JobContext, _args: Arguments) -> Result<(), Failure> 
 }
 
 async fn chain_add(ctx: JobContext, (x, y): (i64, i64)) -> Result<(), Stop> {
-    ctx.send(&Signature::chain(&[sig("add", &(x, x)), sig("add", &(y,))])).await?;
+    ctx.send(&Signature::chain(&[sig("add", &(x, x)), sig("add", &(y,))]))
+        .await?;
     Ok(())
 }
 
@@ -142,7 +143,10 @@ fn linked_chain(
     last: &str,
     link: impl FnOnce(Signature, &Signature) -> Result<Signature, Failure>,
 ) -> Result<Signature, Failure> {
-    let chain = Signature::chain(&[Signature::task(&named("identity"), args.args.clone(), Json::of(&json!({}))), sig(last, &())]);
+    let chain = Signature::chain(&[
+        Signature::task(&named("identity"), args.args.clone(), Json::of(&json!({}))),
+        sig(last, &()),
+    ]);
     let message = args.kwargs.get("link_msg").filter(|message| !message.is_null());
     let callback = match message {
         Some(message) => sig("redis_echo", &(message,)).immutable(),
@@ -240,7 +244,9 @@ fn expected_exception(args: &[Value]) -> Failure {
 /// Fails and is retried three times; then it returns its argument, or fails for good.
 async fn retry(ctx: JobContext, args: Arguments) -> Result<Json, Stop> {
     let value = args.args.elements().and_then(|args| args.into_iter().next());
-    let value = value.or_else(|| args.kwargs.get("return_value")).filter(|value| !value.is_null());
+    let value = value
+        .or_else(|| args.kwargs.get("return_value"))
+        .filter(|value| !value.is_null());
     match value {
         Some(value) if ctx.retries >= 3 => Ok(value),
         _ => Err(Retry::new()
@@ -282,11 +288,24 @@ impl RetryKwargs {
 
 /// An exception whose class takes two arguments and keeps one: what there is of it when it is read again.
 fn unpickleable(foo: &Json, bar: &Json) -> Failure {
-    Failure::raise("celery.utils.serialization", "UnpickleableExceptionWrapper", &[&json!(MODULE), &json!("UnpickleableException"), &json!([foo.to_string()]), &json!(format!("UnpickleableException({foo}, {bar})"))])
+    Failure::raise(
+        "celery.utils.serialization",
+        "UnpickleableExceptionWrapper",
+        &[
+            &json!(MODULE),
+            &json!("UnpickleableException"),
+            &json!([foo.to_string()]),
+            &json!(format!("UnpickleableException({foo}, {bar})")),
+        ],
+    )
 }
 
 async fn retry_unpickleable(_ctx: JobContext, args: RetryUnpickleable) -> Result<(), Stop> {
-    Err(args.retry_kwargs.retry().because(unpickleable(&args.foo, &args.bar)).into())
+    Err(args
+        .retry_kwargs
+        .retry()
+        .because(unpickleable(&args.foo, &args.bar))
+        .into())
 }
 
 async fn retry_once(ctx: JobContext, args: Arguments) -> Result<u32, Stop> {
@@ -321,7 +340,11 @@ fn once(ctx: &JobContext, args: &Arguments) -> Result<(), Stop> {
 
 async fn redis_connection() -> Result<redis::aio::MultiplexedConnection, Failure> {
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    let url = format!("redis://{}:{}/0", variable("REDIS_HOST", "localhost"), variable("REDIS_PORT", "6379"));
+    let url = format!(
+        "redis://{}:{}/0",
+        variable("REDIS_HOST", "localhost"),
+        variable("REDIS_PORT", "6379")
+    );
     let client = redis::Client::open(url).map_err(wrong)?;
     client
         .get_multiplexed_async_connection()
@@ -386,7 +409,9 @@ async fn second_order_replace1(ctx: JobContext, args: Arguments) -> Result<(), S
         return Ok(push("redis-echo", "Out A").await?);
     }
     push("redis-echo", "In A").await?;
-    let out = sig("second_order_replace1", &()).with_kwargs(&Out { state: true }).immutable();
+    let out = sig("second_order_replace1", &())
+        .with_kwargs(&Out { state: true })
+        .immutable();
     Err(ctx.replace(Signature::chain(&[sig("second_order_replace2", &()), out])))
 }
 
@@ -395,7 +420,9 @@ async fn second_order_replace2(ctx: JobContext, args: Arguments) -> Result<(), S
         return Ok(push("redis-echo", "Out B").await?);
     }
     push("redis-echo", "In B").await?;
-    let out = sig("second_order_replace2", &()).with_kwargs(&Out { state: true }).immutable();
+    let out = sig("second_order_replace2", &())
+        .with_kwargs(&Out { state: true })
+        .immutable();
     Err(ctx.replace(Signature::chain(&[sig("redis_echo", &("In/Out C",)), out])))
 }
 
@@ -496,7 +523,9 @@ async fn add_pydantic(_ctx: JobContext, args: AddParameter) -> Result<AddResultM
 
 async fn replace_with_stamped_task(ctx: JobContext, args: Arguments) -> Result<(), Stop> {
     let given = args.args.elements().and_then(|args| args.into_iter().next());
-    let given = given.or_else(|| args.kwargs.get("replace_with")).filter(|with| !with.is_null());
+    let given = given
+        .or_else(|| args.kwargs.get("replace_with"))
+        .filter(|with| !with.is_null());
     let with = match given {
         Some(signature) => Signature::parse(&signature).map_err(wrong)?,
         None => sig("replaced_with_me", &()),
@@ -584,7 +613,10 @@ fn sending_tasks(worker: Worker) -> Worker {
         .task(&named("chord_add"), chord_add)
         .task(&named("add_replaced"), add_replaced)
         .task(&named("replace_with_chain"), replace_with_chain)
-        .task(&named("replace_with_chain_which_raises"), replace_with_chain_which_raises)
+        .task(
+            &named("replace_with_chain_which_raises"),
+            replace_with_chain_which_raises,
+        )
         .task(&named("replace_with_empty_chain"), replace_with_empty_chain)
         .task(&named("add_to_all"), add_to_all)
         .task(&named("add_to_all_to_chord"), add_to_all_to_chord)
@@ -600,11 +632,19 @@ fn repeating_tasks(worker: Worker) -> Worker {
     let once = TaskOptions::new().max_retries(1);
     worker
         .task_with(&named("retry"), TaskOptions::new().max_retries(3), retry)
-        .task_with(&named("retry_unpickleable"), TaskOptions::new().max_retries(3), retry_unpickleable)
+        .task_with(
+            &named("retry_unpickleable"),
+            TaskOptions::new().max_retries(3),
+            retry_unpickleable,
+        )
         .task_with(&named("retry_once"), once.clone(), retry_once)
         .task_with(&named("retry_once_priority"), once.clone(), retry_once_priority)
         .task_with(&named("retry_once_headers"), once.clone(), retry_once_headers)
-        .task_with("auto_retry_class_task", once.retry_delay(Duration::from_millis(100)), auto_retry_class_task)
+        .task_with(
+            "auto_retry_class_task",
+            once.retry_delay(Duration::from_millis(100)),
+            auto_retry_class_task,
+        )
         .task(&named("store_success_then_reject"), store_success_then_reject)
         .task(&named("reject_then_succeed"), reject_then_succeed)
         .task(&named("reject_without_requeue"), reject_without_requeue)

@@ -79,9 +79,15 @@ fn workflows() -> Vec<(&'static str, Value)> {
             "chord([chain(s(0), chord([s(0).set(immutable=True)] * 2, e('in')), e('then')), s(0)], e('out'))",
             echo(json!([[echo(json!([echo(json!([[0, 0], "in"])), "then"])), 0], "out"])),
         ),
-        ("chord([s(0).set(immutable=True), e()], e().set(immutable=True))", echo(json!([]))),
+        (
+            "chord([s(0).set(immutable=True), e()], e().set(immutable=True))",
+            echo(json!([])),
+        ),
         ("chain(s(0), chord([], e('empty')))", echo(json!([[], "empty"]))),
-        ("chunks(e(), [[1], [2], [3]], 2)", json!([[echo(json!([1])), echo(json!([2]))], [echo(json!([3]))]])),
+        (
+            "chunks(e(), [[1], [2], [3]], 2)",
+            json!([[echo(json!([1])), echo(json!([2]))], [echo(json!([3]))]]),
+        ),
     ]
 }
 
@@ -141,7 +147,10 @@ async fn a_chord_of_ten_thousand_inside_a_chain_completes() {
     let workflow = "chain(s(0), chord([s(0).set(immutable=True)] * 10000, e()), e('end'))";
     let expected = echo(json!([echo(json!([vec![0; 10_000]])), "end"]));
     let sent = celery.apply(workflow, None).await;
-    let text = celery.result(&sent, Duration::from_mins(3)).await.expect("it completes");
+    let text = celery
+        .result(&sent, Duration::from_mins(3))
+        .await
+        .expect("it completes");
     assert_eq!(serde_json::from_str::<Value>(&text).expect("it is JSON"), expected);
 }
 
@@ -157,8 +166,14 @@ async fn a_chord_that_cannot_be_completed_fails() {
     let message: Value = serde_json::from_str(&waiting[0]).expect("it is JSON");
     let group = message["headers"]["group"].as_str().expect("it is a member").to_owned();
     let key = format!("celery-taskset-meta-{group}");
-    let _: usize = connection.zadd(format!("{key}.j"), "[1]", 7).await.expect("the server answers");
-    let _: usize = connection.incr(format!("{key}.s"), 1).await.expect("the server answers");
+    let _: usize = connection
+        .zadd(format!("{key}.j"), "[1]", 7)
+        .await
+        .expect("the server answers");
+    let _: usize = connection
+        .incr(format!("{key}.s"), 1)
+        .await
+        .expect("the server answers");
     let _worker = umbel_worker(&redis.url(), &[]);
     let raised = celery.result(&sent, SOON).await.expect_err("no body can be sent");
     assert_eq!(raised.exc_type, "ChordError");

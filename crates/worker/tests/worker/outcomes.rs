@@ -15,8 +15,17 @@ fn integration_tasks() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let folder = Path::new(env!("CARGO_BIN_EXE_umbel-worker")).parent();
-        let path = folder.expect("a binary is in a folder").join("examples/integration_tasks");
-        let build = ["build", "--quiet", "-p", "umbel-example-worker", "--example", "integration_tasks"];
+        let path = folder
+            .expect("a binary is in a folder")
+            .join("examples/integration_tasks");
+        let build = [
+            "build",
+            "--quiet",
+            "-p",
+            "umbel-example-worker",
+            "--example",
+            "integration_tasks",
+        ];
         let done = path.exists() || {
             let status = std::process::Command::new(env!("CARGO")).args(build).status();
             status.is_ok_and(|status| status.success())
@@ -83,23 +92,37 @@ async fn celerys_integration_tasks_end_as_they_do_there() {
         ("run(sig('print_unicode'))", json!(null)),
         ("run(sig('add_pydantic', {'x': 1, 'y': 2}))", json!({"result": 3})),
         // Exceptions with their class, module and arguments.
-        ("run(sig('raise_error'))", json!(["builtins.ValueError", ["deliberate error"]])),
+        (
+            "run(sig('raise_error'))",
+            json!(["builtins.ValueError", ["deliberate error"]]),
+        ),
         (
             "run(sig('fail', 'x', 5))",
-            json!(["t.integration.tasks.ExpectedException", ["Task expected to fail", "x", 5]]),
+            json!([
+                "t.integration.tasks.ExpectedException",
+                ["Task expected to fail", "x", 5]
+            ]),
         ),
         (
             "named(run(sig('fail_unpickleable', 'foo', 'bar')))",
             json!("celery.utils.serialization.UnpickleableExceptionWrapper"),
         ),
-        ("named(run(sig('no_such_task')))", json!("celery.exceptions.NotRegistered")),
+        (
+            "named(run(sig('no_such_task')))",
+            json!("celery.exceptions.NotRegistered"),
+        ),
         (
             "(lambda r: [named(ended(r)), r.traceback])(sig('raise_error').apply_async())[1]",
-            json!("Traceback (most recent call last):\n  File \"t.integration.tasks.raise_error\", line 1, in \
-                   t.integration.tasks.raise_error\nValueError: deliberate error\n"),
+            json!(
+                "Traceback (most recent call last):\n  File \"t.integration.tasks.raise_error\", line 1, in \
+                   t.integration.tasks.raise_error\nValueError: deliberate error\n"
+            ),
         ),
         // Limits.
-        ("run(sig('delayed_sum_with_soft_guard', [1], pause_time=30), soft_time_limit=0.2)", json!(0)),
+        (
+            "run(sig('delayed_sum_with_soft_guard', [1], pause_time=30), soft_time_limit=0.2)",
+            json!(0),
+        ),
         (
             "run(sig('delayed_sum', [1], pause_time=30), soft_time_limit=0.2)",
             json!(["billiard.exceptions.SoftTimeLimitExceeded", []]),
@@ -118,15 +141,27 @@ async fn celerys_integration_tasks_end_as_they_do_there() {
         ),
         // The request.
         ("run(sig('return_priority'), priority=3)", json!("Priority: 3")),
-        ("(lambda r: r.get(timeout=SOON)['correlation_id'] == r.id)(sig('return_properties').apply_async())", json!(true)),
+        (
+            "(lambda r: r.get(timeout=SOON)['correlation_id'] == r.id)(sig('return_properties').apply_async())",
+            json!(true),
+        ),
         (
             "(lambda r: r.get(timeout=SOON) == [r.parent.id, r.parent.id, 2])(chain(si('ids', 1), si('ids', 2)).apply_async())",
             json!(true),
         ),
         // Results.
-        ("meta(chain(sig('add_ignore_result', 1, 2), si('add', 1, 1)).apply_async().parent)['status']", json!("PENDING")),
-        ("run(sig('add', 1, 1), expires=-5)", json!(["celery.exceptions.TaskRevokedError", ["expired"]])),
-        ("(lambda r: [r.get(timeout=SOON), r.forget(), r.state])(sig('add', 1, 1).apply_async())", json!([2, null, "PENDING"])),
+        (
+            "meta(chain(sig('add_ignore_result', 1, 2), si('add', 1, 1)).apply_async().parent)['status']",
+            json!("PENDING"),
+        ),
+        (
+            "run(sig('add', 1, 1), expires=-5)",
+            json!(["celery.exceptions.TaskRevokedError", ["expired"]]),
+        ),
+        (
+            "(lambda r: [r.get(timeout=SOON), r.forget(), r.state])(sig('add', 1, 1).apply_async())",
+            json!([2, null, "PENDING"]),
+        ),
         (
             "(lambda m: [m['name'], m['args'], m['retries'], m['queue'], '@' in m['worker']])((lambda r: [r.get(timeout=SOON), meta(r)])(sig('add', 1, 1).apply_async())[1])",
             json!(["t.integration.tasks.add", [1, 1], 0, "celery", true]),
@@ -146,50 +181,89 @@ async fn tasks_send_replace_and_repeat_as_celerys_do() {
     let mut celery = client(&redis).await;
     let cases = [
         // Sub-tasks.
-        ("result_from_tuple(run(sig('build_chain_inside_task')), app=app).get(timeout=SOON)", json!(15)),
+        (
+            "result_from_tuple(run(sig('build_chain_inside_task')), app=app).get(timeout=SOON)",
+            json!(15),
+        ),
         (
             "(lambda r: [r.get(timeout=SOON), len(r.children), until(lambda: r.children[0].children)[0].get(timeout=SOON)])(sig('chain_add', 1, 2).apply_async())",
             json!([null, 1, 4]),
         ),
-        ("(lambda r: [r.get(timeout=SOON), len(r.children)])(sig('chord_add', 1, 2).apply_async())", json!([null, 1])),
+        (
+            "(lambda r: [r.get(timeout=SOON), len(r.children)])(sig('chord_add', 1, 2).apply_async())",
+            json!([null, 1]),
+        ),
         // Replacement.
         ("run(sig('add_replaced', 1, 2))", json!(3)),
         ("run(chain(sig('add_replaced', 1, 2), sig('add', 10)))", json!(13)),
         ("run(sig('add_to_all', [1, 2, 3], 5))", json!([6, 7, 8])),
         ("run(sig('add_to_all', [], 5))", json!([])),
-        ("run(chord([sig('add_replaced', 1, 2), sig('add', 3, 4)], sig('tsum')))", json!(10)),
-        ("run(chord([sig('add_to_all', [1, 2], 1), sig('add', 1, 1)], sig('xsum')))", json!(7)),
+        (
+            "run(chord([sig('add_replaced', 1, 2), sig('add', 3, 4)], sig('tsum')))",
+            json!(10),
+        ),
+        (
+            "run(chord([sig('add_to_all', [1, 2], 1), sig('add', 1, 1)], sig('xsum')))",
+            json!(7),
+        ),
         ("run(chain(sig('add_to_all', [1, 2], 1), sig('tsum')))", json!(5)),
         (
             "run(sig('fail_replaced', 'x'))",
             json!(["t.integration.tasks.ExpectedException", ["Task expected to fail", "x"]]),
         ),
-        ("[run(sig('replace_with_chain', 'hello')), echoed(1)]", json!(["hello", ["hello"]])),
-        ("[run(sig('replace_with_chain', 'hello', link_msg='bye')), echoed(1)]", json!(["hello", ["bye"]])),
+        (
+            "[run(sig('replace_with_chain', 'hello')), echoed(1)]",
+            json!(["hello", ["hello"]]),
+        ),
+        (
+            "[run(sig('replace_with_chain', 'hello', link_msg='bye')), echoed(1)]",
+            json!(["hello", ["bye"]]),
+        ),
         (
             "[run(sig('replace_with_chain_which_raises', 'hello', link_msg='bye')), echoed(1)]",
             json!([["builtins.ValueError", ["deliberate error"]], ["bye"]]),
         ),
         (
             "run(sig('replace_with_empty_chain'))",
-            json!(["celery.exceptions.ImproperlyConfigured", ["Cannot replace with an empty chain"]]),
+            json!([
+                "celery.exceptions.ImproperlyConfigured",
+                ["Cannot replace with an empty chain"]
+            ]),
         ),
-        ("run(chain(sig('second_order_replace1'), si('identity', 'end')))", json!("end")),
+        (
+            "run(chain(sig('second_order_replace1'), si('identity', 'end')))",
+            json!("end"),
+        ),
         ("echoed(5)", json!(["In A", "In B", "In/Out C", "Out B", "Out A"])),
         (
             "(lambda r: [r.get(timeout=SOON), meta(r)['stamped_headers'], meta(r)['StampOnReplace']])(sig('replace_with_stamped_task').apply_async())",
             json!([true, ["StampOnReplace"], "This is the replaced task"]),
         ),
         // More members of a chord.
-        ("run(chord([sig('add_to_all_to_chord', [1, 2, 3], 4)], sig('tsum')))", json!(18)),
-        ("run(chord([sig('add_chord_to_chord', [1, 2, 3], 4)], sig('identity')))", json!([0, 18])),
-        ("named(run(sig('add_to_all_to_chord', [1], 4)))", json!("builtins.ValueError")),
+        (
+            "run(chord([sig('add_to_all_to_chord', [1, 2, 3], 4)], sig('tsum')))",
+            json!(18),
+        ),
+        (
+            "run(chord([sig('add_chord_to_chord', [1, 2, 3], 4)], sig('identity')))",
+            json!([0, 18]),
+        ),
+        (
+            "named(run(sig('add_to_all_to_chord', [1], 4)))",
+            json!("builtins.ValueError"),
+        ),
         // Retries.
         ("run(sig('retry_once'))", json!(1)),
         ("run(sig('retry_once_priority'), priority=5)", json!(5)),
-        ("run(sig('retry_once_headers'), headers={'x-h': 'v'})['x-h']", json!("v")),
+        (
+            "run(sig('retry_once_headers'), headers={'x-h': 'v'})['x-h']",
+            json!("v"),
+        ),
         ("run(app.signature('auto_retry_class_task'))", json!(1)),
-        ("run(chord([sig('retry_once'), sig('retry_once')], sig('tsum')))", json!(2)),
+        (
+            "run(chord([sig('retry_once'), sig('retry_once')], sig('tsum')))",
+            json!(2),
+        ),
         (
             "named(run(sig('retry_unpickleable', 'foo', 'bar', retry_kwargs={'countdown': 0.1, 'max_retries': 1})))",
             json!("celery.utils.serialization.UnpickleableExceptionWrapper"),
@@ -200,8 +274,14 @@ async fn tasks_send_replace_and_repeat_as_celerys_do() {
         ),
         // Rejections.
         ("run(sig('reject_then_succeed'))", json!("second-pass")),
-        ("run(sig('store_success_then_reject')) in ('first-pass', 'dedup-pass')", json!(true)),
-        ("run(sig('reject_without_requeue'))", json!(["celery.exceptions.Reject", ["rejected", false]])),
+        (
+            "run(sig('store_success_then_reject')) in ('first-pass', 'dedup-pass')",
+            json!(true),
+        ),
+        (
+            "run(sig('reject_without_requeue'))",
+            json!(["celery.exceptions.Reject", ["rejected", false]]),
+        ),
         // Errbacks.
         (
             "(lambda r: [named(ended(r)), until(lambda: server.get(r.id))])(sig('raise_error').on_error(sig('errback_old_style')).apply_async())",
@@ -216,7 +296,8 @@ async fn tasks_send_replace_and_repeat_as_celerys_do() {
     none_differ(&different(&mut celery, &cases).await);
     let dead = laid_aside(&redis, "dead", "celery").await;
     assert!(
-        dead.iter().any(|(reason, _)| reason == "rejected by its task: rejected"),
+        dead.iter()
+            .any(|(reason, _)| reason == "rejected by its task: rejected"),
         "{dead:?}"
     );
 }
@@ -232,7 +313,10 @@ async fn what_a_task_puts_back_is_what_came_and_goes_to_the_end() {
     let raw: Vec<u8> = connection.lindex("celery", 0).await.expect("it waits");
     let second = celery.send("test.work", json!([1.0]), json!({})).await;
     let _worker = test_worker(&redis.url(), &history, &["--concurrency", "1"]);
-    eventually(SOON, "the second runs", async || history.count(Event::Started, &second) == 1).await;
+    eventually(SOON, "the second runs", async || {
+        history.count(Event::Started, &second) == 1
+    })
+    .await;
     let waiting: Vec<Vec<u8>> = connection.lrange("celery", 0, -1).await.expect("the server answers");
     assert_eq!(waiting, [raw]);
     assert_eq!(celery.get(&first, SOON).await, Ok(json!("delivered before")));
@@ -260,7 +344,10 @@ async fn a_killed_worker_repeats_late_tasks_and_fails_early_ones() {
             assert_eq!(raised.exc_type, "WorkerLostError");
         }
         let broker = broker(&redis.url()).await;
-        eventually(SOON, "nothing is held", async || depth(&broker, "celery").await.in_flight == 0).await;
+        eventually(SOON, "nothing is held", async || {
+            depth(&broker, "celery").await.in_flight == 0
+        })
+        .await;
     }
 }
 
@@ -271,7 +358,9 @@ async fn an_early_task_is_gone_from_the_broker_while_it_runs_and_counts_all_the_
     let mut celery = Celery::client(&redis.url()).await;
     // By the task's own option, under flags that say otherwise.
     let worker = test_worker(&redis.url(), &history, &["--ack", "late", "--grace", "1s"]);
-    let id = celery.send("test.early", json!([0.4, "a secret argument"]), json!({})).await;
+    let id = celery
+        .send("test.early", json!([0.4, "a secret argument"]), json!({}))
+        .await;
     eventually(SOON, "it runs", async || history.count(Event::Started, &id) == 1).await;
     let mut connection = redis.connection().await;
     let held: Vec<Vec<u8>> = connection.hvals("umbel:unacked").await.expect("the server answers");
@@ -320,13 +409,21 @@ async fn a_task_tells_states_of_its_own() {
         celery.state(&id).await == ("PROGRESS".into(), "{'done': 3, 'total': 10}".into())
     })
     .await;
-    redis.connection().await.set::<_, _, ()>("go", "1").await.expect("the server answers");
+    redis
+        .connection()
+        .await
+        .set::<_, _, ()>("go", "1")
+        .await
+        .expect("the server answers");
     assert_eq!(celery.get(&id, SOON).await, Ok(json!("ok")));
     // Ignored: what it told last stays.
     let ignored = celery.send("test.ignore", json!([]), json!({})).await;
     eventually(SOON, "it is gone", async || celery.state(&ignored).await.0 == "HALFWAY").await;
     let broker = broker(&redis.url()).await;
-    eventually(SOON, "nothing is held", async || depth(&broker, "celery").await.in_flight == 0).await;
+    eventually(SOON, "nothing is held", async || {
+        depth(&broker, "celery").await.in_flight == 0
+    })
+    .await;
     assert_eq!(celery.state(&ignored).await.0, "HALFWAY");
     // STARTED, with process and node.
     let started = celery.send("test.work", json!([1.0]), json!({})).await;
@@ -354,10 +451,16 @@ async fn what_is_not_allowed_is_unknown_and_goes_where_the_queue_says() {
     .await;
     all.signal(Signal::Stop);
     let some = ["--allowed-tasks", "umbel.e*,proj.*"];
-    let mut strict = umbel_worker(&redis.url(), &[some.as_slice(), &["--on-unknown-task", "DeadLetter"]].concat());
+    let mut strict = umbel_worker(
+        &redis.url(),
+        &[some.as_slice(), &["--on-unknown-task", "DeadLetter"]].concat(),
+    );
     let buried = celery.send("umbel.sleep", json!([0]), json!({})).await;
     let raised = celery.get(&buried, SOON).await.expect_err("it is not allowed here");
-    assert_eq!((raised.exc_type.as_str(), raised.message.as_str()), ("NotRegistered", "'umbel.sleep'"));
+    assert_eq!(
+        (raised.exc_type.as_str(), raised.message.as_str()),
+        ("NotRegistered", "'umbel.sleep'")
+    );
     assert_eq!(laid_aside(&redis, "dead", "celery").await.len(), 1);
     strict.kill();
     let _polite = umbel_worker(&redis.url(), &some);
@@ -375,7 +478,10 @@ async fn what_is_not_allowed_is_unknown_and_goes_where_the_queue_says() {
 
 #[tokio::test]
 async fn what_a_task_sends_inherits_its_priority_when_asked() {
-    for (flags, expected) in [(&[] as &[&str], "Priority: 0"), (&["--inherit-priority"], "Priority: 3")] {
+    for (flags, expected) in [
+        (&[] as &[&str], "Priority: 0"),
+        (&["--inherit-priority"], "Priority: 3"),
+    ] {
         let redis = Redis::start().await;
         let _worker = integration_worker(&redis, flags);
         let mut celery = client(&redis).await;

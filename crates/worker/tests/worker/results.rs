@@ -11,7 +11,11 @@ const META: &str = "celery-task-meta-";
 
 #[tokio::test]
 async fn a_queue_stores_all_results_or_failures_or_none() {
-    for (policy, stored) in [("All", [true, true]), ("failures", [false, true]), ("None", [false, false])] {
+    for (policy, stored) in [
+        ("All", [true, true]),
+        ("failures", [false, true]),
+        ("None", [false, false]),
+    ] {
         let redis = Redis::start().await;
         let _worker = umbel_worker(&redis.url(), &["--results", policy]);
         let mut celery = Celery::client(&redis.url()).await;
@@ -27,7 +31,10 @@ async fn a_queue_stores_all_results_or_failures_or_none() {
         let mut connection = redis.connection().await;
         let mut found = Vec::new();
         for id in [&good, &bad, &ignored] {
-            let is_there: bool = connection.exists(format!("{META}{id}")).await.expect("the server answers");
+            let is_there: bool = connection
+                .exists(format!("{META}{id}"))
+                .await
+                .expect("the server answers");
             found.push(is_there);
         }
         assert_eq!(found, [stored[0], stored[1], false], "{policy}");
@@ -38,7 +45,10 @@ async fn a_queue_stores_all_results_or_failures_or_none() {
 async fn compressed_results_are_read_by_celery_and_success_stays() {
     for compression in ["zlib", "bzip2", "lzma", "brotli", "zstd"] {
         let redis = Redis::start().await;
-        let _worker = umbel_worker(&redis.url(), &["--result-compression", compression, "--retry-max-attempts", "1"]);
+        let _worker = umbel_worker(
+            &redis.url(),
+            &["--result-compression", compression, "--retry-max-attempts", "1"],
+        );
         let mut celery = Celery::client(&redis.url()).await;
         let id = celery.send("umbel.echo", json!(["x".repeat(1000)]), json!({})).await;
         let expected = json!({"args": ["x".repeat(1000)], "kwargs": {}});
@@ -53,7 +63,10 @@ async fn compressed_results_are_read_by_celery_and_success_stays() {
         let other = celery.send("umbel.sleep", json!(["x"]), json!({})).await;
         let raised = celery.get(&other, SOON).await.expect_err("it fails");
         assert_eq!(raised.exc_type, "TypeError", "{compression}");
-        eventually(SOON, "both have ended", async || laid_aside(&redis, "dead", "celery").await.len() == 2).await;
+        eventually(SOON, "both have ended", async || {
+            laid_aside(&redis, "dead", "celery").await.len() == 2
+        })
+        .await;
         assert_eq!(celery.get(&id, SOON).await, Ok(expected), "{compression}");
     }
 }
@@ -74,7 +87,10 @@ async fn results_lie_under_their_own_prefix() {
         let expected = json!({"args": [[0, 0]], "kwargs": {}});
         assert_eq!(celery.canvas(workflow, SOON).await, Ok(expected), "{prefix:?}");
         let mut connection = redis.connection().await;
-        let found: Vec<String> = connection.keys(format!("{key}{META}*")).await.expect("the server answers");
+        let found: Vec<String> = connection
+            .keys(format!("{key}{META}*"))
+            .await
+            .expect("the server answers");
         assert_eq!(found.len(), 3, "{prefix:?}: {found:?}");
     }
 }
@@ -89,7 +105,11 @@ async fn a_result_that_is_too_large_fails_and_its_message_is_kept() {
         .await
         .expect_err("too large");
     assert_eq!(raised.exc_type, "ValueError");
-    assert!(raised.message.contains("more than the limit of 1000"), "{}", raised.message);
+    assert!(
+        raised.message.contains("more than the limit of 1000"),
+        "{}",
+        raised.message
+    );
     let dead = laid_aside(&redis, "dead", "celery").await;
     assert_eq!(dead.len(), 1);
     assert!(dead[0].0.starts_with("ran, but the result has"), "{dead:?}");
@@ -100,7 +120,14 @@ async fn a_result_that_is_too_large_fails_and_its_message_is_kept() {
 async fn documents_have_the_fields_of_celerys() {
     let redis = Redis::start().await;
     let history = History::new();
-    let flags = ["--track-started", "--result-extended", "--name", "w1@lab", "--retry-initial-backoff", "10ms"];
+    let flags = [
+        "--track-started",
+        "--result-extended",
+        "--name",
+        "w1@lab",
+        "--retry-initial-backoff",
+        "10ms",
+    ];
     let worker = test_worker(&redis.url(), &history, &flags);
     let client = umbel_testkit::redis::Client::open(redis.url()).expect("the url is one");
     let mut published = client.get_async_pubsub().await.expect("the server runs");
@@ -109,8 +136,12 @@ async fn documents_have_the_fields_of_celerys() {
     let options = json!({"stamped_headers": ["tenant"], "tenant": "acme"});
     let id = celery.send("test.flaky", json!([1]), options).await;
     // A worker that connects tries whether it may publish, with nothing.
-    let payloads = published.on_message().map(|message| message.get_payload_bytes().to_vec());
-    let four = payloads.filter(|payload| std::future::ready(!payload.is_empty())).take(4);
+    let payloads = published
+        .on_message()
+        .map(|message| message.get_payload_bytes().to_vec());
+    let four = payloads
+        .filter(|payload| std::future::ready(!payload.is_empty()))
+        .take(4);
     let documents: Vec<Vec<u8>> = within(SOON, "four documents", four.collect()).await;
     let extended = |retries: u32| {
         json!({"name": "test.flaky", "args": [1], "kwargs": {}, "worker": "w1@lab", "retries": retries, "queue": "celery",
