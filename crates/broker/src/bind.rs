@@ -33,15 +33,29 @@ impl Broker {
 
 /// The regular expression that kombu stores for a topic: `*` is one word, `#` any number of characters.
 fn topic_pattern(routing_key: &str) -> String {
-    let words: Vec<&str> = routing_key
+    let words: Vec<String> = routing_key
         .split('.')
         .map(|word| match word {
-            "*" => r"[^\.]+",
-            "#" => ".*?",
-            word => word,
+            "*" => r"[^\.]+".to_owned(),
+            "#" => ".*?".to_owned(),
+            word => escaped(word),
         })
         .collect();
     format!("^{}$", words.join(r"\."))
+}
+
+/// A word that stands for itself, as kombu's `escape_regex` writes it: members of the set must be equal to kombu's own.
+fn escaped(word: &str) -> String {
+    let mut out = String::with_capacity(word.len());
+    for c in word.chars() {
+        match c {
+            '\0' => out.push_str("\\000"),
+            '.' | '#' | '*' => out.push(c),
+            c if c.is_alphanumeric() => out.push(c),
+            c => out.extend(['\\', c]),
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -54,6 +68,9 @@ mod tests {
             ("feed.#", r"^feed\..*?$"),
             ("feed.*.important", r"^feed\.[^\.]+\.important$"),
             ("plain", "^plain$"),
+            ("a+b.*", r"^a\+b\.[^\.]+$"),
+            ("a(b", r"^a\(b$"),
+            ("x-y_z", r"^x\-y\_z$"),
         ];
         for (routing_key, pattern) in cases {
             assert_eq!(topic_pattern(routing_key), pattern);

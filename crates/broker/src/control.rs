@@ -104,6 +104,12 @@ impl Broker {
         let Some(queue) = answer.queue(members.iter().map(String::as_str), self.keys.separator()) else {
             return Ok(false);
         };
+        // Whoever may publish names this list. It gets an answer and an end of life: never a queue of tasks.
+        let replies = Names::default().reply_exchange();
+        let is_of_a_client = queue.strip_suffix(&replies).is_some_and(|oid| oid.ends_with('.'));
+        if answer.exchange != replies || !is_of_a_client {
+            return Ok(false);
+        }
         let list = format!("{}{queue}", self.keys.prefix());
         redis::pipe()
             .cmd("LPUSH")
@@ -143,18 +149,19 @@ impl Broker {
             .collect())
     }
 
-    /// The messages of a queue that wait for their time, the next ones first, with that time in seconds.
+    /// The messages of a queue that wait for their time, the next ones first, with that time in seconds: at most so
+    /// many, after the first `skip`.
     ///
     /// # Errors
     /// [`Error::Call`].
-    pub async fn delayed(&self, queue: &str, most: usize) -> Result<Vec<(f64, Vec<u8>)>, Error> {
+    pub async fn delayed(&self, queue: &str, skip: usize, most: usize) -> Result<Vec<(f64, Vec<u8>)>, Error> {
         if most == 0 {
             return Ok(Vec::new());
         }
         let members: Vec<(Vec<u8>, f64)> = redis::cmd("ZRANGE")
             .arg(self.keys.umbel(&format!("delayed:{queue}")))
-            .arg(0)
-            .arg(most - 1)
+            .arg(skip)
+            .arg(skip + most - 1)
             .arg("WITHSCORES")
             .query_async(&mut self.connection.clone())
             .await

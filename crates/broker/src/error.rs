@@ -76,6 +76,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Is a key of another type than the call needs? Calling again does not mend it.
+    pub fn is_wrong_type(&self) -> bool {
+        match self {
+            Error::WrongType { .. } => true,
+            Error::Call { source, .. } => source.code() == Some("WRONGTYPE"),
+            _ => false,
+        }
+    }
+
     /// Did the connection fail, so that the command may or may not have been carried out? Or is it one to a server
     /// that is no primary any more?
     pub fn is_connection(&self) -> bool {

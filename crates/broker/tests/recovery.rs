@@ -5,8 +5,10 @@
 use std::time::Duration;
 
 use umbel_broker::{
-    Broker, Config, Policy, QueueLists, Reclaim, Reserved, Reserver, SweepAnswer, Sweeper, WorkerIdentity,
+    Broker, Config, End, FollowUp, Policy, QueueLists, Reclaim, Reserved, Reserver, Settlement, SweepAnswer, Sweeper,
+    WorkerIdentity,
 };
+use umbel_protocol::control::Answered;
 use umbel_testkit::redis::AsyncCommands;
 use umbel_testkit::redis::aio::MultiplexedConnection;
 use umbel_testkit::{Redis, eventually};
@@ -215,4 +217,108 @@ async fn a_server_that_was_demoted_is_left() {
     assert!(!worker.is_connected(), "it stays with a server that takes no writes");
     demote(["NO", "ONE"], &mut raw).await;
     assert_eq!(take(&mut worker, 1, &lists).await.taken.len(), 1);
+}
+
+fn end(lid: &std::sync::Arc<str>, follow_ups: Vec<FollowUp>) -> Settlement {
+    Settlement {
+        lid: std::sync::Arc::clone(lid),
+        id: "m".into(),
+        task: "t".into(),
+        end: End::Ack,
+        result: None,
+        run: None,
+        outcome: "succeeded",
+        follow_ups,
+    }
+}
+
+fn push(list: &str) -> FollowUp {
+    FollowUp::Push {
+        list: list.into(),
+        raw: b"next".to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_redis_refuses_has_sent_nothing() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
+    let taken = take(&mut reserver(&redis, "w", SOON), 1, &queues(&broker, &["q"]))
+        .await
+        .taken;
+    let _: () = connection.set("text", "no list").await.expect("set");
+    let nested = FollowUp::Guarded {
+        key: "claim".into(),
+        token: "token".into(),
+        then: vec![push("text")],
+    };
+    for follow_ups in [vec![push("good"), push("text")], vec![push("good"), nested]] {
+        let refused = broker.settle(10, &[end(&taken[0].lid, follow_ups)]).await;
+        assert!(refused.is_err_and(|err| err.is_wrong_type()));
+        assert_eq!(connection.llen("good").await, Ok(0), "nothing was sent");
+        assert_eq!(
+            connection.zcard("umbel:lease").await,
+            Ok(1),
+            "and the message is still held"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_ran_out_is_carried_out_and_one_of_somebody_else_is_not() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    broker
+        .publish("q", 0, &[b"m1".to_vec(), b"m2".to_vec()])
+        .await
+        .expect("published");
+    let taken = take(&mut reserver(&redis, "w", SOON), 2, &queues(&broker, &["q"]))
+        .await
+        .taken;
+    let guarded = || {
+        vec![FollowUp::Guarded {
+            key: "claim".into(),
+            token: "mine".into(),
+            then: vec![push("body")],
+        }]
+    };
+    let _: () = connection.set("claim", "another's").await.expect("set");
+    broker
+        .settle(10, &[end(&taken[0].lid, guarded())])
+        .await
+        .expect("settled");
+    assert_eq!(connection.llen("body").await, Ok(0));
+    let _: () = connection.del("claim").await.expect("deleted");
+    broker
+        .settle(10, &[end(&taken[1].lid, guarded())])
+        .await
+        .expect("settled");
+    assert_eq!(connection.llen("body").await, Ok(1));
+}
+
+#[tokio::test]
+async fn an_answer_goes_to_who_asked_and_never_into_a_queue() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    broker.bind("hold", "direct", "hold", "hold").await.expect("bound");
+    broker.publish("hold", 0, &[b"m".to_vec()]).await.expect("published");
+    let answer = |exchange: &str, routing_key: &str| Answered {
+        exchange: exchange.into(),
+        routing_key: routing_key.into(),
+        payload: b"answer".to_vec(),
+    };
+    let is_sent = broker.answer(&answer("hold", "hold")).await.expect("answered");
+    assert!(!is_sent);
+    let replies = "reply.celery.pidbox";
+    broker.bind(replies, "direct", "hold", "hold").await.expect("bound");
+    let is_sent = broker.answer(&answer(replies, "hold")).await.expect("answered");
+    assert!(!is_sent);
+    assert_eq!(connection.llen("hold").await, Ok(1), "as it was");
+    assert_eq!(connection.ttl("hold").await, Ok(-1), "and for ever");
+
+    let client = "c1.reply.celery.pidbox";
+    broker.bind(replies, "direct", "c1", client).await.expect("bound");
+    assert!(broker.answer(&answer(replies, "c1")).await.expect("answered"));
+    assert_eq!(connection.llen(client).await, Ok(1));
 }
