@@ -149,11 +149,11 @@ impl Codec {
     }
 
     /// The message of the next try, as [`message::retry`], of any message that this codec reads. One of protocol 1,
-    /// which becomes protocol 2, keeps its serializer and compression.
+    /// which becomes protocol 2, keeps its serializer and compression; `zone` reads its times that name none.
     ///
     /// # Errors
     /// [`Malformed`]: not to be read, or of protocol 1 and not to be written again.
-    pub fn retry(&self, raw: &[u8], retry: &Retry) -> Result<Vec<u8>, Malformed> {
+    pub fn retry(&self, raw: &[u8], retry: &Retry, zone: &TimeZone) -> Result<Vec<u8>, Malformed> {
         if message::header(raw, "task").is_some() {
             return message::retry(raw, retry);
         }
@@ -161,7 +161,7 @@ impl Codec {
             bytes: usize::MAX,
             ..Limits::default()
         };
-        let message = self.decode(raw, &limits, &TimeZone::UTC)?;
+        let message = self.decode(raw, &limits, zone)?;
         let task = message::next_try(&message, retry);
         Ok(self.encode_like(raw, &task)?)
     }

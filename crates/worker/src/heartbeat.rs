@@ -13,8 +13,8 @@ use crate::app::Shared;
 const EVERY: Duration = Duration::from_secs(5);
 /// Running tasks named in one heartbeat.
 const RUNNING: usize = 100;
-/// Task names in one heartbeat.
-const NAMES: usize = 200;
+/// Task names in one heartbeat. A worker with more may know any.
+pub(crate) const NAMES: usize = 200;
 
 /// Beats for ever; at once when the gate changes.
 pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {

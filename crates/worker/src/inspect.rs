@@ -12,7 +12,9 @@ use crate::app::Shared;
 /// Tasks in one answer.
 const MOST: usize = 500;
 /// Messages read at once: each may be as large as `--max-message`.
-const CHUNK: usize = 16;
+const CHUNK: usize = 4;
+/// Bytes of messages in one answer, or one chunk more: a page that polls must not fill the memory.
+const BYTES: usize = 4 * 1024 * 1024;
 
 /// Tasks that run.
 pub(crate) async fn active(shared: &Shared, safe: bool) -> Result<Json, Error> {
@@ -42,11 +44,15 @@ pub(crate) async fn reserved(shared: &Shared) -> Result<Json, Error> {
 }
 
 async fn waiting(shared: &Shared) -> Result<Vec<TaskRequest>, Error> {
-    let mut tasks = Vec::new();
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
     let mut lids = shared.rates.waiting();
     lids.truncate(MOST);
     for chunk in lids.chunks(CHUNK) {
+        if bytes > BYTES {
+            break;
+        }
         for (_, raw) in shared.broker.held(chunk).await? {
+            bytes += raw.len();
             tasks.extend(read(shared, &raw).map(|message| TaskRequest::waiting(&message, &shared.config.name)));
         }
     }
@@ -106,10 +112,14 @@ async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequ
         .filter(|(_, run)| ids.is_none_or(|ids| ids.contains(&run.id)))
         .take(MOST)
         .collect();
-    let mut tasks = Vec::with_capacity(runs.len());
+    let (mut tasks, mut bytes) = (Vec::with_capacity(runs.len()), 0);
     for chunk in runs.chunks(CHUNK) {
+        if bytes > BYTES {
+            break;
+        }
         let lids: Vec<_> = chunk.iter().map(|(lid, _)| Arc::clone(lid)).collect();
         for (lid, raw) in shared.broker.held(&lids).await? {
+            bytes += raw.len();
             let since = chunk.iter().find(|(known, _)| *known == lid).map(|(_, run)| run.since);
             if let Some(message) = read(shared, &raw) {
                 tasks.push(TaskRequest {
@@ -129,19 +139,27 @@ pub(crate) async fn scheduled(shared: &Shared) -> Result<Json, Error> {
     Ok(answer::scheduled(tasks.iter().map(|(eta, task)| (eta.as_str(), task))))
 }
 
+/// The next 100 of each queue, as far as the answer may grow.
 async fn delayed(shared: &Shared) -> Result<Vec<(String, TaskRequest)>, Error> {
-    let mut tasks = Vec::new();
+    const OF_A_QUEUE: usize = 100;
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
     for queue in &shared.queues.names() {
-        for (due, raw) in shared
-            .broker
-            .delayed(queue, MOST.saturating_sub(tasks.len()).min(100))
-            .await?
-        {
-            #[allow(clippy::cast_possible_truncation)] // Microseconds since 1970 fit.
-            let eta = jiff::Timestamp::from_microsecond((due * 1e6) as i64).unwrap_or_default();
-            if let Some(message) = read(shared, &raw) {
-                let task = TaskRequest::waiting(&message, &shared.config.name);
-                tasks.push((eta.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string(), task));
+        let (mut skip, most) = (0, MOST.saturating_sub(tasks.len()).min(OF_A_QUEUE));
+        while skip < most && bytes <= BYTES {
+            let found = shared.broker.delayed(queue, skip, CHUNK.min(most - skip)).await?;
+            let is_last = found.len() < CHUNK;
+            skip += CHUNK;
+            for (due, raw) in found {
+                bytes += raw.len();
+                #[allow(clippy::cast_possible_truncation)] // Microseconds since 1970 fit.
+                let eta = jiff::Timestamp::from_microsecond((due * 1e6) as i64).unwrap_or_default();
+                if let Some(message) = read(shared, &raw) {
+                    let task = TaskRequest::waiting(&message, &shared.config.name);
+                    tasks.push((eta.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string(), task));
+                }
+            }
+            if is_last {
+                break;
             }
         }
     }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use umbel_broker::{Broker, WorkerRecord};
 use umbel_telemetry::chain;
 
+use crate::heartbeat::NAMES;
+
 /// For so long an answer is believed.
 const BELIEVED: Duration = Duration::from_secs(5);
 /// Celery's own patience with remote control.
@@ -39,7 +41,8 @@ impl Peers {
             .iter()
             .filter(|record| record.worker != me)
             .filter_map(|record| record.heartbeat.as_ref())
-            .any(|beat| beat.queues.iter().any(|name| name == queue) && beat.tasks.iter().any(|name| name == task))
+            .filter(|beat| beat.queues.iter().any(|name| name == queue))
+            .any(|beat| beat.tasks.len() >= NAMES || beat.tasks.iter().any(|name| name == task))
     }
 
     async fn celery_consumes(&mut self, broker: &Broker, queue: &str) -> bool {
