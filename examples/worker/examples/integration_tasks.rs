@@ -49,6 +49,15 @@ fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, Failur
     Ok(if is_whole { json!(whole) } else { json!(real) })
 }
 
+/// `x + y` as Python has it for numbers, text and lists.
+fn plus(x: &Value, y: &Value) -> Result<Value, Failure> {
+    match (x, y) {
+        (Value::String(x), Value::String(y)) => Ok(json!(format!("{x}{y}"))),
+        (Value::Array(x), Value::Array(y)) => Ok(x.iter().chain(y).cloned().collect()),
+        _ => sum([x, y]),
+    }
+}
+
 async fn identity(_ctx: JobContext, (x,): (Json,)) -> Result<Json, Failure> {
     Ok(x)
 }
@@ -62,7 +71,8 @@ struct Add {
 }
 
 async fn add(_ctx: JobContext, Add { x, y, z }: Add) -> Result<Value, Failure> {
-    sum([&x, &y].into_iter().chain(&z))
+    let two = plus(&x, &y)?;
+    z.map_or(Ok(two.clone()), |z| plus(&two, &z))
 }
 
 async fn mul(_ctx: JobContext, (x, y): (i64, i64)) -> Result<i64, Failure> {
@@ -133,7 +143,7 @@ async fn xsum(_ctx: JobContext, (nums,): (Vec<Value>,)) -> Result<Value, Failure
     sum(&sums)
 }
 
-async fn add_replaced(ctx: JobContext, (x, y): (i64, i64)) -> Result<(), Stop> {
+async fn add_replaced(ctx: JobContext, (x, y): (Value, Value)) -> Result<(), Stop> {
     Err(ctx.replace(sig("add", &(x, y))))
 }
 
@@ -167,12 +177,17 @@ async fn replace_with_chain_which_raises(ctx: JobContext, args: Arguments) -> Re
     Err(ctx.replace(chain))
 }
 
+async fn replace_with_chain_which_contains_a_group(ctx: JobContext, (): ()) -> Result<(), Stop> {
+    let group = Signature::group(&[sig("add", &(1,)), sig("add", &(1,))]);
+    Err(ctx.replace(Signature::chain(&[sig("add", &(1, 2)), group])))
+}
+
 async fn replace_with_empty_chain(ctx: JobContext, _args: Arguments) -> Result<(), Stop> {
     Err(ctx.replace(Signature::chain(&[])))
 }
 
-async fn add_to_all(ctx: JobContext, (nums, val): (Vec<i64>, i64)) -> Result<(), Stop> {
-    let subtasks: Vec<Signature> = nums.iter().map(|num| sig("add", &(num, val))).collect();
+async fn add_to_all(ctx: JobContext, (nums, val): (Vec<Value>, Value)) -> Result<(), Stop> {
+    let subtasks: Vec<Signature> = nums.iter().map(|num| sig("add", &(num, &val))).collect();
     Err(ctx.replace(Signature::group(&subtasks)))
 }
 
@@ -229,11 +244,22 @@ fn own_ids(ctx: &JobContext, i: Json) -> Ids {
     (ctx.request.root_id().to_owned(), parent, i)
 }
 
-async fn ids(ctx: JobContext, (i,): (Json,)) -> Result<Ids, Failure> {
+#[derive(Deserialize)]
+struct OwnIds {
+    i: Json,
+}
+
+async fn ids(ctx: JobContext, OwnIds { i }: OwnIds) -> Result<Ids, Failure> {
     Ok(own_ids(&ctx, i))
 }
 
-async fn collect_ids(ctx: JobContext, (res, i): (Json, Json)) -> Result<(Json, Ids), Failure> {
+#[derive(Deserialize)]
+struct CollectIds {
+    res: Json,
+    i: Json,
+}
+
+async fn collect_ids(ctx: JobContext, CollectIds { res, i }: CollectIds) -> Result<(Json, Ids), Failure> {
     Ok((res, own_ids(&ctx, i)))
 }
 
@@ -294,7 +320,7 @@ fn unpickleable(foo: &Json, bar: &Json) -> Failure {
         &[
             &json!(MODULE),
             &json!("UnpickleableException"),
-            &json!([foo.to_string()]),
+            &json!([foo.text().unwrap_or_else(|| foo.to_string())]),
             &json!(format!("UnpickleableException({foo}, {bar})")),
         ],
     )
@@ -311,6 +337,48 @@ async fn retry_unpickleable(_ctx: JobContext, args: RetryUnpickleable) -> Result
 async fn retry_once(ctx: JobContext, args: Arguments) -> Result<u32, Stop> {
     once(&ctx, &args)?;
     Ok(ctx.retries)
+}
+
+/// The first run is retried with other positional arguments, the keyword ones stay; and the other way round.
+async fn retry_with_args_after_kwargs(ctx: JobContext, args: Labelled) -> Result<Value, Stop> {
+    if ctx.retries == 0 {
+        let again = Retry::new().after(Duration::ZERO).max_retries(1);
+        return Err(again.args(&(args.foo + 1, args.bar + 1)).into());
+    }
+    Ok(json!({"foo": args.foo, "bar": args.bar, "label": args.label, "retries": ctx.retries, "is_eager": false}))
+}
+
+async fn retry_with_kwargs_after_args(ctx: JobContext, args: Labelled) -> Result<Value, Stop> {
+    if ctx.retries == 0 {
+        let again = Retry::new().after(Duration::ZERO).max_retries(1);
+        return Err(again.kwargs(&json!({"foo": args.foo + 1})).into());
+    }
+    Ok(json!({"foo": args.foo, "bar": args.bar, "retries": ctx.retries, "is_eager": false}))
+}
+
+#[derive(Deserialize)]
+struct Labelled {
+    foo: i64,
+    bar: i64,
+    #[serde(default)]
+    label: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Nesting {
+    replacements: u32,
+    #[serde(default)]
+    nesting: Option<Vec<u32>>,
+}
+
+/// How deep it was replaced, in each of its lives.
+async fn record_replaced_task_nesting(ctx: JobContext, args: Nesting) -> Result<Vec<u32>, Stop> {
+    let mut nesting = args.nesting.unwrap_or_default();
+    nesting.push(ctx.request.replaced_task_nesting());
+    if args.replacements == 0 {
+        return Ok(nesting);
+    }
+    Err(ctx.replace(sig("record_replaced_task_nesting", &(args.replacements - 1, nesting))))
 }
 
 async fn retry_once_priority(ctx: JobContext, args: Arguments) -> Result<u8, Stop> {
@@ -489,6 +557,16 @@ async fn rebuild_signature(_ctx: JobContext, (signature,): (Json,)) -> Result<()
 }
 
 /// Errbacks are always sent as tasks, with the failed id: both styles get that.
+#[derive(Deserialize)]
+struct Errback {
+    request_id: String,
+    label: String,
+}
+
+async fn errback_with_args(_ctx: JobContext, args: Errback) -> Result<(), Failure> {
+    push(&args.request_id, &args.label).await
+}
+
 async fn errback(_ctx: JobContext, args: Arguments) -> Result<String, Failure> {
     let (id,): (String,) = args.positional()?;
     count(&id).await?;
@@ -592,6 +670,7 @@ fn plain_tasks(worker: Worker) -> Worker {
         .task(&named("return_properties"), return_properties)
         .task(&named("rebuild_signature"), rebuild_signature)
         .task(&named("errback_old_style"), errback)
+        .task(&named("errback_old_style_with_args"), errback_with_args)
         .task(&named("errback_new_style"), errback)
         .task(&named("replaced_with_me"), replaced_with_me)
         .task(&named("add_pydantic"), add_pydantic)
@@ -618,6 +697,10 @@ fn sending_tasks(worker: Worker) -> Worker {
             replace_with_chain_which_raises,
         )
         .task(&named("replace_with_empty_chain"), replace_with_empty_chain)
+        .task(
+            &named("replace_with_chain_which_contains_a_group"),
+            replace_with_chain_which_contains_a_group,
+        )
         .task(&named("add_to_all"), add_to_all)
         .task(&named("add_to_all_to_chord"), add_to_all_to_chord)
         .task(&named("add_chord_to_chord"), add_chord_to_chord)
@@ -638,6 +721,17 @@ fn repeating_tasks(worker: Worker) -> Worker {
             retry_unpickleable,
         )
         .task_with(&named("retry_once"), once.clone(), retry_once)
+        .task_with(
+            &named("retry_with_args_after_kwargs"),
+            once.clone(),
+            retry_with_args_after_kwargs,
+        )
+        .task_with(
+            &named("retry_with_kwargs_after_args"),
+            once.clone(),
+            retry_with_kwargs_after_args,
+        )
+        .task(&named("record_replaced_task_nesting"), record_replaced_task_nesting)
         .task_with(&named("retry_once_priority"), once.clone(), retry_once_priority)
         .task_with(&named("retry_once_headers"), once.clone(), retry_once_headers)
         .task_with(
