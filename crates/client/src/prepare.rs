@@ -36,7 +36,36 @@ pub(crate) enum Target {
 pub(crate) type Bindings = HashMap<String, Vec<Binding>>;
 
 impl Client {
-    /// The message of a call.
+    /// Looks at a call. Is it plain: JSON for a queue, of which no message can fail to be made?
+    pub(crate) fn check(&self, task: &Task) -> Result<bool, SendError> {
+        let (name, options) = (&task.name, &task.options);
+        if let Some(problem) = &options.problem {
+            return Err(refused(name, problem.clone()));
+        }
+        if name.is_empty() {
+            return Err(refused(name, "the name is empty".into()));
+        }
+        if options.id.as_deref() == Some("") {
+            return Err(refused(name, "the id is empty".into()));
+        }
+        for (what, json) in [("arguments", &task.args), ("keyword arguments", &task.kwargs)] {
+            // The body is one level around them.
+            check_depth(json, self.inner.options.max_depth.saturating_sub(1))
+                .map_err(|reason| refused(name, format!("the {what}: {reason}")))?;
+        }
+        let limits = [options.time_limit.hard, options.time_limit.soft];
+        if let Some(limit) = limits.into_iter().flatten().find(|limit| *limit <= 0.0) {
+            return Err(refused(name, format!("a time limit of {limit} s")));
+        }
+        let form = self.form(name, options.serializer.as_deref(), options.compression.as_deref())?;
+        if let Some(exchange) = options.exchange.as_ref().filter(|exchange| !exchange.name.is_empty()) {
+            kind_of(&self.inner.options, &exchange.name, exchange.kind)?;
+            return Ok(false);
+        }
+        Ok(form == (Serializer::Json, None))
+    }
+
+    /// The message of a call that was looked at.
     pub(crate) fn ready<C>(&self, task: Task<C>) -> Result<Ready, SendError> {
         let Task {
             name,
@@ -73,30 +102,8 @@ impl Client {
             is_transient,
             immutable: _,
             idempotent,
-            problem,
-        } = options;
-        let refused = |reason: String| refused(&name, reason);
-        if let Some(problem) = problem {
-            return Err(refused(problem));
-        }
-        if name.is_empty() {
-            return Err(refused("the name is empty".into()));
-        }
-        if id.as_deref() == Some("") {
-            return Err(refused("the id is empty".into()));
-        }
-        for (what, json) in [("arguments", &args), ("keyword arguments", &kwargs)] {
-            // The body is one level around them.
-            check_depth(json, settings.max_depth.saturating_sub(1))
-                .map_err(|reason| refused(format!("the {what}: {reason}")))?;
-        }
-        if let Some(limit) = [time_limit.hard, time_limit.soft]
-            .into_iter()
-            .flatten()
-            .find(|limit| *limit <= 0.0)
-        {
-            return Err(refused(format!("a time limit of {limit} s")));
-        }
+            problem: _,
+        } = *options;
         let (eta, eta_text) = eta.map(|eta| eta.resolve(now)).unzip();
         let (expires, expires_text) = expires.map(|expires| expires.resolve(now)).unzip();
         let given = |name: &str, value: &Option<String>| Some((name.to_owned(), Json::string(value.as_ref()?)));

@@ -15,7 +15,7 @@ use crate::prepare::{Bindings, Ready, Target, kind_of};
 use crate::{Client, Handle, SendError, Task};
 
 /// Tasks that are encoded while the ones before are on their way.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
 /// A server that has not answered for so long is asked first.
 const IDLE: Duration = Duration::from_millis(20);
 /// An event that takes longer is not worth the wait.
@@ -49,6 +49,8 @@ impl Client {
     /// The task may have been sent.
     pub async fn send<C>(&self, task: Task<C>) -> Result<Handle, SendError> {
         let is_ignored = task.options.ignore_result == Some(true);
+        let task = task.detached();
+        self.check(&task)?;
         let ready = self.ready(task)?;
         let handle = Handle::new(self, ResultTuple::task(&ready.task.id), is_ignored);
         let mut bindings = Bindings::new();
@@ -58,7 +60,8 @@ impl Client {
         Ok(handle)
     }
 
-    /// Sends tasks in their order, many to a round trip. All are looked at before the first is sent.
+    /// Sends tasks in their order, many to a round trip. All are looked at before the first is sent, so they are held in
+    /// memory: for millions, call it for some ten thousand at a time.
     ///
     /// # Errors
     /// [`SendError::Undelivered`] names the tasks that were sent, that may have been, and that were not; others mean that
@@ -67,37 +70,73 @@ impl Client {
     /// # Cancellation
     /// Some tasks may have been sent.
     pub async fn send_all<C>(&self, tasks: impl IntoIterator<Item = Task<C>>) -> Result<Vec<Handle>, SendError> {
-        let mut handles = Vec::new();
-        let mut waiting = Vec::new();
+        let tasks = tasks.into_iter();
+        let mut handles = Vec::with_capacity(tasks.size_hint().0);
+        let mut waiting: Vec<Task> = Vec::with_capacity(tasks.size_hint().0);
+        let mut is_plain = true;
         for task in tasks {
+            let mut task = task.detached();
+            is_plain &= self.check(&task)?;
+            let id = task.options.id.get_or_insert_with(|| self.new_id());
             let is_ignored = task.options.ignore_result == Some(true);
-            let ready = self.ready(task)?;
-            handles.push(Handle::new(self, ResultTuple::task(&ready.task.id), is_ignored));
-            waiting.push(ready);
+            handles.push(Handle::new(self, ResultTuple::task(id), is_ignored));
+            waiting.push(task);
         }
-        let mut bindings = Bindings::new();
-        self.bindings(&waiting, &mut bindings).await.map_err(unprepared)?;
         let mut done = Done::default();
+        if !is_plain {
+            // What may still be found wrong with one is found before the first is sent.
+            let ready = waiting.into_iter().map(|task| self.ready(task));
+            let ready: Vec<Ready> = ready.collect::<Result<_, _>>()?;
+            let mut bindings = Bindings::new();
+            self.bindings(&ready, &mut bindings).await.map_err(unprepared)?;
+            let mut batches = Vec::new();
+            let mut ready = ready.into_iter();
+            while let Some(batch) = self.encode_next(&mut ready, &bindings).await? {
+                batches.push(batch);
+            }
+            let mut batches = batches.into_iter();
+            while let Some(batch) = batches.next() {
+                if let Err(err) = self.publish(&batch, &mut done).await {
+                    let left = batches.flat_map(|batch| batch.ready).map(|ready| ready.task.id);
+                    return Err(with_rest(err, left.collect()));
+                }
+            }
+            return Ok(handles);
+        }
         let mut waiting = waiting.into_iter();
-        let mut batch = self.encode_next(&mut waiting, &bindings).await?;
+        let mut batch = self.make_next(&mut waiting).await?;
         while let Some(now) = batch.take() {
-            // The next batch is encoded on another thread while this one travels.
-            let (next, published) =
-                tokio::join!(self.encode_next(&mut waiting, &bindings), self.publish(&now, &mut done));
-            let rest = |next: Result<Option<Batch>, SendError>| {
-                let next = next.ok().flatten();
-                next.map_or_else(Vec::new, |next| {
-                    next.ready.into_iter().map(|ready| ready.task.id).collect()
-                })
-            };
+            // The next batch is made on another thread while this one travels.
+            let (next, published) = tokio::join!(self.make_next(&mut waiting), self.publish(&now, &mut done));
+            let next = next?;
             if let Err(err) = published {
-                let mut left: Vec<String> = rest(next);
-                left.extend(waiting.map(|ready| ready.task.id));
+                let made = next.into_iter().flat_map(|next| next.ready);
+                let mut left: Vec<String> = made.map(|ready| ready.task.id).collect();
+                left.extend(waiting.filter_map(|task| task.options.id));
                 return Err(with_rest(err, left));
             }
-            batch = next?;
+            batch = next;
         }
         Ok(handles)
+    }
+
+    /// The next batch of tasks in which nothing can be wrong any more.
+    async fn make_next(&self, waiting: &mut std::vec::IntoIter<Task>) -> Result<Option<Batch>, SendError> {
+        let tasks: Vec<Task> = waiting.by_ref().take(BATCH).collect();
+        if tasks.is_empty() {
+            return Ok(None);
+        }
+        let is_small = tasks.len() < BATCH / 4;
+        let client = self.clone();
+        let make = move || {
+            let ready = tasks.into_iter().map(|task| client.ready(task));
+            let ready: Vec<Ready> = ready.collect::<Result<_, _>>()?;
+            client.encoded(ready, &Bindings::new())
+        };
+        if is_small {
+            return make().map(Some);
+        }
+        elsewhere(make).await
     }
 
     async fn encode_next(
@@ -113,14 +152,7 @@ impl Client {
             return self.encoded(ready, bindings).map(Some);
         }
         let (client, bindings) = (self.clone(), bindings.clone());
-        let encoding = tokio::task::spawn_blocking(move || client.encoded(ready, &bindings));
-        match encoding.await {
-            Ok(batch) => batch.map(Some),
-            Err(stopped) => match stopped.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Ok(None), // The runtime is shutting down, and this future with it.
-            },
-        }
+        elsewhere(move || client.encoded(ready, &bindings)).await
     }
 
     /// Sends a workflow. The handle is that of its end: the last step of a chain, the body of a chord, all members of a
@@ -387,6 +419,19 @@ impl Client {
                 return;
             }
         }
+    }
+}
+
+/// Does work on a thread where it holds up nobody.
+async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SendError> + Send + 'static,
+) -> Result<Option<T>, SendError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map(Some),
+        Err(stopped) => match stopped.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Ok(None), // The runtime is shutting down, and this future with it.
+        },
     }
 }
 

@@ -46,7 +46,8 @@ pub struct Task<C = ()> {
     pub(crate) name: String,
     pub(crate) args: Json,
     pub(crate) kwargs: Json,
-    pub(crate) options: TaskOptions,
+    /// In a box: tasks are moved about by the thousand.
+    pub(crate) options: Box<TaskOptions>,
 }
 
 /// What a call says beside its name and arguments.
@@ -94,7 +95,7 @@ impl<C> Task<C> {
             name: name.to_owned(),
             args: Json::empty_array(),
             kwargs: Json::empty_object(),
-            options: TaskOptions::default(),
+            options: Box::default(),
         }
     }
 
@@ -369,7 +370,7 @@ impl<C> Task<C> {
             immutable,
             idempotent: _,
             problem,
-        } = options;
+        } = *options;
         signature.immutable = immutable;
         let texts = [
             ("task_id", id),

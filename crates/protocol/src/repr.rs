@@ -131,6 +131,15 @@ fn scalar(out: &mut Cut, text: &str) {
 
 /// Single quotes, unless the text holds such and no double ones.
 fn string(out: &mut Cut, text: &str) {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'\\');
+    if out.chars + text.len() + 2 < LIMIT && text.bytes().all(is_plain) {
+        // Nothing to escape and nothing to cut: nearly every text.
+        out.text.push('\'');
+        out.text.push_str(text);
+        out.text.push('\'');
+        out.chars += text.len() + 2;
+        return;
+    }
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {

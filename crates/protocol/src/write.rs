@@ -10,6 +10,12 @@ use crate::json::Json;
 /// Appends `text` as a string literal.
 pub(crate) fn string(out: &mut String, text: &str) {
     out.push('"');
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+        // Nothing to escape: nearly every text.
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     let mut rest = text;
     loop {
         // Most texts are plain: copied whole.

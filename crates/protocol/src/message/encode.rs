@@ -1,7 +1,5 @@
 //! From a new task to the bytes that Celery's producer would push.
 
-use std::fmt::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -357,6 +355,7 @@ fn optional(out: &mut String, name: &str, value: Option<&str>) {
 }
 
 fn bare(out: &mut String, name: &str, value: &str) {
-    // Writing to a String cannot fail.
-    let _ = write!(out, ", \"{name}\": {value}");
+    for part in [", \"", name, "\": ", value] {
+        out.push_str(part);
+    }
 }
