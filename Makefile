@@ -116,7 +116,8 @@ chart-update: ## Write charts/golden and manifests/ anew after a change of the c
 .PHONY: bench
 bench: ## Measure beside Celery and the floor, print ratios, write the table into docs/benchmarks.md
 	@hack/setup.sh packages venv
-	cargo build --release --locked -p umbel-worker --bin umbel-worker --example test_tasks --example enqueue
+	cargo build --release --locked -p umbel-worker --bin umbel-worker --example test_tasks
+	cargo build --release --locked -p umbel-client --example enqueue
 	cargo build --release --locked --manifest-path bench/floor/Cargo.toml --target-dir bench/floor/target
 	@bench/run --docs
 

@@ -21,7 +21,8 @@ batches and nothing else: it decodes nothing, schedules nothing and survives not
 * Umbel runs with `--concurrency 256` for throughput, with 10 slots otherwise. Celery runs a child per core, without
   gossip, mingle and heartbeats, and with a prefetch multiplier of 64; the default of 4 measures the same for such tasks.
 * Celery acknowledges before it runs a task (its default), Umbel after: a killed worker loses work there and not here.
-* Enqueue: Umbel's library with 64 messages a call; Celery's `send_task` sends one.
+* Enqueue: Umbel's library (`umbel-client`), many in one call, and one call after the other; Celery's `send_task` sends
+  one and has no call for many, so its figure stands beside both.
 * A machine that does other work besides (see its load) slows Celery down more than Umbel: compare runs at rest.
 * Memory is RSS, with children. Redis calls are counted as they arrive; a script is one call.
 

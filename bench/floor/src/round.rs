@@ -51,6 +51,14 @@ pub fn run(port: u16, count: usize) {
         }
         report("enqueue", &format!("pipeline {pipeline}"), count, begin);
     }
+    connection.call(&[b"DEL", b"floor"]);
+    let begin = Instant::now();
+    for text in &messages[..count / 2] {
+        connection.command(&[b"LPUSH", b"floor", text.as_bytes()]);
+        connection.flush();
+        connection.reply();
+    }
+    report("enqueue_one", "one on the way", count / 2, begin);
     for batch in [16, 64, 256] {
         for depth in [1, 2] {
             connection.call(&[b"DEL", b"floor"]);
