@@ -147,6 +147,10 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         worker = %shared.worker, node = %shared.config.name, queues = ?shared.config.queues,
         slots = shared.slots.total(), server = %shared.broker.server(), "worker starts"
     );
+    // What was revoked while no worker was there is known before the first message is taken.
+    if let Err(err) = shared.revoked.refresh(&shared.broker, shared.clock.now()).await {
+        tracing::debug!(error = %chain(&err), "revoked ids are asked for again");
+    }
     let settler = tokio::spawn(settler(&shared).run(ended_rx));
     let renewing = CancellationToken::new();
     let renewal = Renewal {
