@@ -12,6 +12,9 @@ pub const REVOKED_KEPT: usize = 50_000;
 const CHUNK: usize = 1000;
 /// Results looked at in one call.
 const RESULTS: usize = 1000;
+/// Members of a sorted set with their scores.
+type Scored = Vec<(String, f64)>;
+
 /// States in which nobody has begun a task, as Celery's workers see it. Without a result it is PENDING.
 const NOT_BEGUN: [&str; 4] = ["PENDING", "RECEIVED", "RETRY", "REJECTED"];
 
@@ -97,7 +100,7 @@ impl Broker {
                 .arg("+inf")
                 .arg("WITHSCORES");
         }
-        let (ids, stamps): (Vec<(String, f64)>, Vec<(String, f64)>) = pipe
+        let (ids, stamps): (Scored, Scored) = pipe
             .query_async(&mut self.connection.clone())
             .await
             .map_err(failed("ZRANGEBYSCORE revoked"))?;

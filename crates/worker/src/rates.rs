@@ -182,7 +182,7 @@ mod tests {
             for pair in starts.windows(2) {
                 assert!(pair[1] - pair[0] >= every * 0.999, "{rate}: {pair:?}");
             }
-            let (took, least) = (starts[count - 1], f64::from(count as u32 - 1) * every);
+            let (took, least) = (starts[count - 1], f64::from(u32::try_from(count).unwrap() - 1) * every);
             assert!(took <= least * 1.2 + 0.1, "{rate}: {took} s for {count}");
         }
     }

@@ -292,7 +292,7 @@ fn is_true(value: &Json) -> bool {
     }
     match value.to::<f64>() {
         Ok(number) => number != 0.0,
-        Err(_) => value.elements().map_or(true, |elements| !elements.is_empty()),
+        Err(_) => value.elements().is_none_or(|elements| !elements.is_empty()),
     }
 }
 
