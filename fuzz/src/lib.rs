@@ -48,7 +48,7 @@ pub fn message(raw: &[u8]) {
         delivery_tag: "tag".into(),
         ..Retry::default()
     };
-    let Ok(again) = codec.retry(raw, &change) else { return };
+    let Ok(again) = codec.retry(raw, &change, &TimeZone::UTC) else { return };
     let again = codec
         .decode(
             &again,
