@@ -65,6 +65,52 @@ pub(crate) async fn retry(shared: &Arc<Shared>, delivery: Delivery, asked: Retry
     }
 }
 
+/// The arguments of the next run. Of those that it does not set, it keeps what it does not set by the other way:
+/// `names` are the parameters in their order.
+fn call(asked: &Retry, message: &TaskMessage, names: &[&str]) -> (Json, Json) {
+    let (args, kwargs) = (message.args.clone(), message.kwargs.clone());
+    match (&asked.args, &asked.kwargs) {
+        (None, None) => (args, kwargs),
+        (Some(args), Some(kwargs)) => (args.clone(), kwargs.clone()),
+        (Some(args), None) => {
+            let count = args.elements().map_or(0, |args| args.len());
+            let named = &names[..count.min(names.len())];
+            let mut kept = kwargs.entries();
+            kept.retain(|(name, _)| !named.contains(&name.as_str()));
+            (args.clone(), object(&kept))
+        }
+        (None, Some(kwargs)) => {
+            let mut positional = args.elements().unwrap_or_default();
+            let mut rest = kwargs.entries();
+            rest.retain(|(name, value)| {
+                let place = names.iter().position(|known| known == name);
+                match place.and_then(|place| positional.get_mut(place)) {
+                    Some(argument) => {
+                        *argument = value.clone();
+                        false
+                    }
+                    None => true,
+                }
+            });
+            let positional: Vec<&str> = positional.iter().map(Json::as_str).collect();
+            (verbatim(&format!("[{}]", positional.join(", ")), &args), object(&rest))
+        }
+    }
+}
+
+fn object(entries: &[(String, Json)]) -> Json {
+    let entries: Vec<String> = entries
+        .iter()
+        .map(|(name, value)| format!("{}: {value}", Json::string(name)))
+        .collect();
+    verbatim(&format!("{{{}}}", entries.join(", ")), &Json::empty_object())
+}
+
+/// A text that consists of values that were read, so that it can be read again.
+fn verbatim(text: &str, otherwise: &Json) -> Json {
+    Json::parse(text).unwrap_or_else(|_| otherwise.clone())
+}
+
 /// No run is left: the task's own error, or Celery's.
 async fn give_up(shared: &Arc<Shared>, delivery: Delivery, asked: Retry, trail: &[Json]) {
     let message = &delivery.message;
@@ -118,7 +164,9 @@ fn next(
         let raw = shared.config.codec.retry(&delivery.raw, &change, &shared.config.zone)?;
         return Ok((End::Later { due, raw }, Vec::new()));
     }
-    let task = rebuilt(message, asked, change, expires);
+    let job = shared.tasks.get(&message.task);
+    let (args, kwargs) = call(asked, message, job.map_or(&[], |job| job.parameters()));
+    let task = rebuilt(message, asked, (args, kwargs), change, expires);
     let raw = shared.config.codec.encode_like(&delivery.raw, &task)?;
     if queue.is_none() && priority.is_none() {
         return Ok((End::Later { due, raw }, Vec::new()));
@@ -132,7 +180,13 @@ fn next(
 }
 
 /// The message anew, with other arguments or another way to go.
-fn rebuilt(message: &TaskMessage, asked: &Retry, change: message::Retry, expires: Option<Timestamp>) -> NewTask {
+fn rebuilt(
+    message: &TaskMessage,
+    asked: &Retry,
+    (args, kwargs): (Json, Json),
+    change: message::Retry,
+    expires: Option<Timestamp>,
+) -> NewTask {
     let same = NewTask::from(message);
     let mut headers = custom_headers(message);
     for name in ["replaced_task_nesting", "stamped_headers", "stamps"] {
@@ -141,10 +195,10 @@ fn rebuilt(message: &TaskMessage, asked: &Retry, change: message::Retry, expires
     headers.retain(|(name, _)| !change.headers.iter().any(|(set, _)| set == name));
     headers.extend(change.headers);
     NewTask {
-        args: asked.args.clone().unwrap_or_else(|| message.args.clone()),
-        kwargs: asked.kwargs.clone().unwrap_or_else(|| message.kwargs.clone()),
-        argsrepr: same.argsrepr.filter(|_| asked.args.is_none()),
-        kwargsrepr: same.kwargsrepr.filter(|_| asked.kwargs.is_none()),
+        argsrepr: same.argsrepr.filter(|_| args == message.args),
+        kwargsrepr: same.kwargsrepr.filter(|_| kwargs == message.kwargs),
+        args,
+        kwargs,
         queue: asked.queue.clone().unwrap_or(same.queue),
         priority: asked.priority.unwrap_or(same.priority),
         retries: change.retries,
@@ -156,5 +210,42 @@ fn rebuilt(message: &TaskMessage, asked: &Retry, change: message::Retry, expires
         delivery_tag: change.delivery_tag,
         headers,
         ..NewTask::from(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use umbel_protocol::message::{Limits, decode};
+
+    #[test]
+    fn a_retry_keeps_what_it_does_not_set() {
+        let json = |text: &str| Json::parse(text).unwrap();
+        let message = |args: &str, kwargs: &str| {
+            let task = NewTask {
+                id: "1".into(),
+                task: "t".into(),
+                args: json(args),
+                kwargs: json(kwargs),
+                ..NewTask::default()
+            };
+            decode(&task.encode(), &Limits::default(), &jiff::tz::TimeZone::UTC).unwrap()
+        };
+        let names = ["foo", "bar", "label"];
+        let positional = Retry::new().args(&(2, 3));
+        let named = Retry::new().kwargs(&serde_json::json!({"foo": 2}));
+        for (asked, was, expected) in [
+            (
+                &positional,
+                message("[]", r#"{"foo": 1, "bar": 2, "label": "x"}"#),
+                ("[2, 3]", r#"{"label": "x"}"#),
+            ),
+            (&positional, message("[1, 2]", "{}"), ("[2, 3]", "{}")),
+            (&named, message("[1, NaN]", "{}"), ("[2, NaN]", "{}")),
+            (&named, message("[]", r#"{"foo": 1}"#), ("[]", r#"{"foo": 2}"#)),
+        ] {
+            let (args, kwargs) = call(asked, &was, &names);
+            assert_eq!((args.as_str(), kwargs.as_str()), expected);
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::results::{Results, StoreResults};
 use crate::retry::RetryPolicy;
 
 /// Runs tasks from Celery queues on Redis.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[derive(Debug, Parser)]
 #[command(name = "umbel-worker", version, about)]
 pub struct Args {

@@ -1,7 +1,8 @@
 //! The arguments of a call, and how they become the parameters of a function.
 
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess,
+    Visitor,
 };
 use umbel_protocol::json::Json;
 
@@ -51,6 +52,12 @@ pub trait FromArguments: Sized {
     /// # Errors
     /// [`Failure`] of type `TypeError` that says what does not fit.
     fn from_arguments(args: Arguments) -> Result<Self, Failure>;
+
+    /// The names of the parameters in their order, where it is a struct. A retry that changes only the positional or only
+    /// the keyword arguments keeps of the others what it does not set by another way.
+    fn parameters() -> &'static [&'static str] {
+        &[]
+    }
 }
 
 impl FromArguments for Arguments {
@@ -62,6 +69,38 @@ impl FromArguments for Arguments {
 impl<T: DeserializeOwned> FromArguments for T {
     fn from_arguments(args: Arguments) -> Result<T, Failure> {
         T::deserialize(Call(&args)).map_err(|err| Failure::type_error(err.to_string()))
+    }
+
+    fn parameters() -> &'static [&'static str] {
+        let mut names: &'static [&'static str] = &[];
+        let _ = T::deserialize(Fields(&mut names)); // Answers nothing but the names.
+        names
+    }
+}
+
+/// Learns the fields of a struct.
+struct Fields<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Fields<'_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Error> {
+        Err(Error::custom("no struct"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        _visitor: V,
+    ) -> Result<V::Value, Error> {
+        *self.0 = fields;
+        Err(Error::custom("only its fields are asked for"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }
 
@@ -221,7 +260,9 @@ impl<'de> Deserializer<'de> for Call<'_> {
         // Of a doubled name the last value counts, as in Python.
         for (name, value) in &keywords {
             entries.retain(|(known, _)| known != name);
-            entries.push((name, value.clone()));
+            // What nobody takes may be what no Rust type has: NaN.
+            let is_skipped = !fields.contains(&name.as_str()) && value.to::<IgnoredAny>().is_err();
+            entries.push((name, if is_skipped { Json::null() } else { value.clone() }));
         }
         visitor.visit_map(Named::new(entries))
     }
@@ -305,6 +346,12 @@ mod tests {
             assert!(failure.message.contains(why), "{failure}");
             assert_eq!((failure.exc_type.as_str(), failure.is_retryable), ("TypeError", false));
         }
+    }
+
+    #[test]
+    fn a_struct_names_its_parameters() {
+        assert_eq!(Resize::parameters(), ["url", "width", "mode"]);
+        assert!(<(i64, i64)>::parameters().is_empty() && Arguments::parameters().is_empty());
     }
 
     #[test]

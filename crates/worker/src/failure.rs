@@ -27,7 +27,7 @@ pub struct Failure {
     /// May the worker's retry policy run the task again?
     pub is_retryable: bool,
     /// Traceback text of what led here, for the result document; see [`Failure::caused_by`].
-    pub cause: Option<String>,
+    pub cause: Option<Box<str>>,
 }
 
 impl Failure {
@@ -106,7 +106,7 @@ impl Failure {
             .map(ToString::to_string)
             .collect();
         Failure {
-            cause: Some(lines.join("\ncaused by: ")),
+            cause: Some(lines.join("\ncaused by: ").into()),
             ..self
         }
     }

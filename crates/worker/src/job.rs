@@ -166,6 +166,11 @@ pub trait Job: Send + Sync {
         TaskOptions::default()
     }
 
+    /// The names of its parameters in their order: [`crate::FromArguments::parameters`].
+    fn parameters(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Runs the task once.
     ///
     /// # Cancellation

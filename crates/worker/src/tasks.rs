@@ -117,6 +117,7 @@ impl Tasks {
 pub(crate) struct Function<F> {
     pub(crate) name: String,
     pub(crate) options: TaskOptions,
+    pub(crate) parameters: &'static [&'static str],
     pub(crate) call: F,
 }
 
@@ -130,6 +131,10 @@ where
 
     fn options(&self) -> TaskOptions {
         self.options.clone()
+    }
+
+    fn parameters(&self) -> &'static [&'static str] {
+        self.parameters
     }
 
     fn run<'a>(&'a self, ctx: &'a JobContext, args: Arguments) -> BoxFuture<'a, Outcome> {
@@ -149,6 +154,7 @@ where
     Function {
         name: name.to_owned(),
         options,
+        parameters: A::parameters(),
         call: move |ctx: JobContext, args: Arguments| {
             let call = call.clone();
             async move {
