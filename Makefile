@@ -113,6 +113,15 @@ chart-update: ## Write charts/golden and manifests/ anew after a change of the c
 
 ##@ Measuring
 
+SECONDS ?= 600
+.PHONY: fuzz
+fuzz: ## Fuzz every decoder for SECONDS in all (600)
+	@fuzz/run "$(SECONDS)"
+
+.PHONY: huge
+huge: ## Send a message of 512 MB past a worker (Redis takes 2 GB for it)
+	@$(TOOLS) UMBEL_TEST_HUGE=1 cargo test --locked -p umbel-worker --test worker i05 -- --nocapture
+
 .PHONY: bench
 bench: ## Measure beside Celery and the floor, print ratios, write the table into docs/benchmarks.md
 	@hack/setup.sh packages venv
