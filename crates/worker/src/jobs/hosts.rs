@@ -144,12 +144,12 @@ fn place_v4(address: Ipv4Addr) -> Place {
     let [a, b, c, d] = address.octets();
     match (a, b, c, d) {
         // "This network", link-local, multicast, reserved, broadcast.
-        (0 | 224..=255, ..) | (169, 254, ..) => Place::Link,
+        (0 | 224..=255, ..) | (169, 254, ..)
         // Metadata and the like that clouds keep elsewhere: Alibaba, Oracle, Azure.
-        (100, 100, 100, 200) | (192, 0, 0, 192) | (168, 63, 129, 16) => Place::Link,
-        (10 | 127, ..) | (172, 16..=31, ..) | (192, 168, ..) => Place::Inside,
+        | (100, 100, 100, 200) | (192, 0, 0, 192) | (168, 63, 129, 16) => Place::Link,
+        (10 | 127, ..) | (172, 16..=31, ..) | (192, 168, ..)
         // Shared by carriers, protocol assignments, documentation, benchmarks, old relays.
-        (100, 64..=127, ..)
+        | (100, 64..=127, ..)
         | (192, 0, 0 | 2, _)
         | (192, 88, 99, _)
         | (198, 18..=19, ..)
@@ -166,22 +166,22 @@ fn place_v6(address: Ipv6Addr) -> Place {
         place_v4(Ipv4Addr::new(a, b, c, d))
     };
     match words {
-        [0, 0, 0, 0, 0, 0, 0, 0] => Place::Link,
-        [0, 0, 0, 0, 0, 0, 0, 1] => Place::Inside,
-        // An IPv4 address in other clothes: mapped, compatible, translated.
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
+        // An IPv4 address in other clothes: mapped, compatible, translated; also `::`, as 0.0.0.0.
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] if !address.is_loopback() => {
+            embedded(high, low)
+        }
         // 6to4, through a relay.
         [0x2002, high, low, ..] => match embedded(high, low) {
             Place::Public => Place::Inside,
             other => other,
         },
-        // AWS keeps its metadata there.
-        [0xfd00, 0x0ec2, ..] => Place::Link,
-        [0xfe80..=0xfebf | 0xff00..=0xffff, ..] => Place::Link,
-        // Teredo, other protocol assignments, documentation.
-        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Place::Inside,
-        [0x2000..=0x3fff, ..] => Place::Public,
-        _ => Place::Inside,
+        // AWS keeps its metadata in a network of its own; link-local; multicast.
+        [0xfd00, 0x0ec2, ..] | [0xfe80..=0xfebf | 0xff00..=0xffff, ..] => Place::Link,
+        // All that is assigned to the Internet, but for Teredo and other protocols, and documentation.
+        [0x2001, 0x200..=0xdb7 | 0xdb9..=0xffff, ..]
+        | [0x2000 | 0x2003..=0x3ffe, ..]
+        | [0x3fff, 0x1000..=0xffff, ..] => Place::Public,
+        _ => Place::Inside, // `::1` is among them.
     }
 }
 

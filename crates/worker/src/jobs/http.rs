@@ -180,7 +180,7 @@ impl Http {
         let request = Request::read(arguments, &ctx.id)?;
         let (host, timeout) = (origin(&request.url), request.timeout);
         let exchange = tokio::time::timeout(timeout, self.follow(ctx, request));
-        let answer = ctx.until_soft_limit(exchange).await?;
+        let answer = ctx.until_soft_limit(Box::pin(exchange)).await?;
         let answer = answer
             .unwrap_or(Err(Fault::Silent { host, after: timeout }))
             .map_err(|fault| fault.failure())?;
