@@ -21,8 +21,9 @@ celery.contrib.pytest.celery_session_worker = celery_session_worker
 
 
 def reason(table, item):
-    """By the test's name, or by a class of tests."""
-    names = [item.originalname or item.name, item.name, item.cls.__name__ if item.cls else ""]
+    """By the name of the test, of its parameters or of its class."""
+    parameters = item.callspec.id if hasattr(item, "callspec") else ""
+    names = [item.originalname or item.name, item.name, parameters, item.cls.__name__ if item.cls else ""]
     return next((table[name] for name in names if name in table), None)
 
 

@@ -339,11 +339,15 @@ async fn retry_once(ctx: JobContext, args: Arguments) -> Result<u32, Stop> {
     Ok(ctx.retries)
 }
 
-/// The first run is retried with other positional arguments, the keyword ones stay; and the other way round.
+/// The first run is retried with positional arguments where it had keywords, and the other way round. A Python worker
+/// knows which parameter each fills; here both kinds are given.
 async fn retry_with_args_after_kwargs(ctx: JobContext, args: Labelled) -> Result<Value, Stop> {
     if ctx.retries == 0 {
         let again = Retry::new().after(Duration::ZERO).max_retries(1);
-        return Err(again.args(&(args.foo + 1, args.bar + 1)).into());
+        return Err(again
+            .args(&(args.foo + 1, args.bar + 1))
+            .kwargs(&json!({"label": args.label}))
+            .into());
     }
     Ok(json!({"foo": args.foo, "bar": args.bar, "label": args.label, "retries": ctx.retries, "is_eager": false}))
 }
@@ -351,7 +355,10 @@ async fn retry_with_args_after_kwargs(ctx: JobContext, args: Labelled) -> Result
 async fn retry_with_kwargs_after_args(ctx: JobContext, args: Labelled) -> Result<Value, Stop> {
     if ctx.retries == 0 {
         let again = Retry::new().after(Duration::ZERO).max_retries(1);
-        return Err(again.kwargs(&json!({"foo": args.foo + 1})).into());
+        return Err(again
+            .args(&json!([]))
+            .kwargs(&json!({"foo": args.foo + 1, "bar": args.bar}))
+            .into());
     }
     Ok(json!({"foo": args.foo, "bar": args.bar, "retries": ctx.retries, "is_eager": false}))
 }
