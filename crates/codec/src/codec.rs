@@ -125,15 +125,33 @@ impl Codec {
         }))
     }
 
-    /// Writes a task that a worker sends on its own: signed where there is a key, else plain JSON.
-    pub fn outgoing(&self, task: &NewTask) -> Vec<u8> {
-        let serializer = if self.0.signer.is_some() {
+    /// Writes a task that a worker sends on its own, in the serializer and the compression that it asks for by Celery's
+    /// names; without them, or where they cannot say it, signed where there is a key, else as is accepted.
+    pub fn outgoing(&self, task: &NewTask, serializer: Option<&str>, compression: Option<&str>) -> Vec<u8> {
+        let compression = compression.and_then(Compression::named);
+        [
+            serializer.and_then(Serializer::named),
+            Some(self.own()),
+            Some(Serializer::Json),
+        ]
+        .into_iter()
+        .flatten()
+        .find_map(|serializer| self.encode(task, serializer, compression).ok())
+        .expect("JSON says everything")
+    }
+
+    /// The serializer of what nobody asks for in another: signed where there is a key, else JSON where it is accepted
+    /// (those who share the queue read what we read), else the first that is.
+    fn own(&self) -> Serializer {
+        let accept = &self.0.accept;
+        if self.0.signer.is_some() {
             Serializer::Auth
-        } else {
+        } else if accept.contains(&Serializer::Json) {
             Serializer::Json
-        };
-        self.encode(task, serializer, None)
-            .expect("JSON says everything, and the key was checked")
+        } else {
+            let plain = accept.iter().find(|serializer| **serializer != Serializer::Auth);
+            plain.copied().unwrap_or(Serializer::Json)
+        }
     }
 
     /// Writes a task in the serializer and the compression of a message: what follows from one goes the same way.

@@ -59,6 +59,23 @@ fn values_come_through_every_serializer_as_they_were() {
 }
 
 /// PyYAML sorts the keys of what it writes.
+#[test]
+fn what_a_worker_sends_is_what_its_queue_accepts() {
+    let sent = |accept: &[Serializer], asked: Option<&str>, compression: Option<&str>| {
+        let codec = codec(accept);
+        let raw = codec.outgoing(&task("[1]"), asked, compression);
+        let body = umbel_protocol::message::body(&raw).unwrap();
+        (body.content_type.into_owned(), read(&codec, &raw).is_ok())
+    };
+    let (json, msgpack, yaml) = (Serializer::Json, Serializer::Msgpack, Serializer::Yaml);
+    let name = |serializer: Serializer| serializer.content_type().to_owned();
+    assert_eq!(sent(&[json, msgpack], None, None), (name(json), true));
+    assert_eq!(sent(&[msgpack, yaml], None, None), (name(msgpack), true));
+    assert_eq!(sent(&[yaml], None, None), (name(yaml), true));
+    assert_eq!(sent(&[json, yaml], Some("yaml"), Some("zlib")), (name(yaml), true));
+    assert_eq!(sent(&[json], Some("pickle"), Some("unheard")), (name(json), true));
+}
+
 fn sorted(text: &str) -> String {
     fn value(json: &Json) -> String {
         if json.is_object() {
@@ -243,6 +260,7 @@ fn protocol_1_is_read_in_every_serializer() {
                     retries: 1,
                     ..Default::default()
                 },
+                &jiff::tz::TimeZone::UTC,
             )
             .unwrap();
         let again_read = read(&codec, &again).unwrap();

@@ -255,6 +255,24 @@ async fn priority_steps_of_a_queue_hold_for_depths_and_schedules() {
             .is_some_and(|depth| depth.waiting == 1)
     })
     .await;
+
+    // Schedules send JSON: who does not read it is told, and nothing is sent.
+    let mut packed = on("redis", "packed");
+    packed["spec"]["accept"] = json!(["msgpack"]);
+    stage.apply(OURS, "TaskQueue", "taskqueues", "packed", packed).await;
+    let fields = json!({ "spec": {
+        "schedule": { "every": "1s" },
+        "taskTemplate": { "task": "umbel.echo", "queueRef": { "name": "packed" } },
+    } });
+    stage
+        .apply(OURS, "PeriodicTask", "periodictasks", "unread", fields)
+        .await;
+    eventually(LONG, "an Event says why", async || {
+        let events = stage.events().await;
+        events.iter().any(|event| event.starts_with("JsonNotAccepted"))
+    })
+    .await;
+    assert_eq!(connection.llen("packed").await, Ok(0));
     let kombus: bool = connection.exists("steps\x06\x166").await.expect("answered");
     assert!(!kombus);
 }

@@ -158,7 +158,11 @@ async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Err
         .map(|queue| {
             let mut copy = task.clone();
             copy.delivery_tag = uuid::Uuid::new_v4().to_string(); // One of its own: kombu keeps messages by it.
-            let raw = shared.config.codec.outgoing(&copy);
+            let raw =
+                shared
+                    .config
+                    .codec
+                    .outgoing(&copy, outgoing.serializer.as_deref(), outgoing.compression.as_deref());
             if raw.len() > shared.config.max_message {
                 return too_large(shared, task, raw.len());
             }
@@ -198,7 +202,8 @@ async fn count(
     message: &TaskMessage,
     part: &ChordPart,
 ) -> Result<Vec<FollowUp>, Error> {
-    let token = uuid::Uuid::new_v4().to_string();
+    // The same in each delivery of the member: one that follows a crash takes up the claim of the one before.
+    let token = format!("umbel:{}", part.id);
     let began = Instant::now();
     let counted = loop {
         match results.count_part(part, &token).await {

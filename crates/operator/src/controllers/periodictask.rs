@@ -70,6 +70,8 @@ pub(crate) enum Stall {
     UnknownQueue(String),
     #[error("TaskQueue {name}: {why}")]
     QueueNotOurs { name: String, why: String },
+    #[error("TaskQueue {0} does not accept json, which schedules send")]
+    NotAccepted(String),
     #[error("the header {0:?} belongs to the message format")]
     ReservedHeader(String),
     #[error("TaskQueue {0}: {1}")]
@@ -84,6 +86,7 @@ impl Stall {
             Self::Schedule(fault) => fault.word(),
             Self::UnknownQueue(_) => "UnknownQueue",
             Self::QueueNotOurs { .. } => "QueueOwnedElsewhere",
+            Self::NotAccepted(_) => "JsonNotAccepted",
             Self::ReservedHeader(_) => "ReservedHeader",
             Self::Broker(_, fault) => fault.reason(),
             Self::WrongKeyType(_) => "WrongKeyType",
@@ -104,6 +107,9 @@ pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understoo
     let queue = ctx
         .queue(&namespace, name)
         .ok_or_else(|| Stall::UnknownQueue(name.clone()))?;
+    if !queue.spec.accept.contains(&umbel_api::taskqueue::Serializer::Json) {
+        return Err(Stall::NotAccepted(name.clone()));
+    }
     let ready = queue.status.as_ref().and_then(|status| find(&status.conditions, READY));
     if let Some(ready) = ready.filter(|ready| ready.reason == "QueueOwnedElsewhere") {
         return Err(Stall::QueueNotOurs {
