@@ -10,7 +10,10 @@ use crate::json::Json;
 /// Appends `text` as a string literal.
 pub(crate) fn string(out: &mut String, text: &str) {
     out.push('"');
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+    if text
+        .bytes()
+        .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
+    {
         // Nothing to escape: nearly every text.
         out.push_str(text);
         out.push('"');

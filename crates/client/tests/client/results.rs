@@ -241,6 +241,17 @@ async fn celerys_receiver_sees_what_was_sent() {
     let redis = Redis::start().await;
     let mut celery = Celery::client(&redis.url()).await;
     celery.watch().await;
+    let mut connection = redis.connection().await;
+    // Celery says that it watches before it has subscribed.
+    eventually_some(SOON, "the receiver's subscription", async || {
+        let patterns: u64 = umbel_testkit::redis::cmd("PUBSUB")
+            .arg("NUMPAT")
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        (patterns > 0).then_some(())
+    })
+    .await;
     let client = client_with(
         &redis,
         Options {
