@@ -147,6 +147,10 @@ async fn add_replaced(ctx: JobContext, (x, y): (Value, Value)) -> Result<(), Sto
     Err(ctx.replace(sig("add", &(x, y))))
 }
 
+async fn add_replaced_with_chain(ctx: JobContext, (x, y): (Value, Value)) -> Result<(), Stop> {
+    Err(ctx.replace(Signature::chain(&[sig("add", &(x, y)), sig("identity", &())])))
+}
+
 /// A chain of `identity` and `last`, with a message to Redis linked by `link`.
 fn linked_chain(
     args: &Arguments,
@@ -703,6 +707,7 @@ fn sending_tasks(worker: Worker) -> Worker {
             &named("replace_with_chain_which_raises"),
             replace_with_chain_which_raises,
         )
+        .task(&named("add_replaced_with_chain"), add_replaced_with_chain)
         .task(&named("replace_with_empty_chain"), replace_with_empty_chain)
         .task(
             &named("replace_with_chain_which_contains_a_group"),
