@@ -13,8 +13,11 @@ use umbel_protocol::json::Json;
 use umbel_protocol::message::{self, Limits, NewTask, Retry};
 use umbel_protocol::{event, result};
 
+/// A decoder, which must neither panic nor grow.
+pub type Target = fn(&[u8]);
+
 /// Each decoder by the name of its folder in the corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("message", message),
     ("codec", codec),
     ("result", result),
@@ -48,7 +51,9 @@ pub fn message(raw: &[u8]) {
         delivery_tag: "tag".into(),
         ..Retry::default()
     };
-    let Ok(again) = codec.retry(raw, &change, &TimeZone::UTC) else { return };
+    let Ok(again) = codec.retry(raw, &change, &TimeZone::UTC) else {
+        return;
+    };
     let again = codec
         .decode(
             &again,

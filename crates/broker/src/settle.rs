@@ -316,13 +316,13 @@ impl Broker {
         let mut pipe = redis::pipe();
         pipe.cmd("EXISTS").arg(self.keys.umbel(&format!("back:{id}")));
         pipe.cmd("HEXISTS").arg(self.keys.umbel("att")).arg(id);
-        let (back, died): (bool, bool) = pipe
-            .query_async(&mut self.connection.clone())
-            .await
-            .map_err(|source| Error::Call {
-                call: "EXISTS back",
-                source,
-            })?;
+        let (back, died): (bool, bool) =
+            pipe.query_async(&mut self.connection.clone())
+                .await
+                .map_err(|source| Error::Call {
+                    call: "EXISTS back",
+                    source,
+                })?;
         Ok(back || died)
     }
 

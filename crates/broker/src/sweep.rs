@@ -229,9 +229,7 @@ impl Broker {
     /// [`Error::Call`].
     pub async fn janitor(&self, thorough: bool) -> Result<JanitorReport, Error> {
         // Ten minutes: longer than any restart of a worker takes to be noticed.
-        let args = Args::new(&JANITOR, self.keys.scope())
-            .arg(i32::from(thorough))
-            .arg(600);
+        let args = Args::new(&JANITOR, self.keys.scope()).arg(i32::from(thorough)).arg(600);
         let mut reply = Reply::of(&JANITOR, args.call(&mut self.connection.clone()).await?)?;
         Ok(JanitorReport {
             leases_given: reply.count()?,

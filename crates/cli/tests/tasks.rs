@@ -94,7 +94,7 @@ async fn workers(kind: &str, redis: &Redis) -> (Option<CeleryWorker>, Option<Pro
     }
 }
 
-fn echo(args: Value) -> Value {
+fn echo(args: &Value) -> Value {
     json!({"args": args, "kwargs": {}})
 }
 
@@ -130,7 +130,7 @@ async fn both_workers_run_what_is_sent_with_every_flag() {
             &["--id", "my-id", "--link", "umbel.echo"],
         ]
         .concat();
-        assert_eq!(value(umbel(&url, &flags).await), echo(json!([1])), "{kind}");
+        assert_eq!(value(umbel(&url, &flags).await), echo(&json!([1])), "{kind}");
         assert_eq!(
             value(umbel(&url, &["task", "get", "my-id", "-o", "json"]).await)["status"],
             "SUCCESS"
@@ -144,8 +144,8 @@ async fn both_workers_run_what_is_sent_with_every_flag() {
 
         let workflow = r#"{"chain": [{"task": "umbel.echo", "args": [1]},
             {"group": [{"task": "umbel.echo", "args": [2]}, "umbel.echo"]}, {"task": "umbel.echo", "args": ["end"]}]}"#;
-        let one = echo(json!([1]));
-        let expected = echo(json!([[echo(json!([one, 2])), echo(json!([one]))], "end"]));
+        let one = echo(&json!([1]));
+        let expected = echo(&json!([[echo(&json!([one, 2])), echo(&json!([one]))], "end"]));
         let ran = umbel_with(&url, &["task", "canvas", "-", "--wait"], workflow).await;
         assert_eq!(value(ran), expected, "{kind}");
 
@@ -157,7 +157,7 @@ async fn both_workers_run_what_is_sent_with_every_flag() {
         );
         let id = sent["id"].as_str().unwrap();
         let got = umbel(&url, &["task", "get", id, "--wait"]).await;
-        assert_eq!(value(got), json!([echo(json!([1])), echo(json!([2]))]), "{kind}");
+        assert_eq!(value(got), json!([echo(&json!([1])), echo(&json!([2]))]), "{kind}");
 
         let failed = umbel_with(
             &url,
@@ -180,9 +180,9 @@ async fn what_celery_serialises_is_a_workflow() {
                  answer = [json.dumps(s) for s in (chain(e(1), e(2)), chord([e(1), e(2)], e('body')), group(e(1), e(2)))]";
     let written = celery.script(lines, std::time::Duration::from_secs(30)).await.unwrap();
     let expected = [
-        echo(json!([echo(json!([1])), 2])),
-        echo(json!([[echo(json!([1])), echo(json!([2]))], "body"])),
-        json!([echo(json!([1])), echo(json!([2]))]),
+        echo(&json!([echo(&json!([1])), 2])),
+        echo(&json!([[echo(&json!([1])), echo(&json!([2]))], "body"])),
+        json!([echo(&json!([1])), echo(&json!([2]))]),
     ];
     for (workflow, expected) in written.as_array().unwrap().iter().zip(expected) {
         let ran = umbel_with(&url, &["task", "canvas", "-", "--wait"], workflow.as_str().unwrap()).await;

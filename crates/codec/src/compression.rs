@@ -110,6 +110,7 @@ enum Fault {
     Stream(String),
 }
 
+#[allow(clippy::needless_pass_by_value)] // As `map_err` gives it.
 fn broken(why: impl ToString) -> Fault {
     Fault::Stream(why.to_string())
 }

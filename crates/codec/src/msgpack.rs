@@ -8,6 +8,7 @@ use umbel_protocol::message::Reason;
 
 use crate::json::{Value, Writer, take};
 
+#[allow(clippy::needless_pass_by_value)] // As `map_err` gives it.
 fn broken(why: impl ToString) -> Reason {
     Reason::Format {
         format: "msgpack",

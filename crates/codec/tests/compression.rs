@@ -143,7 +143,7 @@ fn what_unfolds_on_the_way_to_json_meets_the_limit_too() {
     let mut bomb = String::from("- - &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..40 {
         let alias = format!("*a{}", level - 1);
-        bomb += &format!("  - &a{level} [{}]\n", vec![alias; 10].join(", "));
+        bomb.extend(["  - &a", &level.to_string(), " [", &vec![alias; 10].join(", "), "]\n"]);
     }
     bomb += "- {}\n- null\n";
     let refused = read(&codec, &message("application/x-yaml", None, bomb.as_bytes())).unwrap_err();

@@ -37,7 +37,7 @@ fn items(source: &str) -> BTreeMap<String, String> {
             && at < 4
             && let Some(found) = words.get(at + 1)
         {
-            name = (*found).to_owned();
+            (*found).clone_into(&mut name);
             items.insert(name.clone(), std::mem::take(&mut attributes));
         } else if is_margin {
             name.clear();

@@ -165,7 +165,8 @@ impl Celery {
     /// # Panics
     /// When the client is gone.
     pub async fn script(&mut self, lines: &str, timeout: Duration) -> Result<Value, Raised> {
-        self.ask(patient(timeout), &json!({"op": "script", "lines": lines})).await
+        self.ask(patient(timeout), &json!({"op": "script", "lines": lines}))
+            .await
     }
 
     /// `AsyncResult(id).state` and `.info` (as text).

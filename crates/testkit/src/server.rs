@@ -183,7 +183,10 @@ impl Redis {
     pub async fn connection_to(&self, database: u8) -> MultiplexedConnection {
         let client = redis::Client::open(self.database(database)).expect("a loopback address is an address");
         // Slow scripts of tests and a machine that compiles beside them are no failures.
-        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
+        let patience = Some(Duration::from_secs(30));
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(patience)
+            .set_response_timeout(patience);
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await

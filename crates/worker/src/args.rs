@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Parser;
 use umbel_broker::Policy;
 
-use crate::autoscale::Bounds;
 use crate::admit::UnknownTask;
+use crate::autoscale::Bounds;
 use crate::options::Ack;
 use crate::results::{Results, StoreResults};
 use crate::retry::RetryPolicy;
@@ -445,7 +445,10 @@ mod tests {
 
     #[test]
     fn priority_steps_are_checked() {
-        assert_eq!(config(&["--priority-steps", "0,5"]).unwrap().broker.priority_steps, [0, 5]);
+        assert_eq!(
+            config(&["--priority-steps", "0,5"]).unwrap().broker.priority_steps,
+            [0, 5]
+        );
         for bad in ["5,0", "0,12", "low"] {
             assert!(config(&["--priority-steps", bad]).is_err(), "{bad}");
         }

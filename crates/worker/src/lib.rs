@@ -171,7 +171,7 @@ impl Worker {
     pub async fn run_with(self, config: Config) -> anyhow::Result<()> {
         jobs::leash::attend();
         let stop = shutdown::signals().context("listen for signals")?;
-        self.run_until(config, stop).await
+        Box::pin(self.run_until(config, stop)).await
     }
 
     async fn run_until(mut self, config: Config, stop: Shutdown) -> anyhow::Result<()> {

@@ -317,15 +317,15 @@ impl RetryKwargs {
 }
 
 /// An exception whose class takes two arguments and keeps one: what there is of it when it is read again.
-fn unpickleable(foo: &Json, bar: &Json) -> Failure {
+fn unpickleable(first: &Json, second: &Json) -> Failure {
     Failure::raise(
         "celery.utils.serialization",
         "UnpickleableExceptionWrapper",
         &[
             &json!(MODULE),
             &json!("UnpickleableException"),
-            &json!([foo.text().unwrap_or_else(|| foo.to_string())]),
-            &json!(format!("UnpickleableException({foo}, {bar})")),
+            &json!([first.text().unwrap_or_else(|| first.to_string())]),
+            &json!(format!("UnpickleableException({first}, {second})")),
         ],
     )
 }
@@ -518,8 +518,8 @@ async fn fail(_ctx: JobContext, args: Arguments) -> Result<(), Failure> {
     Err(expected_exception(&all))
 }
 
-async fn fail_unpickleable(_ctx: JobContext, (foo, bar): (Json, Json)) -> Result<(), Failure> {
-    Err(unpickleable(&foo, &bar))
+async fn fail_unpickleable(_ctx: JobContext, (first, second): (Json, Json)) -> Result<(), Failure> {
+    Err(unpickleable(&first, &second))
 }
 
 async fn fail_replaced(ctx: JobContext, args: Arguments) -> Result<(), Stop> {

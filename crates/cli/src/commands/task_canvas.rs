@@ -24,10 +24,10 @@ pub(crate) async fn run(global: &Global, canvas: &Canvas) -> anyhow::Result<Exit
     let (client, queue) = broker::client(global, canvas.queue.as_deref()).await?;
     let sent = client.apply(workflow).await?;
     if canvas.save {
-        if !sent.is_group() {
-            output::say("only a group can be saved; this workflow ends in a task");
-        } else {
+        if sent.is_group() {
             sent.save().await?;
+        } else {
+            output::say("only a group can be saved; this workflow ends in a task");
         }
     }
     if canvas.wait.wait {

@@ -45,7 +45,7 @@ impl Runs {
     }
 }
 
-fn echo(args: Value) -> Value {
+fn echo(args: &Value) -> Value {
     json!({"args": args, "kwargs": {}})
 }
 
@@ -103,7 +103,7 @@ async fn calls_run_with_every_option() {
             };
             let sent = client.send(task).await.unwrap();
             let what = format!("{kind}: {serializer} {compression:?}");
-            assert_eq!(value(&sent).await, echo(json!(["x".repeat(300), 7])), "{what}");
+            assert_eq!(value(&sent).await, echo(&json!(["x".repeat(300), 7])), "{what}");
         }
 
         let expired = client
@@ -128,7 +128,7 @@ async fn calls_run_with_every_option() {
             .send(e(&json!([2])).countdown(Duration::from_secs(1)))
             .await
             .unwrap();
-        assert_eq!(value(&later).await, echo(json!([2])), "{kind}");
+        assert_eq!(value(&later).await, echo(&json!([2])), "{kind}");
         assert!(
             begin.elapsed() >= Duration::from_millis(950),
             "{kind}: {:?}",
@@ -152,17 +152,17 @@ async fn calls_run_with_every_option() {
 
 fn workflows() -> Vec<(&'static str, Signature, Value)> {
     let s = |seconds: f64| Task::new("umbel.sleep").args(&(seconds,));
-    let one = |n: i64| echo(json!([n]));
+    let one = |n: i64| echo(&json!([n]));
     vec![
         (
             "chain",
             chain([e(&json!([1])), e(&json!([2])), e(&json!([3]))]),
-            echo(json!([echo(json!([one(1), 2])), 3])),
+            echo(&json!([echo(&json!([one(1), 2])), 3])),
         ),
         (
             "immutable",
             chain([s(0.0), s(0.01).immutable(), e(&json!([9]))]),
-            echo(json!([0.01, 9])),
+            echo(&json!([0.01, 9])),
         ),
         (
             "group",
@@ -172,7 +172,7 @@ fn workflows() -> Vec<(&'static str, Signature, Value)> {
         (
             "chord",
             chord([e(&json!([1])), e(&json!([2]))], e(&json!(["body"]))),
-            echo(json!([[one(1), one(2)], "body"])),
+            echo(&json!([[one(1), one(2)], "body"])),
         ),
         (
             "a group in a chain",
@@ -181,7 +181,7 @@ fn workflows() -> Vec<(&'static str, Signature, Value)> {
                 group([e(&json!([2])), e(&json!([3]))]),
                 e(&json!(["end"])).into(),
             ]),
-            echo(json!([[echo(json!([one(1), 2])), echo(json!([one(1), 3]))], "end"])),
+            echo(&json!([[echo(&json!([one(1), 2])), echo(&json!([one(1), 3]))], "end"])),
         ),
         (
             "a chord in a chord",
@@ -192,7 +192,7 @@ fn workflows() -> Vec<(&'static str, Signature, Value)> {
                 ],
                 e(&json!(["out"])),
             ),
-            echo(json!([[echo(json!([[one(1), one(2)], "in"])), one(3)], "out"])),
+            echo(&json!([[echo(&json!([[one(1), one(2)], "in"])), one(3)], "out"])),
         ),
         (
             "chains in a chord",
@@ -203,18 +203,18 @@ fn workflows() -> Vec<(&'static str, Signature, Value)> {
                 ],
                 e(&json!([])),
             ),
-            echo(json!([[echo(json!([one(1), 2])), echo(json!([one(3), 4]))]])),
+            echo(&json!([[echo(&json!([one(1), 2])), echo(&json!([one(3), 4]))]])),
         ),
         (
             "an empty chord",
             chord(Vec::<Task>::new(), e(&json!(["empty"]))),
-            echo(json!([[], "empty"])),
+            echo(&json!([[], "empty"])),
         ),
         ("map", map(Task::new("umbel.sleep"), &[0.0, 0.01]), json!([0.0, 0.01])),
         (
             "starmap",
             starmap(Task::new("umbel.echo"), &[vec![1, 2], vec![3]]),
-            json!([echo(json!([1, 2])), one(3)]),
+            json!([echo(&json!([1, 2])), one(3)]),
         ),
         (
             "chunks",
@@ -224,7 +224,7 @@ fn workflows() -> Vec<(&'static str, Signature, Value)> {
         (
             "a large chord",
             chord((0..200).map(|_| s(0.0)), e(&json!([]))),
-            echo(json!([vec![0.0; 200]])),
+            echo(&json!([vec![0.0; 200]])),
         ),
     ]
 }
@@ -244,7 +244,7 @@ async fn workflows_run_to_their_end() {
         let sent = client.send(e(&json!([1])).link(done)).await.unwrap();
         assert_eq!(
             value(&client.handle("callback")).await,
-            echo(json!([echo(json!([1])), "linked"])),
+            echo(&json!([echo(&json!([1])), "linked"])),
             "{kind}"
         );
         let children = sent.children().await.unwrap();
@@ -283,7 +283,7 @@ async fn many_are_sent_at_once_and_all_run() {
         let handles = client.send_all((0..600).map(|n| e(&json!([n])))).await.unwrap();
         assert_eq!(handles.len(), 600);
         for (n, handle) in handles.iter().enumerate() {
-            assert_eq!(value(handle).await, echo(json!([n])), "{kind}");
+            assert_eq!(value(handle).await, echo(&json!([n])), "{kind}");
         }
     }
 }
@@ -349,14 +349,14 @@ async fn every_exchange_type_reaches_a_celery_worker() {
     for (exchange, key) in cases {
         let task = e(&json!([key])).exchange(exchange.clone(), key);
         let sent = client.send(task).await.unwrap();
-        assert_eq!(value(&sent).await, echo(json!([key])), "{exchange:?}");
+        assert_eq!(value(&sent).await, echo(&json!([key])), "{exchange:?}");
     }
     // In a workflow, too: a step names its exchange.
     let step = e(&json!(["step"])).exchange(Exchange::new("dx", ExchangeKind::Direct), "k1");
     let sent = client.apply(group([step, e(&json!(["plain"]))])).await.unwrap();
     assert_eq!(
         value(&sent).await,
-        json!([echo(json!(["step"])), echo(json!(["plain"]))])
+        json!([echo(&json!(["step"])), echo(&json!(["plain"]))])
     );
 }
 
@@ -375,7 +375,7 @@ async fn what_celery_bound_our_worker_runs_one_copy_for_each_queue() {
         assert_eq!(connection.llen::<_, usize>(queue).await.unwrap(), 1, "{queue}");
     }
     let _worker = umbel_worker(&redis, &["--queue", "feed,imp"]);
-    assert_eq!(value(&sent).await, echo(json!([1])));
+    assert_eq!(value(&sent).await, echo(&json!([1])));
     eventually(SOON, "both copies are run", async || {
         let lists: (usize, usize, usize) = umbel_testkit::redis::pipe()
             .llen("feed")
@@ -456,7 +456,7 @@ async fn prefixes_steps_and_separator_hold_between_all_parts() {
             Runs::Umbel(umbel_worker(&redis, &flags))
         };
         for (handle, priority) in ours.iter().zip([8, 5, 4, 2, 0]) {
-            assert_eq!(value(handle).await, echo(json!([priority])), "{kind}");
+            assert_eq!(value(handle).await, echo(&json!([priority])), "{kind}");
             assert!(
                 connection
                     .exists::<_, bool>(format!("res_celery-task-meta-{}", handle.id()))
@@ -465,7 +465,7 @@ async fn prefixes_steps_and_separator_hold_between_all_parts() {
             );
         }
         for (id, priority) in theirs.iter().zip([8, 5, 4, 2, 0]) {
-            assert_eq!(celery.get(id, SOON).await, Ok(echo(json!([priority]))), "{kind}");
+            assert_eq!(celery.get(id, SOON).await, Ok(echo(&json!([priority]))), "{kind}");
         }
         let sent = client
             .apply(chord([e(&json!([1])), e(&json!([2]))], e(&json!([])).priority(8)))
@@ -473,14 +473,14 @@ async fn prefixes_steps_and_separator_hold_between_all_parts() {
             .unwrap();
         assert_eq!(
             value(&sent).await,
-            echo(json!([[echo(json!([1])), echo(json!([2]))]])),
+            echo(&json!([[echo(&json!([1])), echo(&json!([2]))]])),
             "{kind}"
         );
         let later = client
             .send(e(&json!(["eta"])).priority(5).countdown(Duration::from_millis(200)))
             .await
             .unwrap();
-        assert_eq!(value(&later).await, echo(json!(["eta"])), "{kind}");
+        assert_eq!(value(&later).await, echo(&json!(["eta"])), "{kind}");
         // A retry and what a stopping worker hands back stay in lists that are looked into.
         let nap = Task::new("umbel.sleep").args(&(0.1,)).priority(8);
         let handles = client.send_all((0..5).map(|_| nap.clone())).await.unwrap();

@@ -138,11 +138,7 @@ pub fn start(signature: &Signature, queue: &str, sender: &mut Sender<'_>) -> Res
 ///
 /// # Errors
 /// As [`start`].
-pub fn apply(
-    signature: &Signature,
-    queue: &str,
-    sender: &mut Sender<'_>,
-) -> Result<(Aftermath, ResultTuple), Reason> {
+pub fn apply(signature: &Signature, queue: &str, sender: &mut Sender<'_>) -> Result<(Aftermath, ResultTuple), Reason> {
     let origin = Origin {
         queue: queue.to_owned(),
         root: None,

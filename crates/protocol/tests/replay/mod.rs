@@ -54,6 +54,7 @@ pub fn with_sender<T>(f: impl FnOnce(&mut Sender<'_>) -> T) -> T {
         now: Timestamp::UNIX_EPOCH,
         origin: "gen1@here",
         reply_to: "fresh-reply",
+        priority: 0,
         ids: &mut ids,
     })
 }

@@ -60,7 +60,7 @@ impl Ours {
             Sends::Workflow(workflow) => client.apply(workflow).await,
             Sends::Watched(task, id) => client.send(task).await.map(|_| client.handle(&id)),
         };
-        sent.unwrap_or_else(|err| panic!("our client: {err}"))
+        sent.expect("our client sends it")
     }
 
     /// As text that is equal for equal values.
@@ -84,7 +84,7 @@ fn config(app: &App) -> Config {
     let mut config = Config::new(&app.broker);
     let transport = &app.settings["broker_transport_options"];
     if let Some(prefix) = transport["global_keyprefix"].as_str() {
-        config.key_prefix = prefix.to_owned();
+        prefix.clone_into(&mut config.key_prefix);
     }
     if let Some(steps) = transport["priority_steps"].as_array() {
         let step = |step: &Value| step.as_u64().and_then(|step| step.try_into().ok());

@@ -117,6 +117,7 @@ impl Stage {
     }
 
     /// The clients, and how they reach each worker.
+    #[allow(clippy::type_complexity)] // Two lists of pairs.
     pub(crate) fn parts(&mut self) -> (&mut [(Producer, Client)], &[(Runner, App)]) {
         (&mut self.clients, &self.apps)
     }

@@ -105,10 +105,7 @@ impl Stage {
         let calls = vec![json!([0.0]); corpus.len().clamp(2, 20)];
         let mut neighbours = self.celery.send_all("test.work", calls.clone(), json!({})).await;
         for (name, raw) in corpus {
-            connection
-                .lpush::<_, _, ()>("celery", raw)
-                .await
-                .unwrap_or_else(|err| panic!("push {name}: {err}"));
+            connection.lpush::<_, _, ()>("celery", raw).await.expect(name);
         }
         neighbours.extend(self.celery.send_all("test.work", calls, json!({})).await);
         self.history.enqueued(borrowed(&neighbours));

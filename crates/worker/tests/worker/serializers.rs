@@ -121,7 +121,9 @@ async fn a_celery_worker_runs_what_we_write_and_what_we_retry() {
                 delivery_tag: format!("{id}-again"),
                 ..Retry::default()
             };
-            let again = codec.retry(&raw, &change, &jiff::tz::TimeZone::UTC).expect("we wrote it");
+            let again = codec
+                .retry(&raw, &change, &jiff::tz::TimeZone::UTC)
+                .expect("we wrote it");
             let body = |raw: &[u8]| message::body(raw).expect("we wrote it").bytes.into_owned();
             assert_eq!(body(&again), body(&raw), "{id}: the body is not touched");
             let again = String::from_utf8(again)
@@ -320,7 +322,9 @@ async fn a_celery_worker_verifies_what_we_sign() {
             delivery_tag: "another".into(),
             ..Retry::default()
         };
-        let again = codec.retry(&raw, &change, &jiff::tz::TimeZone::UTC).expect("we wrote it");
+        let again = codec
+            .retry(&raw, &change, &jiff::tz::TimeZone::UTC)
+            .expect("we wrote it");
         connection
             .lpush::<_, _, ()>("celery", again)
             .await
