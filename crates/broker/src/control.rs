@@ -15,7 +15,7 @@ use crate::{Broker, Config, Error, Keys};
 const ANSWER_TTL: u64 = 60;
 /// A silent connection is asked whether it is there so often: a subscriber sends nothing by itself, so it would never
 /// learn that its server has vanished.
-const ALIVE_ASKED: Duration = Duration::from_secs(60);
+pub(crate) const ALIVE_ASKED: Duration = Duration::from_secs(60);
 
 /// The subscription to a database's requests.
 pub struct ControlChannel {

@@ -322,6 +322,7 @@ fn spawn_background(
     let sweeping = Arc::clone(&recovery);
     spawn_until(stop, async move { sweeping.sweep().await });
     spawn_until(stop, async move { recovery.promote().await });
+    spawn_until(stop, crate::broadcast::run(Arc::clone(shared), backoff));
     spawn_until(stop, events::publish(Arc::clone(shared)));
     spawn_until(stop, events::beat(Arc::clone(shared)));
     spawn_until(stop, crate::autoscale::run(Arc::clone(shared)));

@@ -68,6 +68,9 @@ pub struct Args {
     /// Serve the worker's own queue as well, `<node name>.dq2`: Celery's worker_direct
     #[arg(long, env = "UMBEL_WORKER_DIRECT")]
     worker_direct: bool,
+    /// Fanout exchanges to hear, each with a queue of this worker's own: Celery's Broadcast queues
+    #[arg(long, env = "UMBEL_BROADCAST", value_delimiter = ',')]
+    broadcast: Vec<String>,
     /// Tasks at the same time
     #[arg(long, env = "UMBEL_CONCURRENCY", default_value_t = 10, value_parser = parse_concurrency)]
     concurrency: usize,
@@ -190,6 +193,8 @@ pub struct Config {
     pub queues: Vec<String>,
     /// Is the worker's own queue served as well?
     pub is_direct: bool,
+    /// Fanout exchanges of which the worker gets copies.
+    pub broadcast: Vec<String>,
     /// Slots.
     pub concurrency: usize,
     /// Bounds between which their number follows the work, instead.
@@ -326,6 +331,7 @@ impl TryFrom<Args> for Config {
             broker,
             queues,
             is_direct: args.worker_direct,
+            broadcast: args.broadcast.into_iter().filter(|name| !name.is_empty()).collect(),
             concurrency: args.concurrency,
             autoscale: args.autoscale,
             is_standalone: args.standalone,

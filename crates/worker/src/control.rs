@@ -225,7 +225,7 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
             add_consumer(shared, wanted).await
         }
         Command::CancelConsumer { queue } => {
-            if shared.queues.cancel(&queue) {
+            if shared.queues.cancel(&queue, &shared.config.name) {
                 tracing::info!(queue = %queue, "told to serve it no more");
             }
             answer::consumer_cancelled(&queue)
@@ -321,7 +321,8 @@ fn limit_rate(shared: &Shared, task: &str, rate: &str) -> Json {
 
 async fn add_consumer(shared: &Shared, wanted: Wanted) -> Json {
     let is_bound = wanted.exchange.is_some() || wanted.routing_key.is_some();
-    let queue = match wanted.check(shared.broker.keys()) {
+    let asked = wanted.queue.clone();
+    let queue = match wanted.check(shared.broker.keys(), &shared.config.name) {
         Ok(queue) => queue,
         Err(reason) => return answer::error(&format!("ValueError({})", Json::string(&reason).repr())),
     };
@@ -332,6 +333,7 @@ async fn add_consumer(shared: &Shared, wanted: Wanted) -> Json {
     }
     // Bound first: what is published from the answer on is not lost.
     if (is_bound || !is_served)
+        && queue.exchange_type != "fanout" // Nothing is bound to it in Redis: its publications are heard.
         && let Err(err) = shared
             .broker
             .bind(&queue.exchange, &queue.exchange_type, &queue.routing_key, &queue.name)
@@ -339,7 +341,7 @@ async fn add_consumer(shared: &Shared, wanted: Wanted) -> Json {
     {
         return answer::error(&format!("not bound: {}", chain(&err)));
     }
-    let answer = answer::consumer_added(&queue.name);
+    let answer = answer::consumer_added(&asked);
     if !is_served {
         tracing::info!(queue = %queue.name, exchange = %queue.exchange, "told to serve it, too");
     }

@@ -31,6 +31,7 @@ mod arguments;
 mod autoscale;
 mod blocking;
 mod bodies;
+mod broadcast;
 mod canvas;
 mod clock;
 mod consume;

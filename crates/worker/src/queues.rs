@@ -1,7 +1,7 @@
 //! The queues that a worker serves: those of the command line, changed by remote control while it runs.
 
 use tokio::sync::watch;
-use umbel_broker::Keys;
+use umbel_broker::{FanoutBinding, Keys};
 use umbel_protocol::control::Consumed;
 
 use crate::args::{Config, check_queue_name};
@@ -15,6 +15,14 @@ impl Queues {
         let queues = Queues::new(&config.queues);
         if config.is_direct {
             queues.add_direct(&config.name);
+        }
+        for exchange in &config.broadcast {
+            queues.add(Consumed {
+                name: format!("bcast.{}", uuid::Uuid::new_v4()),
+                exchange: exchange.clone(),
+                exchange_type: "fanout".into(),
+                routing_key: "#".into(),
+            });
         }
         queues
     }
@@ -59,14 +67,34 @@ impl Queues {
         })
     }
 
-    /// Serves a queue no more. Messages that were taken from it run on. False: it was not served.
-    pub(crate) fn cancel(&self, name: &str) -> bool {
+    /// The fanout exchanges to be heard, and who gets what they say.
+    pub(crate) fn fanouts(&self) -> Vec<FanoutBinding> {
+        let served = self.0.borrow();
+        let fanouts = served.iter().filter(|queue| queue.exchange_type == "fanout");
+        fanouts
+            .map(|queue| FanoutBinding {
+                exchange: queue.exchange.clone(),
+                routing_key: queue.routing_key.clone(),
+                queue: queue.name.clone(),
+            })
+            .collect()
+    }
+
+    /// Serves a queue no more. Messages that were taken from it run on. False: it was not served. What was added as the
+    /// queue of a fanout exchange goes by the name it was added by.
+    pub(crate) fn cancel(&self, name: &str, node: &str) -> bool {
+        let copy = copy_of(name, node);
         self.0.send_if_modified(|served| {
             let before = served.len();
-            served.retain(|known| known.name != name);
+            served.retain(|known| known.name != name && (known.exchange_type != "fanout" || known.name != copy));
             served.len() != before
         })
     }
+}
+
+/// Each worker has a list of its own for a fanout exchange, or those that share one would get as many copies as they are.
+fn copy_of(queue: &str, node: &str) -> String {
+    format!("{queue}.{node}")
 }
 
 /// How `add_consumer` asks for a queue.
@@ -82,19 +110,18 @@ impl Wanted {
     ///
     /// # Errors
     /// Why it cannot be served.
-    pub(crate) fn check(self, keys: &Keys) -> Result<Consumed, String> {
+    pub(crate) fn check(self, keys: &Keys, node: &str) -> Result<Consumed, String> {
         check_queue_name(&self.queue, keys)?;
         let exchange_type = self.exchange_type.unwrap_or_else(|| "direct".into());
         match exchange_type.as_str() {
-            "direct" | "topic" => {}
-            // What is published to such an exchange is in no list: who does not listen at that moment has lost it.
-            "fanout" => {
-                return Err("a fanout exchange keeps no messages, and this worker runs none that could be lost".into());
-            }
-            other => return Err(format!("exchange type {other:?} is neither direct nor topic")),
+            "direct" | "topic" | "fanout" => {}
+            other => return Err(format!("exchange type {other:?} is none of direct, topic and fanout")),
         }
+        let is_fanout = exchange_type == "fanout";
         let exchange = self.exchange.unwrap_or_else(|| self.queue.clone());
-        let routing_key = self.routing_key.unwrap_or_else(|| self.queue.clone());
+        let routing_key = self
+            .routing_key
+            .unwrap_or_else(|| if is_fanout { "#".into() } else { self.queue.clone() });
         for (what, name) in [("exchange", &exchange), ("routing key", &routing_key)] {
             if name.len() > 512 || name.contains(keys.separator()) {
                 return Err(format!(
@@ -103,7 +130,11 @@ impl Wanted {
             }
         }
         Ok(Consumed {
-            name: self.queue,
+            name: if is_fanout {
+                copy_of(&self.queue, node)
+            } else {
+                self.queue
+            },
             exchange,
             exchange_type,
             routing_key,
@@ -122,7 +153,7 @@ mod tests {
             exchange_type: Some(exchange_type.into()),
             routing_key: None,
         }
-        .check(&Keys::new(""))
+        .check(&Keys::new(""), "w@h")
     }
 
     #[test]
@@ -132,20 +163,20 @@ mod tests {
         assert!(queues.add(Consumed::named("b")) && !queues.add(Consumed::named("b")));
         assert!(followed.has_changed().unwrap());
         assert_eq!(followed.borrow_and_update().len(), 2);
-        assert!(!queues.cancel("c") && !followed.has_changed().unwrap());
-        assert!(queues.cancel("a") && queues.cancel("b"));
+        assert!(!queues.cancel("c", "w@h") && !followed.has_changed().unwrap());
+        assert!(queues.cancel("a", "w@h") && queues.cancel("b", "w@h"));
         assert_eq!(queues.names(), [] as [&str; 0]);
     }
 
     #[test]
     fn a_queue_that_nobody_could_serve_is_refused() {
         assert_eq!(wanted("mail", "direct"), Ok(Consumed::named("mail")));
+        assert_eq!(wanted("news", "fanout").map(|queue| queue.name), Ok("news.w@h".into()));
         for (queue, exchange_type) in [
             ("", "direct"),
             ("unacked", "direct"),
             ("umbel:lease", "direct"),
             ("q\u{6}\u{16}3", "direct"),
-            ("q", "fanout"),
             ("q", "headers"),
         ] {
             assert!(wanted(queue, exchange_type).is_err(), "{queue:?} {exchange_type}");

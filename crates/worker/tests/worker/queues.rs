@@ -178,7 +178,7 @@ async fn a_queue_that_cannot_be_served_is_refused() {
         (json!({"queue": "q\u{6}\u{16}3"}), "a key of the broker"),
         (
             json!({"queue": "q", "exchange_type": "headers"}),
-            "neither direct nor topic",
+            "none of direct, topic and fanout",
         ),
         (json!({}), "missing 1 required positional argument: 'queue'"),
     ] {
@@ -214,4 +214,72 @@ async fn a_worker_serves_a_queue_of_its_own() {
         active["w2@lab"][0]["id"] == json!(id)
     })
     .await;
+}
+
+/// How often each of these workers has run `umbel.echo`.
+async fn echoes(celery: &mut Celery, nodes: &[&str]) -> Vec<u64> {
+    let stats = celery.inspect(nodes, "stats", json!([])).await;
+    let total = |node: &&str| stats[*node]["total"]["umbel.echo"].as_u64().unwrap_or_default();
+    nodes.iter().map(total).collect()
+}
+
+#[tokio::test]
+async fn each_worker_gets_its_own_copy_of_a_broadcast() {
+    let (redis, _one, mut celery) = stage(&["--broadcast", "news", "--concurrency", "1"]).await;
+    let _two = umbel_worker(&redis.url(), &["--name", "w2@lab", "--broadcast", "news"]);
+    admitted(&redis, 2).await;
+    let mut connection = redis.connection().await;
+    let listeners = async |connection: &mut umbel_testkit::redis::aio::MultiplexedConnection| -> usize {
+        let channels: Vec<String> = umbel_testkit::redis::cmd("CLIENT")
+            .arg("LIST")
+            .arg("TYPE")
+            .arg("PUBSUB")
+            .query_async::<String>(connection)
+            .await
+            .map(|text| text.lines().map(str::to_owned).collect())
+            .unwrap_or_default();
+        channels.iter().filter(|line| line.contains(" psub=2")).count()
+    };
+    eventually(SOON, "both listen", async || listeners(&mut connection).await == 2).await;
+    let nodes = [NODE, "w2@lab"];
+    // As a program with `Broadcast("news")` among its queues sends it: it declares the exchange, or it would be a direct one.
+    let send = "from kombu import Exchange\n\
+                def send(name, key):\n    \
+                    exchange = Exchange(name, type='fanout')\n    \
+                    return app.send_task('umbel.echo', ('hello',), exchange=exchange, routing_key=key, declare=[exchange]).id\n";
+    celery
+        .script(
+            &format!("{send}answer = [send('news', key) for key in ['celery', 'celery', 'other']]"),
+            SOON,
+        )
+        .await
+        .expect("sent");
+    eventually(SOON, "each has run each", async || {
+        echoes(&mut celery, &nodes).await == [3, 3]
+    })
+    .await;
+
+    // Another exchange, heard for a while.
+    let added = add(
+        &mut celery,
+        json!({"queue": "alarm", "exchange": "alarms", "exchange_type": "fanout", "routing_key": "red.#"}),
+    )
+    .await;
+    assert_eq!(added["ok"], json!("add consumer alarm"));
+    assert!(served(&mut celery).await.contains(&format!("alarm.{NODE}")));
+    let alarm = format!("{send}answer = send('alarms', 'red.now'); send('alarms', 'green.now')");
+    eventually(SOON, "the first worker hears it", async || {
+        let sent = celery.script(&alarm, SOON).await.is_ok();
+        sent && echoes(&mut celery, &nodes).await[0] > 3
+    })
+    .await;
+    assert_eq!(echoes(&mut celery, &nodes).await[1], 3, "the other one does not");
+    cancel(&mut celery, "alarm").await;
+    eventually(SOON, "it hears the first exchange alone", async || {
+        listeners(&mut connection).await == 2
+    })
+    .await;
+    assert_eq!(served(&mut celery).await.len(), 2);
+    let lists: Vec<String> = connection.keys("bcast.*").await.unwrap();
+    assert_eq!(lists, [] as [&str; 0], "everything was taken");
 }

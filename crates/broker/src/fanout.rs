@@ -1,0 +1,100 @@
+//! Listening to fanout exchanges. Redis keeps nothing of them: who does not listen has missed it.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use redis::aio::{PubSubSink, PubSubStream};
+
+use crate::control::{ALIVE_ASKED, failed, timed_out};
+use crate::{Config, Error};
+
+/// A queue that gets a copy of everything that is published to a fanout exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FanoutBinding {
+    /// The exchange.
+    pub exchange: String,
+    /// Routing keys, with `#` for "anything": kombu's consumers hear only what their key matches. `#` alone is all of it,
+    /// also what has no key.
+    pub routing_key: String,
+    /// The queue.
+    pub queue: String,
+}
+
+/// Subscriptions to fanout exchanges.
+pub struct FanoutChannel {
+    sink: PubSubSink,
+    stream: PubSubStream,
+    patience: Duration,
+    /// Pattern and queue.
+    queues: Vec<(String, String)>,
+}
+
+impl FanoutChannel {
+    /// Connects and subscribes.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn connect(config: &Config, bindings: &[FanoutBinding]) -> Result<FanoutChannel, Error> {
+        let queues: Vec<(String, String)> = bindings
+            .iter()
+            .flat_map(|binding| {
+                let key = binding.routing_key.replace('#', "*");
+                let without_key = (key == "*").then(String::new);
+                let keys = without_key.into_iter().chain([key]);
+                keys.map(|key| (config.channel(&binding.exchange, &key), binding.queue.clone()))
+            })
+            .collect();
+        let attempt = async {
+            let connection = config
+                .client()?
+                .get_async_pubsub()
+                .await
+                .map_err(|source| Error::Connect {
+                    server: config.server(),
+                    source,
+                })?;
+            let (mut sink, stream) = connection.split();
+            for (pattern, _) in &queues {
+                sink.psubscribe(pattern).await.map_err(failed("PSUBSCRIBE fanout"))?;
+            }
+            Ok((sink, stream))
+        };
+        let patience = config.connect_timeout + config.response_timeout;
+        let (sink, stream) = tokio::time::timeout(patience, attempt)
+            .await
+            .unwrap_or_else(|_| Err(timed_out("PSUBSCRIBE fanout")))?;
+        Ok(FanoutChannel {
+            sink,
+            stream,
+            patience: config.response_timeout,
+            queues,
+        })
+    }
+
+    /// The next message, unread, with the queues that get it. `None`: the connection has ended.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn next(&mut self) -> Option<(Vec<String>, Vec<u8>)> {
+        loop {
+            let Ok(message) = tokio::time::timeout(ALIVE_ASKED, self.stream.next()).await else {
+                let alive = self.sink.ping::<redis::Value>();
+                if matches!(tokio::time::timeout(self.patience, alive).await, Ok(Ok(_))) {
+                    continue;
+                }
+                return None;
+            };
+            let message = message?;
+            let Ok(matched) = message.get_pattern::<String>() else {
+                continue;
+            };
+            // A message comes once for each pattern that it matches.
+            let of_pattern = self.queues.iter().filter(|(pattern, _)| *pattern == matched);
+            let queues = of_pattern.map(|(_, queue)| queue.clone()).collect();
+            return Some((queues, message.get_payload_bytes().to_vec()));
+        }
+    }
+}
