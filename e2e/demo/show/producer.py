@@ -54,7 +54,8 @@ def main():
                 told.wait_for(lambda: len(sent) > number)
                 one, want = sent[number]
             try:
-                if app.AsyncResult(one).get(timeout=60) != want:
+                # A task of a worker that was killed comes back when its lease of a minute has run out and somebody looks.
+                if app.AsyncResult(one).get(timeout=150) != want:
                     raise ValueError(f"task {one} answered something else")
                 progress["read"] += 1
             except Exception as fault:  # every kind of failure is one thing here: a task that did not succeed
