@@ -15,24 +15,23 @@ use crate::{Broker, Config, Error, Keys};
 const ANSWER_TTL: u64 = 60;
 /// A silent connection is asked whether it is there so often: a subscriber sends nothing by itself, so it would never
 /// learn that its server has vanished.
-pub(crate) const ALIVE_ASKED: Duration = Duration::from_secs(60);
+const ALIVE_ASKED: Duration = Duration::from_secs(60);
 
-/// The subscription to a database's requests.
-pub struct ControlChannel {
+/// A connection that listens, and notices when its server has vanished.
+pub(crate) struct Subscription {
     sink: PubSubSink,
     stream: PubSubStream,
     patience: Duration,
 }
 
-impl ControlChannel {
-    /// Connects and subscribes.
-    ///
-    /// # Errors
-    /// [`Error::Address`], [`Error::Connect`], [`Error::Call`].
-    ///
-    /// # Cancellation
-    /// Safe.
-    pub async fn connect(config: &Config) -> Result<ControlChannel, Error> {
+impl Subscription {
+    /// Connects and subscribes to channels and to patterns; `call` names it in errors.
+    pub(crate) async fn connect(
+        config: &Config,
+        channels: &[&str],
+        patterns: &[&str],
+        call: &'static str,
+    ) -> Result<Subscription, Error> {
         let attempt = async {
             let connection = config
                 .client()?
@@ -43,9 +42,13 @@ impl ControlChannel {
                     source,
                 })?;
             let (mut sink, stream) = connection.split();
-            let channel = config.channel(&Names::default().exchange(), "");
-            sink.subscribe(&channel).await.map_err(failed("SUBSCRIBE pidbox"))?;
-            Ok(ControlChannel {
+            for channel in channels {
+                sink.subscribe(channel).await.map_err(failed(call))?;
+            }
+            for pattern in patterns {
+                sink.psubscribe(pattern).await.map_err(failed(call))?;
+            }
+            Ok(Subscription {
                 sink,
                 stream,
                 patience: config.response_timeout,
@@ -54,7 +57,39 @@ impl ControlChannel {
         let patience = config.connect_timeout + config.response_timeout;
         tokio::time::timeout(patience, attempt)
             .await
-            .unwrap_or_else(|_| Err(timed_out("SUBSCRIBE pidbox")))
+            .unwrap_or_else(|_| Err(timed_out(call)))
+    }
+
+    /// The next message. `None`: the connection has ended.
+    pub(crate) async fn next(&mut self) -> Option<redis::Msg> {
+        loop {
+            if let Ok(message) = tokio::time::timeout(ALIVE_ASKED, self.stream.next()).await {
+                return message;
+            }
+            let alive = self.sink.ping::<redis::Value>();
+            if !matches!(tokio::time::timeout(self.patience, alive).await, Ok(Ok(_))) {
+                return None;
+            }
+        }
+    }
+}
+
+/// The subscription to a database's requests.
+pub struct ControlChannel(Subscription);
+
+impl ControlChannel {
+    /// Connects and subscribes.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn connect(config: &Config) -> Result<ControlChannel, Error> {
+        let channel = config.channel(&Names::default().exchange(), "");
+        Subscription::connect(config, &[&channel], &[], "SUBSCRIBE pidbox")
+            .await
+            .map(ControlChannel)
     }
 
     /// The next request, unread. `None`: the connection has ended.
@@ -62,15 +97,8 @@ impl ControlChannel {
     /// # Cancellation
     /// Safe.
     pub async fn next(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if let Ok(message) = tokio::time::timeout(ALIVE_ASKED, self.stream.next()).await {
-                return message.map(|message| message.get_payload_bytes().to_vec());
-            }
-            let alive = self.sink.ping::<redis::Value>();
-            if !matches!(tokio::time::timeout(self.patience, alive).await, Ok(Ok(_))) {
-                return None;
-            }
-        }
+        let message = self.0.next().await?;
+        Some(message.get_payload_bytes().to_vec())
     }
 }
 

@@ -1,11 +1,6 @@
 //! Listening to fanout exchanges. Redis keeps nothing of them: who does not listen has missed it.
 
-use std::time::Duration;
-
-use futures::StreamExt;
-use redis::aio::{PubSubSink, PubSubStream};
-
-use crate::control::{ALIVE_ASKED, failed, timed_out};
+use crate::control::Subscription;
 use crate::{Config, Error};
 
 /// A queue that gets a copy of everything that is published to a fanout exchange.
@@ -22,9 +17,7 @@ pub struct FanoutBinding {
 
 /// Subscriptions to fanout exchanges.
 pub struct FanoutChannel {
-    sink: PubSubSink,
-    stream: PubSubStream,
-    patience: Duration,
+    subscription: Subscription,
     /// Pattern and queue.
     queues: Vec<(String, String)>,
 }
@@ -47,31 +40,9 @@ impl FanoutChannel {
                 keys.map(|key| (config.channel(&binding.exchange, &key), binding.queue.clone()))
             })
             .collect();
-        let attempt = async {
-            let connection = config
-                .client()?
-                .get_async_pubsub()
-                .await
-                .map_err(|source| Error::Connect {
-                    server: config.server(),
-                    source,
-                })?;
-            let (mut sink, stream) = connection.split();
-            for (pattern, _) in &queues {
-                sink.psubscribe(pattern).await.map_err(failed("PSUBSCRIBE fanout"))?;
-            }
-            Ok((sink, stream))
-        };
-        let patience = config.connect_timeout + config.response_timeout;
-        let (sink, stream) = tokio::time::timeout(patience, attempt)
-            .await
-            .unwrap_or_else(|_| Err(timed_out("PSUBSCRIBE fanout")))?;
-        Ok(FanoutChannel {
-            sink,
-            stream,
-            patience: config.response_timeout,
-            queues,
-        })
+        let patterns: Vec<&str> = queues.iter().map(|(pattern, _)| pattern.as_str()).collect();
+        let subscription = Subscription::connect(config, &[], &patterns, "PSUBSCRIBE fanout").await?;
+        Ok(FanoutChannel { subscription, queues })
     }
 
     /// The next message, unread, with the queues that get it. `None`: the connection has ended.
@@ -80,14 +51,7 @@ impl FanoutChannel {
     /// Safe.
     pub async fn next(&mut self) -> Option<(Vec<String>, Vec<u8>)> {
         loop {
-            let Ok(message) = tokio::time::timeout(ALIVE_ASKED, self.stream.next()).await else {
-                let alive = self.sink.ping::<redis::Value>();
-                if matches!(tokio::time::timeout(self.patience, alive).await, Ok(Ok(_))) {
-                    continue;
-                }
-                return None;
-            };
-            let message = message?;
+            let message = self.subscription.next().await?;
             let Ok(matched) = message.get_pattern::<String>() else {
                 continue;
             };
