@@ -123,12 +123,12 @@ huge: ## Send a message of 512 MB past a worker (Redis takes 2 GB for it)
 	@$(TOOLS) UMBEL_TEST_HUGE=1 cargo test --locked -p umbel-worker --test worker i05 -- --nocapture
 
 .PHONY: bench
-bench: ## Measure beside Celery and the floor, print ratios, write the table into docs/benchmarks.md
+bench: ## Measure beside Celery and the floor, write the table into docs/benchmarks.md; ONLY="noop idle" for some rows, into none
 	@hack/setup.sh packages venv
 	cargo build --release --locked -p umbel-worker --bin umbel-worker --example test_tasks
 	cargo build --release --locked -p umbel-client --example enqueue
 	cargo build --release --locked --manifest-path bench/floor/Cargo.toml --target-dir bench/floor/target
-	@bench/run --docs
+	@bench/run $(or $(foreach row,$(ONLY),--only $(row)),--docs)
 
 # Minutes of a campaign.
 MINUTES ?= 10

@@ -5,6 +5,8 @@ import pathlib
 import platform
 import subprocess
 
+from asked import asked, verdict
+
 COLUMNS = ("umbel", "celery prefork", "celery solo", "floor")
 HIGHER_IS_BETTER = ("no-op", "enqueue/s")
 
@@ -29,7 +31,7 @@ batches and nothing else: it decodes nothing, schedules nothing and survives not
 """
 
 
-def facts(client, python):
+def facts(python):
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
     memory = next(int(line.split()[1]) // 1024**2 for line in open("/proc/meminfo") if line.startswith("MemTotal"))
     run = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()  # noqa: E731
@@ -57,18 +59,20 @@ def number(value):
 
 def rows(results):
     for what, row in results["medians"].items():
-        ours, theirs = row.get("umbel"), row.get("celery prefork", row.get("celery"))
-        if what.startswith(HIGHER_IS_BETTER):
-            ratio, share = ours / theirs, ours / row["floor"] if "floor" in row else None
-        else:
-            ratio, share = theirs / max(ours, 0.05), row["floor"] / ours if "floor" in row else None
+        ours, theirs, floor = row.get("umbel"), row.get("celery prefork"), row.get("floor")
+        quantities = {"value": ours}
+        if ours is not None and theirs is not None:
+            quantities["ratio"] = ours / theirs if what.startswith(HIGHER_IS_BETTER) else theirs / max(ours, 0.05)
+        if ours is not None and floor is not None:
+            quantities["share"] = ours / floor if what.startswith(HIGHER_IS_BETTER) else floor / ours
+            quantities["times"] = ours / floor
         cells = [number(row[name]) if name in row else "" for name in COLUMNS]
-        if "celery" in row:
-            cells[1] = number(row["celery"])
-        yield [what, *cells, f"{ratio:.1f}×", f"{share:.0%}" if share else ""]
+        ratio = f"{quantities['ratio']:.1f}×" if "ratio" in quantities else ""
+        share = f"{quantities['share']:.0%}" if "share" in quantities else ""
+        yield [what, *cells, ratio, share, asked(what), verdict(what, quantities)]
 
 
-HEAD = ["", "Umbel", "Celery prefork", "Celery solo", "floor", "ratio", "of the floor"]
+HEAD = ["", "Umbel", "Celery prefork", "Celery solo", "floor", "ratio", "of the floor", "asked", ""]
 
 
 def text(results):

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! floor round   --port P [--messages N]                     the Redis work of a queue alone, as fast as one process can
+//! floor enqueue --port P [--messages N]                     pushes alone, pipelined and one by one
 //! floor wake    --port P [--count N]                        a blocked pop at idle, and the whole circle with its result
 //! floor fill    --port P --key K --messages N [--results]   puts N tasks into a list
 //! floor latency --port P --queue Q --task T [--count N]     sends one task at a time, waits for its result
@@ -76,6 +77,7 @@ fn main() {
     let port = flags.number("--port", 6379).try_into().expect("a port");
     match flags.0.first().map(String::as_str) {
         Some("round") => round::run(port, flags.number("--messages", 65_536)),
+        Some("enqueue") => round::enqueue(port, flags.number("--messages", 65_536)),
         Some("wake") => latency::wake(port, flags.number("--count", 320)),
         Some("fill") => {
             let messages = messages(flags.number("--messages", 1000), flags.has("--results"));
@@ -84,6 +86,6 @@ fn main() {
         Some("latency") => {
             latency::tasks(port, flags.required("--queue"), flags.required("--task"), flags.number("--count", 320));
         }
-        _ => eprintln!("floor round|wake|fill|latency"),
+        _ => eprintln!("floor round|enqueue|wake|fill|latency"),
     }
 }

@@ -34,7 +34,8 @@ fn report(name: &str, parameters: &str, count: usize, begin: Instant) {
     println!(r#"{{"name": "{name}", "parameters": "{parameters}", "per_second": {rate:.0}}}"#);
 }
 
-pub fn run(port: u16, count: usize) {
+/// What a producer can do.
+pub fn enqueue(port: u16, count: usize) {
     let mut connection = Connection::open(port);
     let messages = messages(count, false);
     for pipeline in [64, 256] {
@@ -59,6 +60,13 @@ pub fn run(port: u16, count: usize) {
         connection.reply();
     }
     report("enqueue_one", "one on the way", count / 2, begin);
+    connection.call(&[b"DEL", b"floor"]);
+}
+
+/// What a worker can do.
+pub fn run(port: u16, count: usize) {
+    let mut connection = Connection::open(port);
+    let messages = messages(count, false);
     for batch in [16, 64, 256] {
         for depth in [1, 2] {
             connection.call(&[b"DEL", b"floor"]);
