@@ -34,21 +34,29 @@ macro_rules! scripts {
 scripts! {
     ACK = "ack";
     ADMIT_SELF = "admit_self";
+    ASIDE = "aside";
     CLOSE_SELF = "close_self";
     DEPTH = "depth";
+    DISCARD = "discard";
     EARLY = "early";
     FIRE = "fire";
     FOLLOW = "follow";
     GATE = "gate";
     GOODBYE = "goodbye";
+    HELD = "held";
     HELLO = "hello";
     JANITOR = "janitor";
     LEAD = "lead";
     LOOK = "look";
+    PARKED = "parked";
     PART = "part";
     PROMOTE = "promote";
+    QUEUE_POLICY = "queue_policy";
+    PURGE = "purge";
     RECLAIM = "reclaim";
+    RECOVER = "recover";
     RENEW = "renew";
+    REPLAY = "replay";
     RESERVE = "reserve";
     RESERVE_SUSPECT = "reserve_suspect";
     REVOKE_RESULT = "revoke_result";
@@ -58,6 +66,7 @@ scripts! {
     SWEEP = "sweep";
     TAKER = "taker";
     TERM = "term";
+    TRIM = "trim";
 }
 
 /// A call under construction: arguments of any kind, in order.

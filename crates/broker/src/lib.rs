@@ -11,8 +11,10 @@
 //! | `Pumbel:att` | task id → deliveries that ended without settlement |
 //! | `Pumbel:delayed:Q`, `Pumbel:suspect:Q` | ETA and retries by due time; messages that killed a worker twice |
 //! | `Pumbel:dead:Q`, `Pumbel:quarantine:Q` | streams of raw messages with the reason |
+//! | `Pumbel:aside`, `Pumbel:keep`, `Pumbel:evicted` | their bytes; their bounds; what the bounds have cost, by cause |
 //! | `Pumbel:hb:worker:W`, `Pumbel:hb:operator:I` | heartbeats |
 //! | `Pumbel:term:I`, `Pumbel:slot:I:<uid>`, `Pumbel:run:<id>`, `Pumbel:step:<pool>` | leadership, schedules, scale-down |
+//! | `Pumbel:queue:Q`, `Pumbel:limited`, `Pumbel:freed:Q` | what a queue allows (paused, max_in_flight, rate); queues that have such a hash; wake-up |
 //! | `Pumbel:revoked`, `Pumbel:revoked-stamps` | task ids and stamps that are not to run, by the time until which that holds |
 //! | `Pumbel:revocations` | how often something was revoked |
 //! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
@@ -20,11 +22,13 @@
 //! The scripts in `scripts/` say for each what it reads, writes and returns. They pop and remove **last**: an error
 //! anywhere earlier leaves the message where it was, at worst twice.
 
+mod admin;
 mod bind;
 mod call;
 mod chord;
 mod connect;
 mod control;
+mod dead;
 mod depth;
 mod documents;
 mod error;
@@ -33,6 +37,8 @@ mod fanout;
 mod fire;
 mod gate;
 mod keys;
+mod limits;
+mod peek;
 mod peers;
 mod publish;
 mod registry;
@@ -46,15 +52,19 @@ mod sweep;
 mod wake;
 mod watch;
 
+pub use admin::{Purged, Recovered};
 pub use chord::Counted;
 pub use connect::{Broker, Config, Endpoint};
 pub use control::{ControlChannel, is_own_question};
+pub use dead::{Aside, AsideFilter, AsideKind, AsidePage, Evicted, Replayed};
 pub use depth::{DepthSample, QueueDepth, QueueFault};
 pub use error::Error;
 pub use fanout::{FanoutBinding, FanoutChannel};
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};
 pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
 pub use keys::{Keys, PRIORITY_STEPS, SEPARATOR, parse_separator, parse_steps};
+pub use peek::{Leased, Peeked, Place};
+pub use limits::{QueuePolicy, Rate};
 pub use publish::{Fate, Publication, Replicas, Undelivered};
 pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;

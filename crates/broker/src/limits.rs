@@ -1,0 +1,252 @@
+//! What a queue allows all its workers together: whether it is consumed at all, how many of its messages run at a time,
+//! how often one starts.
+//!
+//! The hash `umbel:queue:Q` holds it: `paused` (`1`), `max_in_flight` (a number), `rate` (`count/period in ms/burst`).
+//! Every reserve honours it; producers are not concerned.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::call::{Args, QUEUE_POLICY, Reply};
+use crate::{Broker, Error};
+
+/// Most starts of a rate, and the longest period: far beyond any use, and exact in Lua's numbers.
+const MOST: u32 = 1_000_000_000;
+const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+
+/// How often something may start: `count` in each `period`, evenly spread, with up to `burst` at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    count: u32,
+    period: Duration,
+    burst: u32,
+}
+
+impl Rate {
+    /// A rate. `count` and `burst` are 1 to 1,000,000,000, `period` is 1 ms to 366 days.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub fn new(count: u32, period: Duration, burst: u32) -> Result<Rate, Error> {
+        let wrong = |reason: String| Error::Setting { name: "rate", reason };
+        if count == 0 || count > MOST || burst == 0 || burst > MOST {
+            return Err(wrong(format!("count and burst must be 1 to {MOST}")));
+        }
+        if period < Duration::from_millis(1) || period > LONGEST {
+            return Err(wrong("the period must be 1 ms to 366 days".into()));
+        }
+        Ok(Rate { count, period, burst })
+    }
+
+    /// A rate with the usual burst: what may start within a tenth of a second, at least one.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub fn even(count: u32, period: Duration) -> Result<Rate, Error> {
+        let tenth = f64::from(count) * 0.1 / period.as_secs_f64().max(0.001);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
+        let burst = tenth.clamp(1.0, f64::from(MOST)) as u32;
+        Rate::new(count, period, burst)
+    }
+
+    /// Starts in each period.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The period.
+    pub fn period(&self) -> Duration {
+        self.period
+    }
+
+    /// Starts at once after a pause.
+    pub fn burst(&self) -> u32 {
+        self.burst
+    }
+
+    /// Microseconds between two starts.
+    pub fn interval_micros(&self) -> f64 {
+        self.period.as_secs_f64() * 1e6 / f64::from(self.count)
+    }
+}
+
+/// As Redis keeps it, and as it is read back.
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.count, self.period.as_millis(), self.burst)
+    }
+}
+
+/// Reads `COUNT/PERIOD[/BURST]`. The period is `s`, `m`, `h` or `d`, a number with one of these or `ms`, or a bare
+/// number of milliseconds.
+impl FromStr for Rate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Rate, Error> {
+        let wrong = || Error::Setting {
+            name: "rate",
+            reason: format!("{text:?} is no rate such as 100/s, 10/1m or 100/s/20"),
+        };
+        let mut parts = text.trim().splitn(3, '/').map(str::trim);
+        let number = |part: &str| part.parse::<u32>().map_err(|_| wrong());
+        let count = number(parts.next().unwrap_or_default())?;
+        let period = period(parts.next().ok_or_else(wrong)?).ok_or_else(wrong)?;
+        match parts.next() {
+            Some(burst) => Rate::new(count, period, number(burst)?),
+            None => Rate::even(count, period),
+        }
+    }
+}
+
+fn period(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: u64 = match unit {
+        "" | "ms" if !number.is_empty() => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let number: u64 = if number.is_empty() { 1 } else { number.parse().ok()? };
+    Some(Duration::from_millis(number.checked_mul(unit)?))
+}
+
+/// What a queue allows all its workers together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueuePolicy {
+    /// Nothing of it is consumed anywhere; producing goes on.
+    pub is_paused: bool,
+    /// So many of its messages are held by workers at a time, at most; 1 or more.
+    pub max_in_flight: Option<u64>,
+    /// So often one of its messages is taken, at most.
+    pub rate: Option<Rate>,
+}
+
+impl Broker {
+    /// What a queue allows; a field that cannot be read counts as absent.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn queue_policy(&self, queue: &str) -> Result<QueuePolicy, Error> {
+        self.change_policy(queue, &[]).await
+    }
+
+    /// Sets the limits of a queue, for all workers from their next reserve on; `None` lifts one. Whether it is paused
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// It may or may not have happened; repeat it.
+    pub async fn set_queue_policy(
+        &self,
+        queue: &str,
+        max_in_flight: Option<u64>,
+        rate: Option<Rate>,
+    ) -> Result<QueuePolicy, Error> {
+        let most = max_in_flight.map_or_else(String::new, |most| most.max(1).to_string());
+        let rate = rate.map_or_else(String::new, |rate| rate.to_string());
+        self.change_policy(queue, &[("max_in_flight", most), ("rate", rate)])
+            .await
+    }
+
+    /// Sets the most messages of a queue that are held at a time; `None` lifts the limit. All else stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn set_max_in_flight(&self, queue: &str, most: Option<u64>) -> Result<QueuePolicy, Error> {
+        let most = most.map_or_else(String::new, |most| most.max(1).to_string());
+        self.change_policy(queue, &[("max_in_flight", most)]).await
+    }
+
+    /// Sets the rate of a queue; `None` lifts the limit. All else stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn set_queue_rate(&self, queue: &str, rate: Option<Rate>) -> Result<QueuePolicy, Error> {
+        let rate = rate.map_or_else(String::new, |rate| rate.to_string());
+        self.change_policy(queue, &[("rate", rate)]).await
+    }
+
+    /// From now on nothing of the queue is consumed; what runs goes on, and so does producing.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// It may or may not have happened; repeat it.
+    pub async fn pause(&self, queue: &str) -> Result<QueuePolicy, Error> {
+        self.change_policy(queue, &[("paused", "1".into())]).await
+    }
+
+    /// The queue is consumed again; its workers hear of it at once.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// It may or may not have happened; repeat it.
+    pub async fn resume(&self, queue: &str) -> Result<QueuePolicy, Error> {
+        self.change_policy(queue, &[("paused", String::new())]).await
+    }
+
+    async fn change_policy(&self, queue: &str, changes: &[(&str, String)]) -> Result<QueuePolicy, Error> {
+        let mut args = Args::new(&QUEUE_POLICY, self.keys.scope()).arg(queue);
+        for (field, value) in changes {
+            args.push(*field);
+            args.push(value);
+        }
+        let mut reply = Reply::of(&QUEUE_POLICY, args.call(&mut self.connection.clone()).await?)?;
+        let mut policy = QueuePolicy::default();
+        while !reply.is_done() {
+            let (field, value) = (reply.text()?, reply.text()?);
+            match field.as_str() {
+                "paused" => policy.is_paused = value == "1",
+                "max_in_flight" => policy.max_in_flight = value.parse().ok(),
+                "rate" => policy.rate = value.parse().ok(),
+                _ => {}
+            }
+        }
+        Ok(policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_shown_and_refused() {
+        for (text, shown) in [
+            ("100/s", "100/1000/10"),
+            ("10/m", "10/60000/1"),
+            ("10/1m/3", "10/60000/3"),
+            ("5/250ms", "5/250/2"),
+            ("100/1000/10", "100/1000/10"),
+            (" 2 / 1h / 1 ", "2/3600000/1"),
+        ] {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!(rate.to_string(), shown, "{text}");
+            assert_eq!(shown.parse::<Rate>().unwrap(), rate);
+        }
+        for bad in [
+            "",
+            "10",
+            "0/s",
+            "10/",
+            "10/0s",
+            "10/y",
+            "10/s/0",
+            "-1/s",
+            "10/s/1/1",
+            "9/999d",
+            "9999999999/s",
+        ] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad:?}");
+        }
+    }
+}
