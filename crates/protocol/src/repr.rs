@@ -38,6 +38,11 @@ impl Cut {
     }
 
     fn push(&mut self, piece: &str) {
+        if self.chars + piece.len() <= LIMIT && piece.is_ascii() {
+            self.text.push_str(piece);
+            self.chars += piece.len();
+            return;
+        }
         for ch in piece.chars() {
             if self.chars == LIMIT {
                 self.full = true;

@@ -1,22 +1,51 @@
 //! Writes JSON byte for byte as Python's `json.dumps` does: ASCII only, `", "` and `": "`, floats by `repr`.
 
-use std::fmt::Write as _;
 use std::io;
 
 use serde_json::ser::Formatter;
 
 use crate::json::Json;
 
+/// What JSON text is appended to.
+pub(crate) trait Sink {
+    /// Appends.
+    fn push_str(&mut self, text: &str);
+}
+
+impl Sink for String {
+    fn push_str(&mut self, text: &str) {
+        String::push_str(self, text);
+    }
+}
+
+/// For those who put other bytes beside the text.
+impl Sink for Vec<u8> {
+    fn push_str(&mut self, text: &str) {
+        self.extend_from_slice(text.as_bytes());
+    }
+}
+
+const HEX: &str = "0123456789abcdef";
+/// Bytes that are looked at together, without a branch between them.
+const TOGETHER: usize = 16;
+
+/// Is there nothing to escape in it?
+fn is_plain(bytes: &[u8]) -> bool {
+    let special = |byte: &u8| {
+        u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(*byte == b'"') | u8::from(*byte == b'\\')
+    };
+    let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | special(byte)) != 0;
+    let (whole, rest) = bytes.as_chunks::<TOGETHER>();
+    !whole.iter().any(|chunk| any(chunk)) && !any(rest)
+}
+
 /// Appends `text` as a string literal.
-pub(crate) fn string(out: &mut String, text: &str) {
-    out.push('"');
-    if text
-        .bytes()
-        .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
-    {
-        // Nothing to escape: nearly every text.
+pub(crate) fn string(out: &mut impl Sink, text: &str) {
+    out.push_str("\"");
+    if is_plain(text.as_bytes()) {
+        // Nearly every text.
         out.push_str(text);
-        out.push('"');
+        out.push_str("\"");
         return;
     }
     let mut rest = text;
@@ -39,20 +68,32 @@ pub(crate) fn string(out: &mut String, text: &str) {
             '\u{c}' => out.push_str("\\f"),
             _ => {
                 for unit in ch.encode_utf16(&mut [0; 2]) {
-                    // Writing to a String cannot fail.
-                    let _ = write!(out, "\\u{unit:04x}");
+                    out.push_str("\\u");
+                    for shift in [12, 8, 4, 0] {
+                        let digit = usize::from(*unit >> shift & 15);
+                        out.push_str(&HEX[digit..=digit]);
+                    }
                 }
             }
         }
     }
-    out.push('"');
+    out.push_str("\"");
 }
 
 /// Appends `null` or `text` as a string literal.
-pub(crate) fn optional(out: &mut String, text: Option<&str>) {
+pub(crate) fn optional(out: &mut impl Sink, text: Option<&str>) {
     match text {
         Some(text) => string(out, text),
         None => out.push_str("null"),
+    }
+}
+
+/// Appends an integer: mostly one digit.
+pub(crate) fn integer(out: &mut impl Sink, value: i64) {
+    const DIGITS: &str = "0123456789";
+    match usize::try_from(value) {
+        Ok(digit @ 0..=9) => out.push_str(&DIGITS[digit..=digit]),
+        _ => out.push_str(&value.to_string()),
     }
 }
 

@@ -1,18 +1,12 @@
 //! From a new task to the bytes that Celery's producer would push.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 
-use super::{Body, TaskMessage, TimeLimit};
+use super::{Body, TaskMessage, TaskParts, TimeLimit};
 use crate::json::Json;
-use crate::{time, write};
-
-/// What Celery writes when a task has no callbacks, chain or chord.
-const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
-
-/// Headers with a place of their own; one that is given among [`NewTask::headers`] goes there and wins over the field.
-const LATE_HEADERS: [&str; 3] = ["replaced_task_nesting", "stamped_headers", "stamps"];
+use crate::time;
 
 /// How a body becomes the text that stands in the envelope (kombu's transport option `body_encoding`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -156,143 +150,59 @@ impl Default for NewTask {
 impl NewTask {
     /// The list element, byte for byte as Celery 5.7 writes it: task protocol 2, JSON body in base64.
     pub fn encode(&self) -> Vec<u8> {
-        self.encode_with(&Body::json(self.body().as_bytes()))
+        let mut out = Vec::new();
+        self.parts().write(&self.delivery_tag, &mut out);
+        out
     }
 
     /// The body's value as JSON text: `[args, kwargs, embed]`.
     pub fn body(&self) -> String {
-        let embed = self.embed.as_ref().map_or(NO_EMBED, Json::as_str);
-        format!("[{}, {}, {embed}]", self.args, self.kwargs)
+        self.parts().body()
     }
 
     /// The list element around a body that was serialised, compressed or signed elsewhere.
     pub fn encode_with(&self, body: &Body<'_>) -> Vec<u8> {
-        let Body {
-            content_type,
-            content_encoding,
-            compression,
-            bytes,
-        } = body;
-        let text = match self.body_encoding {
-            BodyEncoding::Utf8 => std::str::from_utf8(bytes).ok(),
-            BodyEncoding::Base64 => None,
-        };
-        let mut out = String::with_capacity(1024 + bytes.len() * 2);
-        out.push_str("{\"body\": ");
-        match text {
-            Some(text) => write::string(&mut out, text),
-            None => {
-                out.push('"');
-                STANDARD.encode_string(bytes, &mut out);
-                out.push('"');
-            }
-        }
-        out.push_str(", \"content-encoding\": ");
-        write::optional(&mut out, content_encoding.as_deref());
-        out.push_str(", \"content-type\": ");
-        write::string(&mut out, content_type);
-        out.push_str(", \"headers\": ");
-        self.write_headers(&mut out, compression.as_deref());
-        out.push_str(", \"properties\": ");
-        self.write_properties(&mut out, if text.is_some() { "utf-8" } else { "base64" });
-        out.push('}');
-        out.into_bytes()
+        let mut out = Vec::new();
+        self.parts().write_with(body, &self.delivery_tag, &mut out);
+        out
     }
 
-    fn write_headers(&self, out: &mut String, compression: Option<&str>) {
-        // Consumers do not check it. The text inside the body is Python's dialect of JSON, so that is what we say.
-        out.push_str("{\"lang\": \"py\"");
-        text(out, "task", &self.task);
-        text(out, "id", &self.id);
-        optional(out, "shadow", self.shadow.as_deref());
-        let iso = |text: &Option<String>, at: Option<Timestamp>| text.clone().or_else(|| at.map(time::iso));
-        optional(out, "eta", iso(&self.eta_text, self.eta).as_deref());
-        optional(out, "expires", iso(&self.expires_text, self.expires).as_deref());
-        optional(out, "group", self.group.as_deref());
-        bare(
-            out,
-            "group_index",
-            &self
-                .group_index
-                .map_or_else(|| "null".into(), |index| index.to_string()),
-        );
-        bare(out, "retries", &self.retries.to_string());
-        let [hard, soft] = [self.time_limit.hard, self.time_limit.soft]
-            .map(|limit| limit.map_or_else(|| "null".into(), write::seconds));
-        bare(out, "timelimit", &format!("[{hard}, {soft}]"));
-        text(out, "root_id", self.root_id.as_deref().unwrap_or(&self.id));
-        optional(out, "parent_id", self.parent_id.as_deref());
-        let argsrepr = self.argsrepr.clone().unwrap_or_else(|| self.args.repr_as_arguments());
-        let kwargsrepr = self.kwargsrepr.clone().unwrap_or_else(|| self.kwargs.repr());
-        text(out, "argsrepr", &argsrepr);
-        text(out, "kwargsrepr", &kwargsrepr);
-        text(out, "origin", &self.origin);
-        bare(
-            out,
-            "ignore_result",
-            match self.ignore_result {
-                Some(true) => "true",
-                Some(false) => "false",
-                None => "null",
-            },
-        );
-        let [nesting, stamped_headers, stamps] = LATE_HEADERS;
-        self.late(out, nesting, || Json::of(&self.replaced_task_nesting));
-        self.late(out, stamped_headers, || {
-            if self.stamps.is_empty() {
-                return Json::null();
-            }
-            write::array(self.stamps.iter().map(|(name, _)| Json::string(name)))
-        });
-        self.late(out, stamps, || {
-            write::object(self.stamps.iter().map(|(name, value)| (name.as_str(), value)))
-        });
-        for (name, value) in &self.headers {
-            if !LATE_HEADERS.contains(&name.as_str()) {
-                entry(out, name, value);
-            }
+    /// What its message is made of.
+    pub fn parts(&self) -> TaskParts<'_> {
+        TaskParts {
+            id: &self.id,
+            task: &self.task,
+            args: &self.args,
+            kwargs: &self.kwargs,
+            embed: self.embed.as_ref().map(Cow::Borrowed),
+            routing_key: self.routing_key.as_ref().unwrap_or(&self.queue),
+            exchange: &self.exchange,
+            priority: self.priority_written.unwrap_or(self.priority.into()),
+            retries: self.retries,
+            eta: written(self.eta_text.as_deref(), self.eta),
+            expires: written(self.expires_text.as_deref(), self.expires),
+            expiration: self
+                .expires
+                .zip(self.sent_at)
+                .map(|(expires, now)| expiration(expires, now)),
+            time_limit: self.time_limit,
+            shadow: self.shadow.as_deref(),
+            root_id: self.root_id.as_deref(),
+            parent_id: self.parent_id.as_deref(),
+            group: self.group.as_deref(),
+            group_index: self.group_index,
+            ignore_result: self.ignore_result,
+            argsrepr: self.argsrepr.as_deref().map(Cow::Borrowed),
+            kwargsrepr: self.kwargsrepr.as_deref(),
+            origin: &self.origin,
+            reply_to: &self.reply_to,
+            replaced_task_nesting: self.replaced_task_nesting,
+            stamps: &self.stamps,
+            headers: &self.headers,
+            properties: Cow::Borrowed(&self.properties),
+            delivery_mode: self.delivery_mode,
+            body_encoding: self.body_encoding,
         }
-        if let Some(compression) = compression {
-            text(out, "compression", compression);
-        }
-        out.push('}');
-    }
-
-    fn late(&self, out: &mut String, name: &str, field: impl FnOnce() -> Json) {
-        match self.headers.iter().rev().find(|(given, _)| given == name) {
-            Some((_, given)) => bare(out, name, given.as_str()),
-            None => bare(out, name, field().as_str()),
-        }
-    }
-
-    fn write_properties(&self, out: &mut String, body_encoding: &str) {
-        out.push_str("{\"correlation_id\": ");
-        write::string(out, &self.id);
-        text(out, "reply_to", &self.reply_to);
-        for (name, value) in &self.properties {
-            entry(out, name, value);
-        }
-        bare(out, "delivery_mode", &self.delivery_mode.to_string());
-        if let (Some(expires), Some(now)) = (self.expires, self.sent_at) {
-            text(out, "expiration", &expiration(expires, now));
-        }
-        out.push_str(", \"delivery_info\": {\"exchange\": ");
-        write::string(out, &self.exchange);
-        text(out, "routing_key", self.routing_key.as_ref().unwrap_or(&self.queue));
-        out.push('}');
-        let priority = self.priority_written.unwrap_or(self.priority.into());
-        bare(out, "priority", &priority.to_string());
-        text(out, "body_encoding", body_encoding);
-        text(
-            out,
-            "delivery_tag",
-            if self.delivery_tag.is_empty() {
-                &self.id
-            } else {
-                &self.delivery_tag
-            },
-        );
-        out.push('}');
     }
 }
 
@@ -331,31 +241,15 @@ impl From<&TaskMessage> for NewTask {
     }
 }
 
-/// Milliseconds left, as text; `0` when none are.
-pub(super) fn expiration(expires: Timestamp, now: Timestamp) -> String {
-    (expires.as_microsecond().saturating_sub(now.as_microsecond()) / 1_000)
-        .max(0)
-        .to_string()
-}
-
-fn entry(out: &mut String, name: &str, value: &Json) {
-    out.push_str(", ");
-    write::string(out, name);
-    out.push_str(": ");
-    out.push_str(value.as_str());
-}
-
-fn text(out: &mut String, name: &str, value: &str) {
-    optional(out, name, Some(value));
-}
-
-fn optional(out: &mut String, name: &str, value: Option<&str>) {
-    bare(out, name, "");
-    write::optional(out, value);
-}
-
-fn bare(out: &mut String, name: &str, value: &str) {
-    for part in [", \"", name, "\": ", value] {
-        out.push_str(part);
+/// A time as it stands in the message.
+fn written(text: Option<&str>, at: Option<Timestamp>) -> Option<Cow<'_, str>> {
+    match text {
+        Some(text) => Some(Cow::Borrowed(text)),
+        None => at.map(|at| Cow::Owned(time::iso(at))),
     }
+}
+
+/// Milliseconds left; 0 when none are.
+pub(super) fn expiration(expires: Timestamp, now: Timestamp) -> i64 {
+    (expires.as_microsecond().saturating_sub(now.as_microsecond()) / 1_000).max(0)
 }

@@ -5,6 +5,8 @@ mod decode;
 mod encode;
 mod field;
 mod legacy;
+mod names;
+mod parts;
 mod reason;
 mod retry;
 
@@ -13,8 +15,10 @@ use jiff::Timestamp;
 use crate::json::Json;
 
 pub use body::{Bodies, Body, OnlyJson};
-pub use decode::{body, decode, decode_with, header};
+pub use decode::{body, decode, decode_with, header, salvage};
 pub use encode::{BodyEncoding, NewTask};
+pub use parts::TaskParts;
+pub use names::OWN_HEADERS;
 pub use reason::{Malformed, Reason, quoted};
 pub use retry::{Retry, next_try, retry, with_headers};
 

@@ -77,7 +77,7 @@ fn changes(retry: &Retry, heading: &Heading) -> Edit {
             .push(("delivery_tag".into(), Json::string(delivery_tag)));
     }
     if let (Some(expires), Some(now)) = (heading.expires, *now) {
-        edit.expiration = Some(Json::string(&expiration(expires, now)));
+        edit.expiration = Some(Json::string(&expiration(expires, now).to_string()));
     }
     edit.origin.clone_from(&heading.origin);
     edit.clear_redelivered = true;
