@@ -73,6 +73,6 @@ pub use results::{ResultStore, StoredResult, result_prefix};
 pub use revoke::{REVOKED_KEPT, Revocations};
 pub use route::{Binding, ExchangeKind, route};
 pub use settle::{AckGroup, End, FollowUp, Settlement};
-pub use sweep::{JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
+pub use sweep::{GivenUp, JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
 pub use wake::{Look, Waker};
 pub use watch::{Watch, Watcher};

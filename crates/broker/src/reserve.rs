@@ -35,8 +35,12 @@ pub struct Policy {
     pub max_deliveries: u32,
     /// Time to live of results, in seconds; 0 = for ever.
     pub result_ttl: u64,
-    /// Dead letters kept.
+    /// Dead letters kept, and as many messages in the quarantine.
     pub dead_kept: u64,
+    /// Bytes of them kept, each; 0 = no limit.
+    pub dead_bytes: u64,
+    /// Seconds for which each of them is kept; 0 = for ever.
+    pub dead_age: u64,
 }
 
 impl Default for Policy {
@@ -45,6 +49,8 @@ impl Default for Policy {
             max_deliveries: 3,
             result_ttl: 86_400,
             dead_kept: 10_000,
+            dead_bytes: 256 << 20,
+            dead_age: 14 * 86_400,
         }
     }
 }
@@ -213,8 +219,8 @@ impl Reserver {
         for (queue, policy) in &self.policies {
             args.push(queue);
             args.push(format!(
-                "{}|{}|{}",
-                policy.max_deliveries, policy.result_ttl, policy.dead_kept
+                "{}|{}|{};{}|{}",
+                policy.max_deliveries, policy.result_ttl, policy.dead_kept, policy.dead_bytes, policy.dead_age
             ));
         }
         for lid in held() {

@@ -122,9 +122,15 @@ pub struct Args {
     /// Time to live of results; 0s keeps them for ever
     #[arg(long, env = "UMBEL_RESULT_TTL", default_value = "24h", value_parser = parse_duration)]
     result_ttl: Duration,
-    /// Dead letters kept, a queue
+    /// Dead letters kept, a queue; as many messages in its quarantine
     #[arg(long, env = "UMBEL_DEAD_KEPT", default_value_t = 10_000)]
     dead_kept: u64,
+    /// Bytes of them kept, each; 0 = no limit
+    #[arg(long, env = "UMBEL_DEAD_MAX_BYTES", default_value_t = 268_435_456)]
+    dead_max_bytes: u64,
+    /// Time for which each of them is kept; 0s = for ever
+    #[arg(long, env = "UMBEL_DEAD_RETENTION", default_value = "336h", value_parser = parse_duration)]
+    dead_retention: Duration,
     /// Largest message in bytes; larger ones go to the quarantine unread
     #[arg(long, env = "UMBEL_MAX_MESSAGE", default_value_t = 16_777_216)]
     max_message: usize,
@@ -353,6 +359,8 @@ impl TryFrom<Args> for Config {
                 max_deliveries: args.max_deliveries,
                 result_ttl: args.result_ttl.as_secs(),
                 dead_kept: args.dead_kept,
+                dead_bytes: args.dead_max_bytes,
+                dead_age: args.dead_retention.as_secs(),
             },
             max_message: args.max_message,
             codec: args.bodies.codec()?,

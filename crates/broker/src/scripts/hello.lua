@@ -1,12 +1,15 @@
 -- hello: a worker's connection that reserves introduces itself; older reserves of it are refused from now on.
 -- ARGV: prefix, worker, '1' when standalone, candidate for the id of this data set, policies as
---       count then (queue, 'max deliveries|result ttl|dead letters kept') each, then the lease ids it holds.
+--       count then (queue, 'max deliveries|result ttl|dead letters kept;their bytes|their age (s)') each, then the lease
+--       ids it holds.
 -- Returns: epoch, state of the gate, id of the data set, leases handed back, Redis time in microseconds, why results
 --          cannot be published or ''.
 local worker, standalone = ARGV[2], ARGV[3] == '1'
 local at = 6
 for _ = 1, tonumber(ARGV[5]) do
-  redis.call('HSET', U .. 'policy', ARGV[at], ARGV[at + 1])
+  local policy, keep = string.match(ARGV[at + 1], '^([^;]*);?(.*)$')
+  redis.call('HSET', U .. 'policy', ARGV[at], policy)
+  if keep ~= '' then redis.call('HSET', U .. 'keep', ARGV[at], keep) end
   at = at + 2
 end
 local g = gate(worker)

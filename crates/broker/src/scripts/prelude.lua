@@ -91,10 +91,67 @@ local function settle_run(run, id, outcome)
   end
 end
 
--- Appends to a bounded stream of messages that nobody will run: umbel:dead:Q or umbel:quarantine:Q.
+-- What nobody will run lies in two streams a queue, umbel:dead:Q and umbel:quarantine:Q, bounded by number, bytes and
+-- age. umbel:aside has the bytes of each, umbel:keep the bounds of a queue as '<bytes>|<seconds>' (0 = none), and
+-- umbel:evicted how many messages each bound has cost: '<kind>|count', '<kind>|bytes', '<kind>|age', each followed by
+-- '|<queue>'. Nothing leaves these streams uncounted.
+local function size_of(fields)
+  local n = 0
+  for i = 2, #fields, 2 do n = n + #fields[i] end
+  return n
+end
+local function took_out(kind, queue, bytes)
+  if redis.call('HINCRBY', U .. 'aside', kind .. ':' .. queue, -bytes) <= 0 then
+    redis.call('HDEL', U .. 'aside', kind .. ':' .. queue)
+  end
+end
+-- Evicts what is beyond the bounds, the oldest first, at most `limit` messages and about a MiB. The last one stays,
+-- unless it is too old. Returns how many.
+local function trim_aside(kind, queue, most, limit)
+  local key, field, gone, read = U .. kind .. ':' .. queue, kind .. ':' .. queue, 0, 0
+  local bytes, age = string.match(redis.call('HGET', U .. 'keep', queue) or '', '^(%d+)|(%d+)$')
+  bytes, age = number(bytes), number(age)
+  local length = redis.call('XLEN', key)
+  local held = bytes > 0 and number(redis.call('HGET', U .. 'aside', field)) or 0
+  local old = age > 0 and string.format('%.0f', math.max(micros() / 1000 - age * 1000, 0))
+  while gone < limit and read < 1048576 and length > 0 do
+    local cause, entry
+    if length > most then
+      cause = 'count'
+    elseif bytes > 0 and held > bytes and length > 1 then
+      cause = 'bytes'
+    elseif old then
+      entry = redis.call('XRANGE', key, '-', old, 'COUNT', 1)[1]
+      cause = entry and 'age'
+    end
+    if not cause then break end
+    entry = entry or redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+    if not entry then break end
+    local size = size_of(entry[2])
+    redis.call('HINCRBY', U .. 'evicted', kind .. '|' .. cause .. '|' .. queue, 1)
+    took_out(kind, queue, size)
+    redis.call('XDEL', key, entry[1])
+    gone, read, length, held = gone + 1, read + size, length - 1, held - size
+  end
+  return gone
+end
+-- Appends a message to one of them.
 local function lay_aside(kind, list, raw, reason, id, task, attempts, maxlen)
-  redis.call('XADD', U .. kind .. ':' .. queue_of(list), 'MAXLEN', '~', maxlen, '*', 'reason', reason, 'id', id,
-    'task', task, 'attempts', attempts, 'list', list, 'raw', raw)
+  local queue = queue_of(list)
+  local key, field = U .. kind .. ':' .. queue, kind .. ':' .. queue
+  local fields = { 'reason', reason, 'id', id, 'task', task, 'attempts', attempts, 'list', list, 'raw', raw }
+  fields[8] = tostring(attempts)
+  local length = redis.call('XLEN', key)
+  if length == 0 then
+    redis.call('HDEL', U .. 'aside', field)
+  elseif redis.call('HEXISTS', U .. 'aside', field) == 0 then
+    -- Filled before its bytes were counted: about so many, once.
+    local used = redis.pcall('MEMORY', 'USAGE', key, 'SAMPLES', 0)
+    redis.call('HSET', U .. 'aside', field, type(used) == 'number' and used or 0)
+  end
+  redis.call('XADD', key, '*', unpack(fields))
+  redis.call('HINCRBY', U .. 'aside', field, size_of(fields))
+  trim_aside(kind, queue, tonumber(maxlen) or 10000, 500)
 end
 
 local function term_of(install) return number(redis.call('GET', U .. 'term:' .. install)) end
