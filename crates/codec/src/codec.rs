@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{self, Bodies, Body, Limits, Malformed, NewTask, Reason, Retry, TaskMessage, quoted};
+use umbel_protocol::message::{
+    self, Bodies, Body, Limits, Malformed, NewTask, Reason, Retry, TaskMessage, TaskParts, quoted,
+};
 
 use crate::{Compression, DEFAULT_MAX_INFLATED, Keyring, Serializer, Signer, compress, decompress, msgpack, yaml};
 
@@ -45,6 +47,14 @@ pub struct EncodeError {
     pub serializer: Serializer,
     /// Why.
     pub why: String,
+}
+
+/// A message that nobody would take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the message has {bytes} bytes or more")]
+pub struct TooLarge {
+    /// Its length, or what it has at least.
+    pub bytes: usize,
 }
 
 /// A message that cannot be written again is treated as one that cannot be read.
@@ -97,6 +107,11 @@ impl Codec {
         message::decode_with(raw, limits, zone, self)
     }
 
+    /// What a message that [`Codec::decode`] refuses says of itself, as [`message::salvage`].
+    pub fn salvage(&self, raw: &[u8], limits: &Limits) -> Option<TaskMessage> {
+        message::salvage(raw, limits, self)
+    }
+
     /// Writes a task as Celery's producer does.
     ///
     /// # Errors
@@ -107,37 +122,81 @@ impl Codec {
         serializer: Serializer,
         compression: Option<Compression>,
     ) -> Result<Vec<u8>, EncodeError> {
+        let mut out = Vec::new();
+        self.write(&task.parts(), &task.delivery_tag, serializer, compression, &mut out)?;
+        Ok(out)
+    }
+
+    /// Appends a task as Celery's producer writes it, under this delivery tag. After an error nothing was appended.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn write(
+        &self,
+        task: &TaskParts<'_>,
+        delivery_tag: &str,
+        serializer: Serializer,
+        compression: Option<Compression>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         if serializer == Serializer::Json && compression.is_none() {
-            return Ok(task.encode());
+            task.write(delivery_tag, out);
+            return Ok(());
         }
         let bytes = self
             .seal(&task.body(), serializer, compression)
             .map_err(|why| EncodeError {
-                task: task.task.clone(),
+                task: task.task.to_owned(),
                 serializer,
                 why,
             })?;
-        Ok(task.encode_with(&Body {
+        let body = Body {
             content_type: Cow::Borrowed(serializer.content_type()),
             content_encoding: Some(Cow::Borrowed(serializer.content_encoding())),
             compression: compression.map(|compression| Cow::Borrowed(compression.content_type())),
             bytes: Cow::Owned(bytes),
-        }))
+        };
+        task.write_with(&body, delivery_tag, out);
+        Ok(())
     }
 
     /// Writes a task that a worker sends on its own, in the serializer and the compression that it asks for by Celery's
     /// names; without them, or where they cannot say it, signed where there is a key, else as is accepted.
-    pub fn outgoing(&self, task: &NewTask, serializer: Option<&str>, compression: Option<&str>) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`TooLarge`]: the message would have more than `most` bytes. A plain one is not written to find that out.
+    pub fn outgoing(
+        &self,
+        task: &NewTask,
+        serializer: Option<&str>,
+        compression: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<u8>, TooLarge> {
         let compression = compression.and_then(Compression::named);
-        [
+        let parts = task.parts();
+        let least = parts.least_bytes();
+        for serializer in [
             serializer.and_then(Serializer::named),
             Some(self.own()),
-            Some(Serializer::Json),
+            Some(Serializer::Json), // Which says everything.
         ]
         .into_iter()
         .flatten()
-        .find_map(|serializer| self.encode(task, serializer, compression).ok())
-        .expect("JSON says everything")
+        {
+            // Signed, a body is larger yet; what the others make of it only they know.
+            let is_plain = compression.is_none() && matches!(serializer, Serializer::Json | Serializer::Auth);
+            if is_plain && least > most {
+                return Err(TooLarge { bytes: least });
+            }
+            let mut raw = Vec::new();
+            if self
+                .write(&parts, &task.delivery_tag, serializer, compression, &mut raw)
+                .is_ok()
+            {
+                return fits(raw, most);
+            }
+        }
+        fits(task.encode(), most)
     }
 
     /// The serializer of what nobody asks for in another: signed where there is a key, else JSON where it is accepted
@@ -249,6 +308,13 @@ impl Bodies for Codec {
         };
         self.read(serializer, bytes)
     }
+}
+
+fn fits(raw: Vec<u8>, most: usize) -> Result<Vec<u8>, TooLarge> {
+    if raw.len() > most {
+        return Err(TooLarge { bytes: raw.len() });
+    }
+    Ok(raw)
 }
 
 fn is_utf8(encoding: &str) -> bool {

@@ -26,7 +26,7 @@ mod names;
 mod yaml;
 
 pub use auth::{Digest, KeyError, Keyring, Signer};
-pub use codec::{Codec, EncodeError, Options};
+pub use codec::{Codec, EncodeError, Options, TooLarge};
 pub use compression::{compress, decompress};
 pub use names::{Compression, Serializer, UnknownName};
 

@@ -63,7 +63,7 @@ fn values_come_through_every_serializer_as_they_were() {
 fn what_a_worker_sends_is_what_its_queue_accepts() {
     let sent = |accept: &[Serializer], asked: Option<&str>, compression: Option<&str>| {
         let codec = codec(accept);
-        let raw = codec.outgoing(&task("[1]"), asked, compression);
+        let raw = codec.outgoing(&task("[1]"), asked, compression, 1 << 20).unwrap();
         let body = umbel_protocol::message::body(&raw).unwrap();
         (body.content_type.into_owned(), read(&codec, &raw).is_ok())
     };
@@ -74,6 +74,23 @@ fn what_a_worker_sends_is_what_its_queue_accepts() {
     assert_eq!(sent(&[yaml], None, None), (name(yaml), true));
     assert_eq!(sent(&[json, yaml], Some("yaml"), Some("zlib")), (name(yaml), true));
     assert_eq!(sent(&[json], Some("pickle"), Some("unheard")), (name(json), true));
+}
+
+#[test]
+fn what_nobody_would_take_is_not_written() {
+    let codec = codec(&[Serializer::Json]);
+    let long = task(&format!("[\"{}\"]", "x".repeat(3_000)));
+    let whole = codec.outgoing(&long, None, None, usize::MAX).unwrap().len();
+    assert_eq!(codec.outgoing(&long, None, None, whole).unwrap().len(), whole);
+    assert_eq!(
+        codec.outgoing(&long, None, None, whole - 1).unwrap_err().bytes,
+        whole,
+        "written, and found too long"
+    );
+    let known = codec.outgoing(&long, None, None, 4_000).unwrap_err().bytes;
+    assert!((4_001..whole).contains(&known), "{known}: known without writing it");
+    // Packed it is small, which only packing tells.
+    assert!(codec.outgoing(&long, None, Some("zlib"), 3_000).is_ok());
 }
 
 fn sorted(text: &str) -> String {
