@@ -157,6 +157,7 @@ pub fn canvas(data: &[u8]) {
         reply_to: "",
         priority: 0,
         ids: &mut ids,
+        is_function: &|_| false,
     };
     let _ = canvas::after_success(&read, &Json::of(&5), &mut sender);
     for name in [

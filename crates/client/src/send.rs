@@ -182,6 +182,7 @@ impl Client {
             reply_to: &self.inner.reply_to,
             priority: 0,
             ids: &mut ids,
+            is_function: &|_| false,
         };
         let (aftermath, result) =
             canvas::apply(&signature, &self.inner.options.queue, &mut sender).map_err(SendError::Workflow)?;
@@ -221,7 +222,7 @@ impl Client {
                     .await?;
                 }
                 // What ends or grows a running workflow does not come of sending one.
-                FollowUp::Store(_) | FollowUp::Part(_) | FollowUp::Extend { .. } => {}
+                FollowUp::Store(_) | FollowUp::Part(_) | FollowUp::Call(_) | FollowUp::Extend { .. } => {}
             }
         }
         self.flush(&mut waiting, &bindings, &mut done).await

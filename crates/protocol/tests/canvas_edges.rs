@@ -118,6 +118,68 @@ fn a_failed_inner_chord_tells_the_outer_one() {
     assert_eq!(outer, Some(("68e7761f-0e46-41bf-bb25-3328d364e01b".to_owned(), body)));
 }
 
+/// One of them a function here: it is called with all that is known, before the others are sent.
+#[test]
+fn errbacks_that_are_functions_are_called_and_the_others_sent() {
+    let mut message = read(&Replay::of("canvas-07-errback-new-style").sent[0]);
+    let embed = r#"{"callbacks": null, "errbacks": [{"task": "sent", "args": [1]}, {"task": "called", "args": [2]},
+        {"task": "celery.chain", "kwargs": {"tasks": [{"task": "called"}]}}], "chain": null, "chord": null}"#;
+    message.embed = Some(Json::parse(embed).unwrap());
+    let cause = Failure::new("builtins", "ValueError", "x");
+    let aftermath = with_sender(|sender| {
+        sender.is_function = &|name| name == "called";
+        after_failure(&message, &cause, Some("tb"), sender)
+    })
+    .unwrap();
+    let [FollowUp::Call(called), FollowUp::Send(sent), FollowUp::Send(chain)] = aftermath.steps.as_slice() else {
+        panic!("a call and two messages: {:?}", aftermath.steps)
+    };
+    assert_eq!(
+        (called.signature.task.as_str(), called.signature.args.as_str()),
+        ("called", "[2]")
+    );
+    assert_eq!((&called.id, called.task.as_str()), (&message.id, "proj.fail"));
+    assert_eq!((&called.failure, called.traceback.as_deref()), (&cause, Some("tb")));
+    assert_eq!(sent.task.args.as_str(), format!("[\"{}\", 1]", message.id));
+    assert_eq!(chain.task.task, "called", "a workflow is sent, whatever its tasks are");
+}
+
+/// Celery links the errbacks of a chord to the chords in its header, too. The inner one has called them: for the outer
+/// one, whoever notices its end, only those are called that the inner one did not have.
+#[test]
+fn an_errback_of_nested_chords_is_called_once() {
+    let replay = Replay::of("canvas-23-chord-nested");
+    let mut member = read(&replay.sent[0]);
+    let chord = member.embed.as_ref().and_then(|embed| embed.get("chord")).unwrap();
+    let mut inner = Signature::parse(&chord).unwrap();
+    let mut outer = Signature::parse(inner.options.get("chord").unwrap()).unwrap();
+    let (both, outer_only) = (call("both", "[]").to_json(), call("outer", "[]").to_json());
+    outer.options.set("link_error", Json::of(&[&both, &outer_only]));
+    inner.options.set("link_error", Json::of(&[&both]));
+    inner.options.set("chord", outer.to_json());
+    member.embed = Some(Json::of(&serde_json::json!({"chord": inner.to_json()})));
+    let failed = |part: &ChordPart| {
+        let end = with_sender(|sender| complete_chord(&member, part, std::slice::from_ref(&part.json), None, sender));
+        let Ok(ChordEnd::Failed(aftermath)) = end else {
+            panic!("it failed")
+        };
+        let names: Vec<String> = sends(&aftermath)
+            .iter()
+            .map(|sent| sent["headers"]["task"].as_str().unwrap().to_owned())
+            .collect();
+        (aftermath, names)
+    };
+    let cause = Failure::new("builtins", "ValueError", "x");
+    let part = ChordPart::of(&member, PartState::Failure, &cause.to_json()).unwrap();
+    let (aftermath, called) = failed(&part);
+    assert_eq!(called, ["both"]);
+    let part = aftermath.steps.iter().find_map(|step| match step {
+        FollowUp::Part(part) => Some(part),
+        _ => None,
+    });
+    assert_eq!(failed(part.unwrap()).1, ["outer"]);
+}
+
 #[test]
 fn the_members_of_a_group_body_fail_with_the_error_itself() {
     let replay = Replay::of("canvas-35-chord-group-body");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
-use umbel_worker::{Arguments, Failure, Job, JobContext, Json, Outcome, Retry, Signature, Stop, TaskOptions, Worker};
+use umbel_worker::{Arguments, Failed, Failure, Job, JobContext, Json, Outcome, Retry, Signature, Stop, TaskOptions, Worker};
 
 /// A sum of numbers, as Python adds: whole where all are. The error is what is no number.
 fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, &'a Value> {
@@ -54,6 +54,13 @@ async fn sleeps(_ctx: JobContext, args: Vec<Value>) -> Result<Value, Failure> {
 
 async fn errback_old(_ctx: JobContext, (id,): (String,)) -> Result<String, Failure> {
     Ok(format!("old:{id}"))
+}
+
+/// Says what it was told.
+async fn errback_new(failed: Failed, (): ()) -> Result<(), Failure> {
+    let args = failed.arguments.map_or_else(Json::null, |arguments| arguments.args);
+    println!("errback: {} {} {} {args}", failed.id, failed.task, failed.failure);
+    Ok(())
 }
 
 async fn noresult(_ctx: JobContext, (): ()) -> Result<u32, Failure> {
@@ -236,6 +243,7 @@ fn main() -> anyhow::Result<()> {
         .task("proj.sleeps", sleeps)
         .task("proj.late", sleeps)
         .task("proj.errback_old", errback_old)
+        .errback("proj.errback_new", errback_new)
         .task("proj.noresult", noresult)
         .task("proj.autoretry", autoretry)
         .task("proj.hardie", hardie)

@@ -18,6 +18,7 @@ use umbel_protocol::result;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
+use crate::errback;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 
 /// Pause between two attempts to count a part.
@@ -36,6 +37,7 @@ pub(crate) fn with_sender<T>(shared: &Shared, message: &TaskMessage, make: impl 
             0
         },
         ids: &mut ids,
+        is_function: &|name| shared.tasks.errback(name).is_some(),
     })
 }
 
@@ -104,6 +106,7 @@ fn steps<'a>(
         for step in aftermath.steps {
             match step {
                 canvas::FollowUp::Send(outgoing) => follow_ups.extend(send(shared, &outgoing).await?),
+                canvas::FollowUp::Call(called) => errback::call(shared, message, *called).await,
                 canvas::FollowUp::Store(failure) => follow_ups.push(FollowUp::Store {
                     key: results.key(&failure.id),
                     ttl: shared.config.policy.result_ttl,

@@ -96,7 +96,7 @@ pub(crate) async fn execute(
     if lease.is_lost() { Ending::Lost } else { ending }
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
+pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
     let text = panic
         .downcast_ref::<&str>()
         .copied()

@@ -158,6 +158,16 @@ fn shown(args: &[Json]) -> String {
     }
 }
 
+impl From<&result::Failure> for Failure {
+    fn from(read: &result::Failure) -> Failure {
+        Failure {
+            exc_module: read.exc_module.clone(),
+            ..Failure::permanent(&read.exc_type, shown(&read.message))
+        }
+        .with_args(read.message.clone())
+    }
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.message.is_empty() {

@@ -38,6 +38,7 @@ mod consume;
 mod control;
 mod decide;
 mod ends;
+mod errback;
 mod events;
 mod execute;
 mod failure;
@@ -73,6 +74,7 @@ use serde::Serialize;
 pub use admit::UnknownTask;
 pub use args::{Args, Config, ConfigError, Pod};
 pub use arguments::{Arguments, FromArguments};
+pub use errback::Failed;
 pub use failure::Failure;
 pub use job::{Job, JobContext, Outcome};
 pub use lease::Lost;
@@ -126,6 +128,23 @@ impl Worker {
         Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
         self.tasks.add(Arc::new(tasks::function(name, options, call)));
+        self
+    }
+
+    /// Adds an errback: an async function that is called where a task fails that names it (`link_error`), with what is
+    /// known of the failure and the arguments that the errback itself was given. Celery's errbacks of three arguments
+    /// (request, exception, traceback) are called so; those of one, the failed id, are tasks like any other.
+    ///
+    /// It is called at least once, before the failure is stored. What comes of it changes nothing about that.
+    #[must_use]
+    pub fn errback<A, E, F, Fut>(mut self, name: &str, call: F) -> Worker
+    where
+        A: FromArguments + Send + 'static,
+        E: Into<Stop> + 'static,
+        F: Fn(Failed, A) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+    {
+        self.tasks.add_errback(name, errback::function(call));
         self
     }
 

@@ -6,33 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use umbel_protocol::canvas::Signature;
 use umbel_protocol::json::Json;
-use umbel_protocol::message::TaskMessage;
+use umbel_protocol::message::{OWN_HEADERS, TaskMessage};
 
 use crate::execute::RunLimits;
-
-/// Headers that Celery writes itself; all others are the sender's.
-const OWN_HEADERS: [&str; 20] = [
-    "lang",
-    "task",
-    "id",
-    "shadow",
-    "eta",
-    "expires",
-    "group",
-    "group_index",
-    "retries",
-    "timelimit",
-    "root_id",
-    "parent_id",
-    "argsrepr",
-    "kwargsrepr",
-    "origin",
-    "ignore_result",
-    "replaced_task_nesting",
-    "stamped_headers",
-    "stamps",
-    "compression",
-];
 
 /// The facts of a request. Cheap to clone.
 #[derive(Debug, Clone)]

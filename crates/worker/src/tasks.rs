@@ -12,6 +12,7 @@ use umbel_protocol::control::glob;
 use umbel_protocol::json::Json;
 
 use crate::arguments::{Arguments, FromArguments};
+use crate::errback;
 use crate::job::{Failure, Job, JobContext, Outcome};
 use crate::options::TaskOptions;
 use crate::stop::Stop;
@@ -20,6 +21,7 @@ use crate::stop::Stop;
 #[derive(Default)]
 pub(crate) struct Tasks {
     by_name: BTreeMap<String, Arc<Entry>>,
+    errbacks: BTreeMap<String, errback::Function>,
     /// Did remote control set limits for any?
     has_limits: AtomicBool,
 }
@@ -48,17 +50,31 @@ impl Tasks {
         self.by_name.insert(entry.job.name().to_owned(), entry);
     }
 
+    /// Adds an errback, which others may send as a task.
+    pub(crate) fn add_errback(&mut self, name: &str, function: errback::Function) {
+        self.add(Arc::new(errback::Sent {
+            name: name.to_owned(),
+            function: Arc::clone(&function),
+        }));
+        self.errbacks.insert(name.to_owned(), function);
+    }
+
     /// Keeps the tasks whose name one of the globs matches; without globs all.
     pub(crate) fn keep(&mut self, allowed: &[String]) {
         if !allowed.is_empty() {
-            self.by_name
-                .retain(|name, _| allowed.iter().any(|pattern| glob(name, pattern)));
+            let is_allowed = |name: &str| allowed.iter().any(|pattern| glob(name, pattern));
+            self.by_name.retain(|name, _| is_allowed(name));
+            self.errbacks.retain(|name, _| is_allowed(name));
         }
     }
 
     /// What a task wants; `None` for one that is not known.
     pub(crate) fn options(&self, name: &str) -> Option<&TaskOptions> {
         self.by_name.get(name).map(|entry| &entry.options)
+    }
+
+    pub(crate) fn errback(&self, name: &str) -> Option<&errback::Function> {
+        self.errbacks.get(name)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<dyn Job>> {

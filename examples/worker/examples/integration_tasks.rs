@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use umbel_testkit::redis::{self, AsyncCommands};
-use umbel_worker::{Arguments, Failure, JobContext, Json, Retry, Signature, Stop, TaskOptions, Worker};
+use umbel_worker::{Arguments, Failed, Failure, JobContext, Json, Retry, Signature, Stop, TaskOptions, Worker};
 
 /// The module of the tasks, and of the exceptions in it.
 const MODULE: &str = "t.integration.tasks";
@@ -141,6 +141,12 @@ async fn xsum(_ctx: JobContext, (nums,): (Vec<Value>,)) -> Result<Value, Failure
         })
         .collect::<Result<_, _>>()?;
     sum(&sums)
+}
+
+/// The sum of what a group answered, and a note that this task ran.
+async fn sum_and_record(ctx: JobContext, (values, redis_key): (Vec<Value>, String)) -> Result<Value, Failure> {
+    push(&redis_key, ctx.request.id()).await?;
+    sum(&values)
 }
 
 async fn add_replaced(ctx: JobContext, (x, y): (Value, Value)) -> Result<(), Stop> {
@@ -392,6 +398,13 @@ async fn record_replaced_task_nesting(ctx: JobContext, args: Nesting) -> Result<
     Err(ctx.replace(sig("record_replaced_task_nesting", &(args.replacements - 1, nesting))))
 }
 
+async fn retry_once_at_once(ctx: JobContext, (): ()) -> Result<u32, Stop> {
+    if ctx.retries == 0 {
+        return Err(Retry::new().after(Duration::ZERO).into());
+    }
+    Ok(ctx.retries)
+}
+
 async fn retry_once_priority(ctx: JobContext, args: Arguments) -> Result<u8, Stop> {
     once(&ctx, &args)?;
     Ok(ctx.request.priority())
@@ -531,6 +544,11 @@ async fn return_priority(ctx: JobContext, _args: Arguments) -> Result<String, Fa
     Ok(format!("Priority: {}", ctx.request.priority()))
 }
 
+async fn return_request_eta(ctx: JobContext, (): ()) -> Result<Json, Failure> {
+    let eta = ctx.headers.get("eta");
+    Ok(eta.unwrap_or_else(|| Json::of(&json!(null))))
+}
+
 async fn return_properties(ctx: JobContext, (): ()) -> Result<Json, Failure> {
     Ok(ctx.request.properties())
 }
@@ -567,7 +585,7 @@ async fn rebuild_signature(_ctx: JobContext, (signature,): (Json,)) -> Result<()
     rebuild(&Signature::parse(&signature).map_err(|err| Failure::type_error(err.to_string()))?)
 }
 
-/// Errbacks are always sent as tasks, with the failed id: both styles get that.
+/// An errback of the old style is a task that takes the failed id, one of the new style is called with all that is known.
 #[derive(Deserialize)]
 struct Errback {
     request_id: String,
@@ -582,6 +600,14 @@ async fn errback(_ctx: JobContext, args: Arguments) -> Result<String, Failure> {
     let (id,): (String,) = args.positional()?;
     count(&id).await?;
     Ok(id)
+}
+
+async fn errback_new_style(failed: Failed, (): ()) -> Result<(), Failure> {
+    count(&failed.id).await
+}
+
+async fn errback_new_style_with_args(failed: Failed, (label,): (String,)) -> Result<(), Failure> {
+    push(&failed.id, &label).await
 }
 
 async fn replaced_with_me(_ctx: JobContext, (): ()) -> Result<bool, Failure> {
@@ -660,6 +686,7 @@ fn plain_tasks(worker: Worker) -> Worker {
         .task(&named("add"), add)
         .task(&named("add_not_typed"), add)
         .task_with(&named("add_ignore_result"), TaskOptions::new().ignore_result(), add)
+        .task(&named("add_with_result"), add)
         .task(&named("mul"), mul)
         .task(&named("write_to_file_and_return_int"), write_to_file_and_return_int)
         .task(&named("raise_error"), raise_error)
@@ -667,6 +694,7 @@ fn plain_tasks(worker: Worker) -> Worker {
         .task(&named("delayed_sum_with_soft_guard"), delayed_sum_with_soft_guard)
         .task(&named("tsum"), tsum)
         .task(&named("xsum"), xsum)
+        .task(&named("sum_and_record"), sum_and_record)
         .task(&named("print_unicode"), print_unicode)
         .task(&named("return_exception"), return_exception)
         .task(&named("sleeping"), sleeping)
@@ -679,10 +707,12 @@ fn plain_tasks(worker: Worker) -> Worker {
         .task(&named("fail_unpickleable"), fail_unpickleable)
         .task(&named("return_priority"), return_priority)
         .task(&named("return_properties"), return_properties)
+        .task(&named("return_request_eta"), return_request_eta)
         .task(&named("rebuild_signature"), rebuild_signature)
         .task(&named("errback_old_style"), errback)
         .task(&named("errback_old_style_with_args"), errback_with_args)
-        .task(&named("errback_new_style"), errback)
+        .errback(&named("errback_new_style"), errback_new_style)
+        .errback(&named("errback_new_style_with_args"), errback_new_style_with_args)
         .task(&named("replaced_with_me"), replaced_with_me)
         .task(&named("add_pydantic"), add_pydantic)
         .task(&named("add_pydantic_string_annotations"), add_pydantic)
@@ -743,6 +773,12 @@ fn repeating_tasks(worker: Worker) -> Worker {
             once.clone(),
             retry_with_kwargs_after_args,
         )
+        .task_with(
+            &named("retry_once_ignore_result"),
+            once.clone().ignore_result(),
+            retry_once_at_once,
+        )
+        .task_with(&named("retry_once_with_result"), once.clone(), retry_once_at_once)
         .task(&named("record_replaced_task_nesting"), record_replaced_task_nesting)
         .task_with(&named("retry_once_priority"), once.clone(), retry_once_priority)
         .task_with(&named("retry_once_headers"), once.clone(), retry_once_headers)

@@ -20,36 +20,13 @@ use umbel_plan::cron::{ScheduleFault, Timetable, fingerprint};
 use umbel_plan::fanout::{Candidate, Dispatch, Fanout, dispatches, run_id};
 use umbel_plan::periodic::Policy;
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{NewTask, TimeLimit};
+use umbel_protocol::message::{NewTask, OWN_HEADERS, TimeLimit};
 
 use crate::brokers::{Fault, Source};
 use crate::context::Context;
 
 /// Open runs that a status names; more are counted only.
 const MOST_ACTIVE: usize = 20;
-/// Headers that the message format itself uses.
-const RESERVED: [&str; 20] = [
-    "lang",
-    "task",
-    "id",
-    "shadow",
-    "eta",
-    "expires",
-    "group",
-    "group_index",
-    "retries",
-    "timelimit",
-    "root_id",
-    "parent_id",
-    "argsrepr",
-    "kwargsrepr",
-    "origin",
-    "ignore_result",
-    "replaced_task_nesting",
-    "stamped_headers",
-    "stamps",
-    "delivery_info",
-];
 
 /// A schedule that can fire.
 pub(crate) struct Understood {
@@ -98,7 +75,7 @@ impl Stall {
 pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understood, Stall> {
     let timetable = Timetable::of(&task.spec, created(task)).map_err(Stall::Schedule)?;
     let template = &task.spec.task_template;
-    let is_reserved = |name: &&String| RESERVED.contains(&name.as_str()) || name.starts_with("umbel_");
+    let is_reserved = |name: &&String| OWN_HEADERS.contains(&name.as_str()) || name.starts_with("umbel_");
     if let Some(name) = template.headers.keys().find(is_reserved) {
         return Err(Stall::ReservedHeader(name.clone()));
     }

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::outcome::{call_errbacks, fail_all, malformed, part_of, running};
+use super::errback::{Failed, call_errbacks, called, note_called, uncalled};
+use super::outcome::{fail_all, malformed, part_of, running};
 use super::plan::{Call, Plan};
 use super::signature::{Kind, Options, Signature};
 use super::tuple::ResultTuple;
@@ -194,7 +195,8 @@ fn complete(
     if let Some(failed) = parts.iter().find(|part| part.state != "SUCCESS") {
         let cause = failed.cause();
         let error = chord_error(&format!("Dependency {} raised {}", failed.id, cause.repr()));
-        fail_body(&body, &cause, &error, &mut plan)?;
+        let called: Vec<String> = parts.iter().flat_map(|part| called(&part.value)).collect();
+        fail_body(&body, &cause, &error, &called, &mut plan)?;
         return Ok(ChordEnd::Failed(plan.done()));
     }
     let saved = structure.map(|document| document.get("result").unwrap_or_else(|| document.clone()));
@@ -272,7 +274,7 @@ pub fn fail_chord(
     let mut plan = Plan::new(running(message), sender);
     let error = chord_error(why);
     Signature::parse(&part.body)
-        .and_then(|body| fail_body(&body, &error, &error, &mut plan))
+        .and_then(|body| fail_body(&body, &error, &error, &[], &mut plan))
         .map_err(|reason| malformed(message, reason))?;
     Ok(plan.done())
 }
@@ -281,72 +283,82 @@ fn chord_error(why: &str) -> Failure {
     Failure::new("celery.exceptions", "ChordError", why)
 }
 
-/// FAILURE for the body and for what would have come after it; its errbacks take its id. Members of a group fail with
-/// the cause, others with the error of the chord.
-fn fail_body(body: &Signature, cause: &Failure, error: &Failure, plan: &mut Plan<'_, '_>) -> Result<(), Reason> {
+/// FAILURE for the body and for what would have come after it; its errbacks take its id, but for those that were
+/// `called` for a chord in the header. Members of a group fail with the cause, others with the error of the chord.
+fn fail_body(
+    body: &Signature,
+    cause: &Failure,
+    error: &Failure,
+    called: &[String],
+    plan: &mut Plan<'_, '_>,
+) -> Result<(), Reason> {
     let now = plan.sender.now;
-    let (of_cause, of_error) = (traceback(cause), traceback(error));
-    match body.kind {
-        Kind::Group => {
-            // The members fail with the error itself, and each calls its errbacks and the group's.
-            let shared = body.options.list("link_error");
-            for task in super::freeze::flat(body.tasks()?)? {
-                let mut errbacks = task.options.list("link_error");
-                errbacks.extend(
-                    shared
-                        .iter()
-                        .filter(|errback| !task.options.list("link_error").contains(errback))
-                        .cloned(),
-                );
-                if let Some(id) = task.id() {
-                    call_errbacks(&errbacks, &id, &id, plan)?;
-                }
-                fail_all(&[task.to_json()], cause, Some(&of_cause), now, &mut plan.steps)?;
+    let start = plan.steps.len();
+    let own = body.options.list("link_error");
+    let mut all = own.clone();
+    if body.kind == Kind::Group {
+        // The members fail with the error itself, and each calls its errbacks and the group's.
+        let text = traceback(cause);
+        for task in super::freeze::flat(body.tasks()?)? {
+            let mut errbacks = task.options.list("link_error");
+            errbacks.extend(
+                own.iter()
+                    .filter(|errback| !errbacks.contains(errback))
+                    .cloned()
+                    .collect::<Vec<_>>(),
+            );
+            if let Some(id) = task.id() {
+                let failed = noticed(&id, &task, cause);
+                call_errbacks(&uncalled(errbacks.clone(), called), failed, plan)?;
             }
-            if let Some(id) = body.id() {
-                let document = failure(
-                    &id,
-                    cause,
-                    Some(&of_cause),
-                    &Meta {
-                        done_at: now,
-                        ..Meta::default()
-                    },
-                );
-                plan.steps.push(FollowUp::Store(StoredFailure { id, document }));
-            }
+            fail_all(&[task.to_json()], cause, Some(&text), now, &mut plan.steps)?;
+            all.append(&mut errbacks);
         }
-        Kind::Chain => {
-            if let Some(id) = body.id() {
-                call_errbacks(&body.options.list("link_error"), &id, &id, plan)?;
-            }
-            fail_all(&[body.to_json()], error, Some(&of_error), now, &mut plan.steps)?;
-        }
-        Kind::Task | Kind::Chord => {
-            if let Some(id) = body.id() {
-                call_errbacks(&body.options.list("link_error"), &id, &id, plan)?;
+        plan.steps
+            .extend(body.id().map(|id| stored(id, cause, &text, &[], now)));
+    } else {
+        let text = traceback(error);
+        if let Some(id) = body.id() {
+            call_errbacks(&uncalled(own, called), noticed(&id, body, error), plan)?;
+            if body.kind != Kind::Chain {
                 let children: Vec<Json> = plan.children.iter().map(ResultTuple::to_json).collect();
-                let meta = Meta {
-                    done_at: now,
-                    trail: &children,
-                    ..Meta::default()
-                };
-                let document = failure(&id, error, Some(&of_error), &meta);
-                plan.steps.push(FollowUp::Store(StoredFailure { id, document }));
+                plan.steps.push(stored(id, error, &text, &children, now));
             }
-            if body.kind == Kind::Chord {
-                fail_all(&[body.body()?.to_json()], error, Some(&of_error), now, &mut plan.steps)?;
-            }
+        }
+        match body.kind {
+            Kind::Chain => fail_all(&[body.to_json()], error, Some(&text), now, &mut plan.steps)?,
+            Kind::Chord => fail_all(&[body.body()?.to_json()], error, Some(&text), now, &mut plan.steps)?,
+            Kind::Task | Kind::Group => {}
+        }
+        if body.kind != Kind::Chain {
             plan.steps.extend(part_of(body, error));
         }
     }
-    fail_all(
-        &body.options.list("chain"),
-        error,
-        Some(&of_error),
-        now,
-        &mut plan.steps,
-    )
+    let rest = body.options.list("chain");
+    fail_all(&rest, error, Some(&traceback(error)), now, &mut plan.steps)?;
+    note_called(&all, &mut plan.steps[start..]);
+    Ok(())
+}
+
+/// The body of a chord, or a member of it, as its errbacks are told of it.
+fn noticed<'a>(id: &'a str, signature: &'a Signature, failure: &'a Failure) -> Failed<'a> {
+    Failed {
+        id,
+        root: id,
+        task: &signature.task,
+        failure,
+        traceback: None,
+    }
+}
+
+fn stored(id: String, error: &Failure, traceback: &str, children: &[Json], done_at: jiff::Timestamp) -> FollowUp {
+    let meta = Meta {
+        done_at,
+        trail: children,
+        ..Meta::default()
+    };
+    let document = failure(&id, error, Some(traceback), &meta);
+    FollowUp::Store(StoredFailure { id, document })
 }
 
 /// What stands in place of Python's frames: the last line of a traceback.

@@ -36,7 +36,8 @@
 //!     last += 1; // A v4 UUID in earnest.
 //!     format!("id-{last}")
 //! };
-//! let mut sender = Sender { now: jiff::Timestamp::now(), origin: "gen1@host", reply_to: "", priority: 0, ids: &mut ids };
+//! let mut sender = Sender { now: jiff::Timestamp::now(), origin: "gen1@host", reply_to: "", priority: 0, ids: &mut ids,
+//!     is_function: &|_| false };
 //! // `message` is the first step of add(…) | mul(2), and has returned 5.
 //! let aftermath = after_success(&message, &Json::of(&5), &mut sender)?;
 //! let FollowUp::Send(next) = &aftermath.steps[0] else { unreachable!() };
@@ -52,15 +53,18 @@
 //! # What differs from a Python worker
 //! - A signature that names no queue goes to the queue of the running task: routes and queues that Celery's
 //!   configuration gives to a task name are unknown here. So are its default options.
-//! - Errbacks are always sent as tasks; Celery calls one in its own process when it takes more than one argument.
+//! - Celery calls an errback in its own process when it takes more than one argument; here those that
+//!   [`Sender::is_function`] names. All others are sent as tasks.
 //! - `ignore_result` is `null` unless the signature says otherwise, so the worker that runs the task decides.
 //! - Everything is sent as JSON, whatever `serializer` and `compression` say.
 //! - When a chain fails, the members of a group among its steps are failed one by one. Celery fails the group as a
 //!   whole, which leaves the members and the chord that waits for them without an end.
-//! - When a chord fails whose body is a member of another chord, the outer chord is told.
+//! - When a chord fails whose body is a member of another chord, the outer chord is told. Errbacks of the outer one
+//!   that Celery had linked to the inner one as well are called once, with the id of the inner body, as there.
 
 mod builtin;
 mod chord;
+mod errback;
 mod freeze;
 mod outcome;
 mod plan;
@@ -75,6 +79,7 @@ use crate::message::NewTask;
 
 pub use builtin::{BUILTINS, Builtin, builtin};
 pub use chord::{ChordEnd, ChordKeys, ChordPart, PartState, complete_chord, fail_chord, timings};
+pub use errback::Errback;
 pub use outcome::{after_failure, after_revoked, after_success, apply, send, spawn, start};
 pub use replace::{add_to_chord, replace};
 pub use signature::{Kind, Options, Signature};
@@ -98,6 +103,8 @@ pub struct Sender<'a> {
     pub priority: u8,
     /// A fresh id at each call, normally a v4 UUID: for tasks, groups and delivery tags.
     pub ids: &'a mut dyn FnMut() -> String,
+    /// Is an errback of this name a function of this process? Such are called ([`FollowUp::Call`]), others are sent.
+    pub is_function: &'a dyn Fn(&str) -> bool,
 }
 
 /// Everything that follows, in the order in which Celery does it.
@@ -117,6 +124,8 @@ pub struct Aftermath {
 pub enum FollowUp {
     /// Push a task message to `task.queue`, at the step of `task.priority`.
     Send(Box<Outgoing>),
+    /// Call an errback in this process.
+    Call(Box<Errback>),
     /// Store a FAILURE document under a task's result key, unless SUCCESS is there.
     Store(StoredFailure),
     /// Count a part of a chord; whoever completes the chord goes on with [`complete_chord`].

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 
 use super::chord::{ChordPart, PartState};
+use super::errback::{Failed, call_errbacks};
 use super::plan::{Call, Plan};
 use super::signature::{Kind, Options, Signature, list, wrong};
 use super::task::Origin;
@@ -82,7 +83,14 @@ pub fn after_failure(
         let chain = signatures(message, "chain", "embed.chain")?;
         fail_all(&chain, cause, traceback, now, &mut plan.steps)?;
         let errbacks = signatures(message, "errbacks", "embed.errbacks")?;
-        call_errbacks(&errbacks, &message.id, root(message), &mut plan)
+        let failed = Failed {
+            id: &message.id,
+            root: root(message),
+            task: &message.task,
+            failure: cause,
+            traceback,
+        };
+        call_errbacks(&errbacks, failed, &mut plan)
     }();
     rest.map_err(|reason| malformed(message, reason))?;
     Ok(plan.done())
@@ -192,18 +200,6 @@ pub(super) fn part_of(signature: &Signature, cause: &Failure) -> Option<FollowUp
         &cause.to_json(),
         options.get("chord")?.clone(),
     ))))
-}
-
-/// Errbacks of the task `id`, as one group of tasks that take its id.
-pub(super) fn call_errbacks(errbacks: &[Json], id: &str, root: &str, plan: &mut Plan<'_, '_>) -> Result<(), Reason> {
-    if errbacks.is_empty() {
-        return Ok(());
-    }
-    let errbacks: Vec<Signature> = errbacks.iter().map(Signature::parse).collect::<Result<_, _>>()?;
-    let mut over = Options::default();
-    over.set("parent_id", Json::string(id));
-    over.set("root_id", Json::string(root));
-    plan.spawn(&Signature::group(&errbacks), Call::with(&[Json::string(id)]), &over)
 }
 
 fn own_part(message: &TaskMessage, state: PartState, value: &Json) -> Option<FollowUp> {

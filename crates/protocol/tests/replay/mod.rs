@@ -56,6 +56,7 @@ pub fn with_sender<T>(f: impl FnOnce(&mut Sender<'_>) -> T) -> T {
         reply_to: "fresh-reply",
         priority: 0,
         ids: &mut ids,
+        is_function: &|_| false,
     })
 }
 
@@ -211,7 +212,9 @@ impl Replay {
                 FollowUp::ChordSize { group, size } => {
                     assert_eq!(self.sizes[group], i64::try_from(*size).unwrap(), "{}: {of}", self.name);
                 }
-                FollowUp::SaveGroup { .. } | FollowUp::Extend { .. } => panic!("{}: {step:?}", self.name),
+                FollowUp::Call(_) | FollowUp::SaveGroup { .. } | FollowUp::Extend { .. } => {
+                    panic!("{}: {step:?}", self.name)
+                }
             }
         }
         sent
