@@ -51,10 +51,12 @@ scripts! {
     PARKED = "parked";
     PART = "part";
     PROMOTE = "promote";
+    PUBLISH_UNIQUE = "publish_unique";
     QUEUE_POLICY = "queue_policy";
     PURGE = "purge";
     RECLAIM = "reclaim";
     RECOVER = "recover";
+    RELEASE_UNIQUE = "release_unique";
     RENEW = "renew";
     REPLAY = "replay";
     RESERVE = "reserve";
@@ -66,6 +68,7 @@ scripts! {
     SWEEP = "sweep";
     TAKER = "taker";
     TERM = "term";
+    TURNS = "turns";
     TRIM = "trim";
 }
 

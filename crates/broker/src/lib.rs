@@ -15,6 +15,9 @@
 //! | `Pumbel:hb:worker:W`, `Pumbel:hb:operator:I` | heartbeats |
 //! | `Pumbel:term:I`, `Pumbel:slot:I:<uid>`, `Pumbel:run:<id>`, `Pumbel:step:<pool>` | leadership, schedules, scale-down |
 //! | `Pumbel:queue:Q`, `Pumbel:limited`, `Pumbel:freed:Q` | what a queue allows (paused, max_in_flight, rate); queues that have such a hash; wake-up |
+//! | `Pumbel:rate:<name>`, `Pumbel:lined:<name>` | a rate shared by all workers; task ids whose turn is promised |
+//! | `Pumbel:key:*:<key>`, `Pumbel:key:most`, `Pumbel:keyed` | concurrency keys: who holds, who waits, who was woken; lease id → key |
+//! | `Pumbel:unique:<key>`, `Pumbel:once:<id>:<try>` | the task that has a unique key; lease id of who runs it, or `done` |
 //! | `Pumbel:revoked`, `Pumbel:revoked-stamps` | task ids and stamps that are not to run, by the time until which that holds |
 //! | `Pumbel:revocations` | how often something was revoked |
 //! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
@@ -23,6 +26,7 @@
 //! anywhere earlier leaves the message where it was, at worst twice.
 
 mod admin;
+mod address;
 mod bind;
 mod call;
 mod chord;
@@ -39,7 +43,10 @@ mod gate;
 mod keys;
 mod limits;
 mod peek;
+mod link;
+mod open;
 mod peers;
+mod place;
 mod publish;
 mod registry;
 mod reports;
@@ -47,14 +54,19 @@ mod reserve;
 mod results;
 mod revoke;
 mod route;
+mod sentinel;
 mod settle;
 mod sweep;
+mod tls;
+mod trouble;
+mod turns;
+mod unique;
 mod wake;
 mod watch;
 
 pub use admin::{Purged, Recovered};
 pub use chord::Counted;
-pub use connect::{Broker, Config, Endpoint};
+pub use connect::{Broker, Config, Endpoint, Sentinel};
 pub use control::{ControlChannel, is_own_question};
 pub use dead::{Aside, AsideFilter, AsideKind, AsidePage, Evicted, Replayed};
 pub use depth::{DepthSample, QueueDepth, QueueFault};
@@ -74,5 +86,9 @@ pub use revoke::{REVOKED_KEPT, Revocations};
 pub use route::{Binding, ExchangeKind, route};
 pub use settle::{AckGroup, End, FollowUp, Settlement};
 pub use sweep::{GivenUp, JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
+pub use turns::{Ask, Once, Turn};
+pub use unique::Until;
+pub use tls::{Pem, Tls};
+pub use trouble::Trouble;
 pub use wake::{Look, Waker};
 pub use watch::{Watch, Watcher};

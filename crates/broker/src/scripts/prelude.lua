@@ -60,12 +60,72 @@ local function leased(lid)
   if not rec or not redis.call('ZSCORE', U .. 'lease', lid) then return nil end
   return unrecord(rec)
 end
+-- A queue of which no more than so many messages may be held has room again: its workers are woken. `after` are held
+-- now, `by` more were a moment ago. umbel:limited is there while any queue has limits.
+local function freed(queue, after, by)
+  if redis.call('EXISTS', U .. 'limited') == 0 then return end
+  local most = number(redis.call('HGET', U .. 'queue:' .. queue, 'max_in_flight'))
+  if most > 0 and after < most and after + by >= most then redis.call('SET', U .. 'freed:' .. queue, '1', 'EX', 60) end
+end
+-- Concurrency keys: the leases that hold one lie in key:held:<key>, messages that wait for it in the delayed set of
+-- their queue and, in their order, in key:wait:<key>; key:woken:<key> has those that were put back into their list
+-- because it is their turn, until when that is kept for them. umbel:keyed has the key of each lease that holds one.
+local function key_users(key, most)
+  local held, woken = U .. 'key:held:' .. key, U .. 'key:woken:' .. key
+  local users = redis.call('ZCARD', held) + redis.call('ZCARD', woken)
+  if users < most then return users end
+  for _, lid in ipairs(redis.call('ZRANGE', held, 0, -1)) do
+    if not redis.call('ZSCORE', U .. 'lease', lid) then
+      redis.call('ZREM', held, lid)
+      redis.call('HDEL', U .. 'keyed', lid)
+    end
+  end
+  redis.call('ZREMRANGEBYSCORE', woken, '-inf', seconds(micros()))
+  return redis.call('ZCARD', held) + redis.call('ZCARD', woken)
+end
+-- Puts messages whose turn it is back to the head of their list, while the key has room.
+local function wake_key(key)
+  local wait, at, woken = U .. 'key:wait:' .. key, U .. 'key:at:' .. key, U .. 'key:woken:' .. key
+  local most = math.max(number(redis.call('HGET', U .. 'key:most', key)), 1)
+  local free = most - key_users(key, most)
+  for _ = 1, 1000 do
+    if free <= 0 then return end
+    local id = redis.call('ZRANGE', wait, 0, 0)[1]
+    if not id then
+      if free == most then redis.call('HDEL', U .. 'key:most', key) end
+      return
+    end
+    local due, tag, queue = string.match(redis.call('HGET', at, id) or '', '^([^|]*)|([^|]*)|(.*)$')
+    redis.call('ZREM', wait, id)
+    redis.call('HDEL', at, id)
+    local delayed = due and U .. 'delayed:' .. queue
+    for _, member in ipairs(due and redis.call('ZRANGEBYSCORE', delayed, due, due) or {}) do
+      local list, rest = unrecord(member)
+      local known, raw = unrecord(rest)
+      -- What is not there was purged, or came back by itself.
+      if known == tag and type(redis.pcall('RPUSH', list, raw)) == 'number' then
+        redis.call('ZREM', delayed, member)
+        redis.call('ZADD', woken, seconds(micros() + 30000000), id)
+        free = free - 1
+        break
+      end
+    end
+  end
+end
 -- Takes a lease away: the last step of every script, so that an error before it leaves the message held.
 local function end_lease(lid, list)
   redis.call('ZREM', U .. 'lease', lid)
   redis.call('HDEL', U .. 'unacked', lid)
   redis.call('HINCRBY', U .. 'held', 'w:' .. worker_of(lid), -1)
-  redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), -1)
+  local queue = queue_of(list)
+  freed(queue, redis.call('HINCRBY', U .. 'held', 'q:' .. queue, -1), 1)
+  if redis.call('EXISTS', U .. 'keyed') == 0 then return end
+  local key = redis.call('HGET', U .. 'keyed', lid)
+  if key then
+    redis.call('HDEL', U .. 'keyed', lid)
+    redis.call('ZREM', U .. 'key:held:' .. key, lid)
+    wake_key(key)
+  end
 end
 
 -- The wake-up of a result. An ACL without the channel must not undo an end whose result is stored: hello tells of it.
@@ -161,12 +221,13 @@ local function check_pushes(at, last)
   while at <= last do
     local op, key = ARGV[at], ARGV[at + 1]
     if op == 'push' then redis.call('LLEN', key) end
-    at = at + (op == 'push' and 3 or op == 'del' and 2 or 4)
+    at = at + (op == 'push' and 3 or op == 'del' and 2 or op == 'incr' and 5 or 4)
   end
 end
 
 -- What follows an end beside its own message, as a flat list of operations between `at` and `last` of ARGV:
---   push list raw | store key ttl doc | set key ttl value | del key | incr key ttl by
+--   push list raw | store key ttl doc | set key ttl value | del key
+--   incr key ttl by token: once for each token, so that it may be repeated when nobody heard the answer
 --   guard key token n: the next n arguments are followed only where the key holds the token, or nothing
 -- Sets and stores come before pushes where order matters: the caller sees to it.
 local function follow(at, last)
@@ -185,9 +246,13 @@ local function follow(at, last)
       redis.call('DEL', key)
       at = at + 2
     elseif op == 'incr' then
-      redis.call('INCRBY', key, ARGV[at + 3])
-      redis.call('EXPIRE', key, ARGV[at + 2])
-      at = at + 4
+      local once = U .. 'once:' .. ARGV[at + 4]
+      if redis.call('EXISTS', once) == 0 then
+        redis.call('INCRBY', key, ARGV[at + 3])
+        redis.call('EXPIRE', key, ARGV[at + 2])
+        redis.call('SET', once, '1', 'EX', ARGV[at + 2])
+      end
+      at = at + 5
     else -- guard key token arguments
       -- A claim that ran out while this end could not be told is nobody's: what it guards is ours to do.
       local holder = redis.call('GET', key)
