@@ -1,19 +1,40 @@
 //! Addresses and connections.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
-
+use crate::address::{Address, Place as Where};
 use crate::keys::{PRIORITY_STEPS, SEPARATOR};
+use crate::link::Link;
+use crate::place::Place;
+use crate::tls::Tls;
 use crate::{Error, Keys};
+
+/// What Sentinels need to know that an address does not say.
+#[derive(Clone, Default)]
+pub struct Sentinel {
+    /// The name under which they know the primary; the address's `?master_name=` if empty.
+    pub master: String,
+    /// User at the Sentinels themselves.
+    pub user: Option<String>,
+    /// Password at the Sentinels themselves.
+    pub password: Option<String>,
+}
 
 /// Where a broker is and how patient we are with it.
 #[derive(Clone)]
 pub struct Config {
-    /// `redis://[user:password@]host:port/db`, `rediss://` for TLS, `unix:///path` for a socket.
+    /// `redis://[user:password@]host:port/db`, `rediss://` for TLS, `unix:///path` for a socket,
+    /// `sentinel://host;sentinel://host` for the primary that Sentinels name.
     pub url: String,
+    /// A file with the address, read anew for each connection; instead of `url`. Connections are made anew within
+    /// seconds of its change.
+    pub url_file: Option<PathBuf>,
+    /// What TLS needs to know. Where it is set, an address without TLS is refused.
+    pub tls: Option<Tls>,
+    /// What Sentinels need to know.
+    pub sentinel: Sentinel,
     /// kombu's `global_keyprefix`; empty for none.
     pub key_prefix: String,
     /// What stands before every key of results: [`crate::result_prefix`] of the `global_keyprefix` in Celery's
@@ -27,6 +48,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Longest time to wait for a reply. No call of ours blocks in the server, so a reply that takes longer is lost.
     pub response_timeout: Duration,
+    /// What the connections of this configuration know together; the same in its clones.
+    pub(crate) place: Arc<Place>,
 }
 
 impl Config {
@@ -34,40 +57,56 @@ impl Config {
     pub fn new(url: &str) -> Config {
         Config {
             url: url.to_owned(),
+            url_file: None,
+            tls: None,
+            sentinel: Sentinel::default(),
             key_prefix: String::new(),
             result_prefix: String::new(),
             priority_steps: PRIORITY_STEPS.to_vec(),
             separator: SEPARATOR.to_owned(),
             connect_timeout: Duration::from_secs(3),
             response_timeout: Duration::from_secs(10),
+            place: Arc::default(),
         }
     }
 
-    pub(crate) fn client(&self) -> Result<Client, Error> {
-        // The client's own message may repeat the address, password included: only its kind is told.
-        Client::open(self.info()?).map_err(|err| Error::Address {
-            reason: format!("{:?}", err.kind()),
-        })
+    /// The same for an address in a file.
+    pub fn in_file(path: impl Into<PathBuf>) -> Config {
+        Config {
+            url_file: Some(path.into()),
+            ..Config::new("")
+        }
     }
 
-    /// The address with settings for its socket: a peer that vanished without a word (its node died) ends the connection
-    /// when it has not confirmed for as long as we wait for a reply. The client itself would go on using it for as long
-    /// as the kernel repeats packets, a quarter of an hour: a late reply is no reason for it to connect anew.
-    pub(crate) fn info(&self) -> Result<ConnectionInfo, Error> {
-        let info = self.url.as_str().into_connection_info().map_err(|err| Error::Address {
-            reason: format!("{:?}", err.kind()),
-        })?;
-        Ok(info.set_tcp_settings(
-            TcpSettings::default()
-                .set_nodelay(true)
-                .set_user_timeout(self.response_timeout),
-        ))
+    /// Is the configuration one that a connection can be tried with? A file that is not there yet is no fault of it.
+    ///
+    /// # Errors
+    /// [`Error::Address`].
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = |reason| Error::Address { reason };
+        if self.url_file.as_ref().is_some_and(|path| !path.exists()) {
+            return Ok(());
+        }
+        let address = self.address().map_err(wrong)?;
+        crate::open::tls_of(self, &address).map_err(wrong)?;
+        if matches!(address.place, Where::Sentinels(_)) {
+            crate::sentinel::master(self, &address).map_err(|err| wrong(err.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// The address of the moment.
+    pub(crate) fn address(&self) -> Result<Address, String> {
+        let Some(path) = &self.url_file else {
+            return Address::parse(&self.url);
+        };
+        let text = std::fs::read_to_string(path).map_err(|err| format!("{}: {err}", path.display()))?;
+        Address::parse(&text).map_err(|reason| format!("in {}: {reason}", path.display()))
     }
 
     /// Number of the database.
     pub(crate) fn database(&self) -> i64 {
-        let info = self.url.as_str().into_connection_info();
-        info.map_or(0, |info| info.redis_settings().db())
+        self.address().map_or(0, |address| address.database)
     }
 
     /// The parts of the address that may be shown.
@@ -76,51 +115,36 @@ impl Config {
             host: String::new(),
             port: 0,
             user: None,
-            database: self.database(),
+            database: 0,
             is_tls: false,
         };
-        let Ok(info) = self.url.as_str().into_connection_info() else {
+        let Ok(address) = self.address() else {
             return endpoint;
         };
-        endpoint.user = info.redis_settings().username().map(ToOwned::to_owned);
-        match info.addr() {
-            ConnectionAddr::Tcp(host, port) => (endpoint.host, endpoint.port) = (host.clone(), *port),
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                (endpoint.host, endpoint.port, endpoint.is_tls) = (host.clone(), *port, true);
-            }
-            ConnectionAddr::Unix(path) => endpoint.host = path.display().to_string(),
-            _ => {}
-        }
+        let primary = self.place.state().primary;
+        (endpoint.host, endpoint.port) = match address.place {
+            Where::Tcp(host, port) => (host, port),
+            Where::Socket(path) => (path.display().to_string(), 0),
+            Where::Sentinels(places) => match primary {
+                Some(primary) => (primary.host, primary.port),
+                None => places.into_iter().next().unwrap_or_default(),
+            },
+        };
+        endpoint.user = address.user;
+        endpoint.database = address.database;
+        endpoint.is_tls = address.is_tls || self.tls.is_some();
         endpoint
     }
 
     /// Host, port and database, without user and password.
     pub fn server(&self) -> String {
-        let Ok(info) = self.url.as_str().into_connection_info() else {
+        let Ok(mut address) = self.address() else {
             return "an address that is not valid".into();
         };
-        let db = info.redis_settings().db();
-        match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                format!("{host}:{port}/{db}")
-            }
-            ConnectionAddr::Unix(path) => format!("{}?db={db}", path.display()),
-            _ => format!("db {db}"),
+        if !self.sentinel.master.is_empty() {
+            address.master = Some(self.sentinel.master.clone());
         }
-    }
-
-    /// One plain connection that is never re-established behind our back.
-    pub(crate) async fn connection(&self) -> Result<MultiplexedConnection, Error> {
-        let options = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout))
-            .set_response_timeout(Some(self.response_timeout));
-        self.client()?
-            .get_multiplexed_async_connection_with_config(&options)
-            .await
-            .map_err(|source| Error::Connect {
-                server: self.server(),
-                source,
-            })
+        address.shown()
     }
 }
 
@@ -152,7 +176,7 @@ pub struct Endpoint {
 /// reconnection ([`crate::Reserver`]).
 #[derive(Clone)]
 pub struct Broker {
-    pub(crate) connection: ConnectionManager,
+    pub(crate) connection: Link,
     pub(crate) keys: Keys,
     pub(crate) config: Config,
 }
@@ -166,18 +190,10 @@ impl Broker {
     /// # Cancellation
     /// Safe.
     pub async fn connect(config: &Config) -> Result<Broker, Error> {
-        let client = config.client()?;
-        let options = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(config.connect_timeout))
-            .set_response_timeout(Some(config.response_timeout))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_secs(2));
-        let connection = ConnectionManager::new_with_config(client, options)
+        config.check()?;
+        let connection = Link::connect(config)
             .await
-            .map_err(|source| Error::Connect {
-                server: config.server(),
-                source,
-            })?;
+            .map_err(|source| config.unconnected(source))?;
         Ok(Broker {
             connection,
             keys: Keys::of(config),

@@ -9,6 +9,7 @@ use redis::aio::{PubSubSink, PubSubStream};
 use umbel_protocol::control::{Answered, Fanout, Names};
 use umbel_protocol::json::Json;
 
+use crate::place::State;
 use crate::{Broker, Config, Error, Keys};
 
 /// An answer that nobody fetches is forgotten after so many seconds; clients wait for about one.
@@ -21,7 +22,8 @@ const ALIVE_ASKED: Duration = Duration::from_secs(60);
 pub(crate) struct Subscription {
     sink: PubSubSink,
     stream: PubSubStream,
-    patience: Duration,
+    config: Config,
+    born: State,
 }
 
 impl Subscription {
@@ -33,14 +35,7 @@ impl Subscription {
         call: &'static str,
     ) -> Result<Subscription, Error> {
         let attempt = async {
-            let connection = config
-                .client()?
-                .get_async_pubsub()
-                .await
-                .map_err(|source| Error::Connect {
-                    server: config.server(),
-                    source,
-                })?;
+            let (connection, born) = config.pubsub().await?;
             let (mut sink, stream) = connection.split();
             for channel in channels {
                 sink.subscribe(channel).await.map_err(failed(call))?;
@@ -51,7 +46,8 @@ impl Subscription {
             Ok(Subscription {
                 sink,
                 stream,
-                patience: config.response_timeout,
+                config: config.clone(),
+                born,
             })
         };
         let patience = config.connect_timeout + config.response_timeout;
@@ -63,11 +59,17 @@ impl Subscription {
     /// The next message. `None`: the connection has ended.
     pub(crate) async fn next(&mut self) -> Option<redis::Msg> {
         loop {
-            if let Ok(message) = tokio::time::timeout(ALIVE_ASKED, self.stream.next()).await {
-                return message;
+            tokio::select! {
+                message = self.stream.next() => return message,
+                // The primary is elsewhere, or the credentials are others: a new connection knows.
+                () = self.config.place.left(&self.born) => return None,
+                () = tokio::time::sleep(ALIVE_ASKED) => {}
             }
             let alive = self.sink.ping::<redis::Value>();
-            if !matches!(tokio::time::timeout(self.patience, alive).await, Ok(Ok(_))) {
+            if !matches!(
+                tokio::time::timeout(self.config.response_timeout, alive).await,
+                Ok(Ok(_))
+            ) {
                 return None;
             }
         }

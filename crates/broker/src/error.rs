@@ -1,5 +1,7 @@
 //! What can go wrong between us and Redis.
 
+use crate::trouble::Trouble;
+
 /// A call to Redis that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -97,7 +99,7 @@ impl Error {
                     || source.is_connection_refusal()
                     || source.is_unrecoverable_error()
                     // Demoted: the primary is elsewhere by now, and only a new connection finds it.
-                    || matches!(source.code(), Some("READONLY" | "MASTERDOWN"))
+                    || source.code().is_some_and(Trouble::ends_connection)
             }
             Error::Address { .. }
             | Error::Setting { .. }
@@ -106,6 +108,20 @@ impl Error {
             | Error::Reply { .. }
             | Error::Stale { .. }
             | Error::WrongType { .. } => false,
+        }
+    }
+
+    /// What kind of trouble this is: for a metric's label, and for how long to leave the server alone.
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Error::Connect { source, .. } | Error::Call { source, .. } => Trouble::of(source),
+            Error::WrongType { .. } => Trouble::WrongType,
+            Error::Replicas { .. } => Trouble::NoReplicas,
+            Error::Address { .. }
+            | Error::Setting { .. }
+            | Error::Pattern { .. }
+            | Error::Reply { .. }
+            | Error::Stale { .. } => Trouble::Other,
         }
     }
 

@@ -12,9 +12,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
-
 use crate::call::{Args, HELLO, RESERVE, RESERVE_SUSPECT, Reply, TAKER};
+use crate::link::Connection;
 use crate::{Config, Error, Keys};
 
 /// Who reserves.
@@ -142,7 +141,7 @@ pub struct Reserver {
     lease: Duration,
     largest: usize,
     dead_kept: u64,
-    session: Option<(MultiplexedConnection, i64)>,
+    session: Option<(Connection, i64)>,
     hello: Option<Hello>,
 }
 

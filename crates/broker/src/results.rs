@@ -59,7 +59,7 @@ impl ResultStore {
         self.broker.keys.scope()
     }
 
-    pub(crate) fn connection(&self) -> redis::aio::ConnectionManager {
+    pub(crate) fn connection(&self) -> crate::link::Link {
         self.broker.connection.clone()
     }
 
@@ -124,15 +124,7 @@ impl Broker {
                 call: "SUBSCRIBE result",
                 source,
             };
-            let mut pubsub = self
-                .config
-                .client()?
-                .get_async_pubsub()
-                .await
-                .map_err(|source| Error::Connect {
-                    server: self.config.server(),
-                    source,
-                })?;
+            let (mut pubsub, _) = self.config.pubsub().await?;
             pubsub.subscribe(self.result_key(id)).await.map_err(failed)?;
             // Subscribed first, looked after: a result stored in between is seen either way.
             if let Some(document) = self.result(id).await?

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind};
+use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 
 use crate::call::{Args, LOOK, Reply};
-use crate::{Config, Error, Keys, QueueLists};
+use crate::link::Connection;
+use crate::{Config, Error, Keys, QueueLists, Trouble};
 
 /// What a look has seen.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +35,7 @@ pub struct Waker {
     keys: Keys,
     worker: String,
     queues: Vec<QueueLists>,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connection>,
     changed: Arc<Notify>,
     is_tracking: bool,
     is_open: bool,
@@ -87,28 +87,22 @@ impl Waker {
         self.changed.notified().await;
     }
 
-    async fn connect(&mut self) -> Result<MultiplexedConnection, Error> {
-        let failed = |source| Error::Connect {
-            server: self.config.server(),
-            source,
-        };
-        let options = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.config.connect_timeout))
-            .set_response_timeout(Some(self.config.response_timeout))
-            .set_push_sender(OnPush(Arc::clone(&self.changed)));
-        let info = self.config.info()?;
-        let resp3 = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = redis::Client::open(info.clone().set_redis_settings(resp3)).map_err(failed)?;
-        if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&options).await {
-            let tracking: redis::RedisResult<()> = redis::cmd("CLIENT")
-                .arg("TRACKING")
-                .arg("ON")
-                .query_async(&mut connection)
-                .await;
-            if tracking.is_ok() {
-                self.is_tracking = true;
-                return Ok(connection);
+    async fn connect(&mut self) -> Result<Connection, Error> {
+        match self.config.reporting(OnPush(Arc::clone(&self.changed))).await {
+            Ok(mut connection) => {
+                let tracking: redis::RedisResult<()> = redis::cmd("CLIENT")
+                    .arg("TRACKING")
+                    .arg("ON")
+                    .query_async(&mut connection)
+                    .await;
+                if tracking.is_ok() {
+                    self.is_tracking = true;
+                    return Ok(connection);
+                }
             }
+            // Only a server that does not know RESP3 is tried once more without.
+            Err(err) if err.trouble() != Trouble::Other => return Err(err),
+            Err(_) => {}
         }
         self.is_tracking = false;
         self.config.connection().await

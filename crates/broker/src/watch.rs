@@ -148,10 +148,7 @@ async fn serve(
         call: "SUBSCRIBE result",
         source,
     };
-    let connect = async { config.client()?.get_async_pubsub().await.map_err(failed) };
-    let pubsub = tokio::time::timeout(config.connect_timeout, connect)
-        .await
-        .unwrap_or_else(|_| Err(crate::control::timed_out("SUBSCRIBE result")))?;
+    let (pubsub, born) = config.pubsub().await?;
     let (mut sink, mut stream) = pubsub.split();
     let known: Vec<String> = {
         let watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,6 +174,7 @@ async fn serve(
                     }
                     None => return Err(crate::control::timed_out("SUBSCRIBE result")),
                 },
+                () = config.place.left(&born) => return Err(crate::control::timed_out("SUBSCRIBE result")),
                 () = tokio::time::sleep(ALIVE_ASKED) => {
                     let alive = tokio::time::timeout(config.response_timeout, sink.ping::<redis::Value>());
                     alive.await.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())).map_err(failed)?;

@@ -239,10 +239,8 @@ impl Link {
             return Ok(());
         }
         (self.broker, self.term, self.beat_at) = (None, None, None);
-        let config = Config {
-            key_prefix: self.source.prefix.clone(),
-            ..Config::new(&url)
-        };
+        let mut config = Config::new(&url);
+        config.key_prefix.clone_from(&self.source.prefix);
         let server = config.server();
         self.url = Some(url);
         let broker = Broker::connect(&config).await.map_err(|error| Fault::Unreachable {
