@@ -112,6 +112,8 @@ pub enum FollowUp {
         ttl: u64,
         /// How many.
         by: u64,
+        /// A new name: however often this is carried out, it counts once.
+        once: String,
     },
     /// Only where the key still holds the token.
     Guarded {
@@ -147,9 +149,13 @@ impl FollowUp {
                 ]
             }
             FollowUp::Delete { key } => vec![b"del".to_vec(), key.clone().into_bytes()],
-            FollowUp::Extend { key, ttl, by } => {
-                vec![b"incr".to_vec(), key.clone().into_bytes(), number(*ttl), number(*by)]
-            }
+            FollowUp::Extend { key, ttl, by, once } => vec![
+                b"incr".to_vec(),
+                key.clone().into_bytes(),
+                number(*ttl),
+                number(*by),
+                once.clone().into_bytes(),
+            ],
             FollowUp::Guarded { key, token, then } => {
                 let inner: Vec<Vec<u8>> = then.iter().flat_map(FollowUp::arguments).collect();
                 let mut all = vec![b"guard".to_vec(), key.clone().into_bytes(), token.clone().into_bytes()];

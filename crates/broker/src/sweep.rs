@@ -1,5 +1,6 @@
 //! Recovery: overdue leases, due messages, repairs. Every worker does it, and so does the operator's leader.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::call::{Args, JANITOR, PROMOTE, RECLAIM, Reply, SWEEP};
@@ -10,6 +11,8 @@ use crate::{Broker, Error};
 pub struct Overdue {
     /// Lease id.
     pub lid: String,
+    /// Key of the list that it was taken from.
+    pub list: String,
     /// The raw message, or nothing where the body is missing (the janitor's work).
     pub raw: Vec<u8>,
 }
@@ -30,21 +33,26 @@ pub enum SweepAnswer {
     Overdue(Vec<Overdue>),
 }
 
-/// What to do with an overdue lease whose message has been read.
+/// An overdue lease whose message has been read.
 #[derive(Debug, Clone)]
 pub struct Reclaim {
     /// Lease id.
     pub lid: String,
     /// Key under which its deaths are counted: the task id, or a hash of a message that cannot be read.
     pub counted_as: String,
-    /// Task id, may be empty.
-    pub id: String,
-    /// Task name, may be empty.
-    pub task: String,
-    /// Run it belongs to.
-    pub run: Option<String>,
-    /// FAILURE document for the case that this was the last delivery allowed: key and document.
-    pub failure: Option<(String, Vec<u8>)>,
+}
+
+/// A message that nobody is to run any more, under a lease of the sweeper's own: to be ended as a failed run is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Which of the leases that were asked for, from 0.
+    pub at: usize,
+    /// The sweeper's lease id.
+    pub lid: Arc<str>,
+    /// The token in it.
+    pub micros: u64,
+    /// Deliveries that ended without settlement. 0: it was acknowledged before its run, and its worker died.
+    pub deaths: u64,
 }
 
 /// What came of it.
@@ -54,8 +62,8 @@ pub struct Reclaimed {
     pub back: u64,
     /// Kept apart for a worker of their own.
     pub suspected: u64,
-    /// Task ids that went to the dead letters.
-    pub buried: Vec<String>,
+    /// Given up.
+    pub given_up: Vec<GivenUp>,
 }
 
 /// What a promotion did.
@@ -135,9 +143,11 @@ impl Sweeper {
                 while !reply.is_done() {
                     let lid = reply.text()?;
                     let record = reply.bytes()?;
+                    let (list, raw) = parts_of(&record);
                     overdue.push(Overdue {
                         lid,
-                        raw: raw_of(&record).to_vec(),
+                        list: String::from_utf8_lossy(list).into_owned(),
+                        raw: raw.to_vec(),
                     });
                 }
                 Ok(SweepAnswer::Overdue(overdue))
@@ -148,59 +158,53 @@ impl Sweeper {
 
 /// The raw message in a record `<length>:<list><raw>`.
 pub(crate) fn raw_of(record: &[u8]) -> &[u8] {
-    let Some(colon) = record.iter().position(|byte| *byte == b':') else {
-        return b"";
+    parts_of(record).1
+}
+
+/// List and raw message in a record.
+fn parts_of(record: &[u8]) -> (&[u8], &[u8]) {
+    let parts = || {
+        let colon = record.iter().position(|byte| *byte == b':')?;
+        let length: usize = std::str::from_utf8(&record[..colon]).ok()?.parse().ok()?;
+        record.get(colon + 1..)?.split_at_checked(length)
     };
-    let length = std::str::from_utf8(&record[..colon])
-        .ok()
-        .and_then(|text| text.parse::<usize>().ok());
-    length
-        .and_then(|length| record.get(colon + 1 + length..))
-        .unwrap_or(b"")
+    parts().unwrap_or_default()
 }
 
 impl Broker {
     /// Takes overdue leases back, counted. A lease that was renewed meanwhile is left alone. One that the server does
     /// not let go (a key of another type) is put off for a minute, so that it holds up nobody else's.
     ///
+    /// Who calls this ends what is given up, within `lease` or with renewals: otherwise it is given to the next sweeper.
+    ///
     /// # Errors
     /// [`Error::Call`]; the next sweep finds them again.
-    pub async fn reclaim(&self, leases: &[Reclaim]) -> Result<Reclaimed, Error> {
+    pub async fn reclaim(&self, lease: Duration, leases: &[Reclaim]) -> Result<Reclaimed, Error> {
         if leases.is_empty() {
             return Ok(Reclaimed::default());
         }
-        let mut args = Args::new(&RECLAIM, self.keys.scope());
-        for Reclaim {
-            lid,
-            counted_as,
-            id,
-            task,
-            run,
-            failure,
-        } in leases
-        {
+        let mut args = Args::new(&RECLAIM, self.keys.scope()).arg(lease.as_secs_f64());
+        for Reclaim { lid, counted_as } in leases {
             args.push(lid);
             args.push(counted_as);
-            args.push(id);
-            args.push(task);
-            args.push(run.as_deref().unwrap_or(""));
-            let (key, document) = failure.as_ref().map_or(("", b"".as_slice()), |(key, document)| {
-                (key.as_str(), document.as_slice())
-            });
-            args.push(key);
-            args.push(document);
         }
         let mut reply = Reply::of(&RECLAIM, args.call(&mut self.connection.clone()).await?)?;
-        let (back, suspected, _) = (reply.count()?, reply.count()?, reply.count()?);
-        let mut ids = reply.array()?;
-        let mut buried = Vec::new();
-        while !ids.is_done() {
-            buried.push(ids.text()?);
+        let (back, suspected) = (reply.count()?, reply.count()?);
+        let mut given = reply.array()?;
+        let mut given_up = Vec::new();
+        while !given.is_done() {
+            let place = given.count()?;
+            given_up.push(GivenUp {
+                at: usize::try_from(place).unwrap_or(usize::MAX).saturating_sub(1),
+                lid: given.text()?.into(),
+                micros: given.count()?,
+                deaths: given.count()?,
+            });
         }
         Ok(Reclaimed {
             back,
             suspected,
-            buried,
+            given_up,
         })
     }
 

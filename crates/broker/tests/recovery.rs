@@ -11,7 +11,7 @@ use umbel_broker::{
 use umbel_protocol::control::Answered;
 use umbel_testkit::redis::AsyncCommands;
 use umbel_testkit::redis::aio::MultiplexedConnection;
-use umbel_testkit::{Redis, eventually};
+use umbel_testkit::{Redis, eventually, eventually_some};
 
 const SOON: Duration = Duration::from_secs(20);
 const LARGEST: usize = 100;
@@ -59,10 +59,6 @@ fn overdue(lid: &str) -> Reclaim {
     Reclaim {
         lid: lid.into(),
         counted_as: lid.into(),
-        id: lid.into(),
-        task: String::new(),
-        run: None,
-        failure: None,
     }
 }
 
@@ -96,6 +92,80 @@ async fn a_restart_that_one_sweeper_missed_does_not_keep_the_grace_up() {
 }
 
 #[tokio::test]
+async fn a_sweeper_that_dies_with_what_it_was_given_leaves_it_to_the_next() {
+    let redis = Redis::start().await;
+    let (broker, mut raw) = parts(&redis).await;
+    broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
+    let moment = Duration::from_millis(1);
+    let mut worker = reserver(&redis, "w", moment);
+    let taken = take(&mut worker, 1, &queues(&broker, &["q"])).await.taken.remove(0);
+    // It has killed two workers before.
+    let _: () = raw.hset("umbel:att", "m", 2).await.expect("set");
+    let mut held = taken.lid.to_string();
+    for _ in 0..3 {
+        let given = eventually_some(SOON, "the lease is overdue", async || {
+            let asked = Reclaim {
+                lid: held.clone(),
+                counted_as: "m".into(),
+            };
+            let mut done = broker.reclaim(moment, &[asked]).await.expect("reclaimed");
+            done.given_up.pop()
+        })
+        .await;
+        assert_eq!(
+            (given.at, given.deaths),
+            (0, 3),
+            "a sweeper's death is not the message's"
+        );
+        assert_eq!(raw.hget("umbel:held", "q:q").await, Ok(1));
+        assert_eq!(raw.hget("umbel:held", "w:w").await, Ok(0), "no worker is held up by it");
+        // Not named at the next hello, and not handed back to be run once more.
+        worker.forget();
+        worker.ensure(Vec::new).await.expect("hello");
+        assert_eq!(raw.llen("q").await, Ok(0));
+        held = given.lid.to_string();
+    }
+    let bury = |lid: &str| Settlement {
+        end: End::Bury { reason: "why".into() },
+        ..end(&lid.into(), Vec::new())
+    };
+    let stale = broker.settle(10, &[bury(&taken.lid)]).await.expect("settled");
+    assert_eq!(stale.len(), 1, "who held it before can no longer end it");
+    for lost in [0, 1] {
+        assert_eq!(broker.settle(10, &[bury(&held)]).await.expect("settled").len(), lost);
+    }
+    assert_eq!(raw.xlen("umbel:dead:q").await, Ok(1), "one dead letter");
+    assert_eq!(raw.hexists("umbel:att", "m").await, Ok(false));
+}
+
+#[tokio::test]
+async fn an_extension_of_a_chord_counts_once_however_often_it_is_said() {
+    let redis = Redis::start().await;
+    let (broker, mut raw) = parts(&redis).await;
+    let _: () = raw.set("text", "no list").await.expect("set");
+    let extend = FollowUp::Extend {
+        key: "chord.t".into(),
+        ttl: 100,
+        by: 1,
+        once: "a name".into(),
+    };
+    // Redis refuses the member that the chord is to wait for: it does not wait for it either.
+    let refused = broker.follow(&[extend.clone(), push("text")]).await;
+    assert!(refused.is_err_and(|err| err.is_wrong_type()));
+    assert_eq!(raw.get("chord.t").await, Ok(None::<i64>));
+    // An answer that nobody heard: said again.
+    for _ in 0..2 {
+        broker.follow(std::slice::from_ref(&extend)).await.expect("followed");
+    }
+    assert_eq!(raw.get("chord.t").await, Ok(1));
+    let ttl: i64 = raw.ttl("umbel:once:a name").await.expect("read");
+    assert!(
+        (1..=100).contains(&ttl),
+        "and the memory of it goes with the chord: {ttl}"
+    );
+}
+
+#[tokio::test]
 async fn a_queue_of_another_type_holds_up_nobody_elses_recovery() {
     let redis = Redis::start().await;
     let (broker, mut raw) = parts(&redis).await;
@@ -120,7 +190,7 @@ async fn a_queue_of_another_type_holds_up_nobody_elses_recovery() {
     // Swept by others: what can go back goes back, and the other one is out of the way of the next sweep.
     eventually(SOON, "the leases are overdue", async || {
         let done = broker
-            .reclaim(&[overdue(&lid(bad)), overdue(&lid(good))])
+            .reclaim(SOON, &[overdue(&lid(bad)), overdue(&lid(good))])
             .await
             .expect("not refused as a whole");
         done.back == 1

@@ -29,6 +29,7 @@ use crate::renew::Renewal;
 use crate::revoked::Revoked;
 use crate::settle::{Ended, Settler};
 use crate::slots::Slots;
+use crate::stuck::{self, Strays};
 use crate::sweep::{DueSoon, Recovery};
 use crate::tasks::Tasks;
 
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) hostname: Arc<str>,
     pub(crate) tasks: Tasks,
     pub(crate) leases: Arc<Leases>,
+    /// Threads of blocking tasks that outlive their runs.
+    pub(crate) strays: Arc<Strays>,
     pub(crate) slots: Slots,
     pub(crate) autoscale: Autoscale,
     pub(crate) queues: Arc<Queues>,
@@ -121,6 +124,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         results,
         tasks,
         leases: Arc::new(Leases::default()),
+        strays: Arc::new(Strays::default()),
         slots: Slots::new(config.autoscale.map_or(config.concurrency, |bounds| bounds.min)),
         autoscale: Autoscale::new(config.autoscale),
         queues: Arc::new(Queues::of(&config)),
@@ -162,6 +166,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let renewal = renewal.start(renewing.clone()).context("start the renewal thread")?;
     let background = CancellationToken::new();
     spawn_background(&shared, reports_rx, backoff, &background);
+    let watch = stuck::watch(&shared, stop.quiet.clone()).context("start the thread that watches for stuck slots")?;
     let told = stop.quiet.clone();
     spawn_until(&background, crate::control::run(Arc::clone(&shared), told, backoff));
 
@@ -184,6 +189,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         }
         Err(_) => tracing::warn!("stopped without a goodbye; the lease returns what is held"),
     }
+    anyhow::ensure!(!watch.has_given_up(), "too many slots were stuck in tasks that ignored their hard limit");
     Ok(())
 }
 
@@ -307,10 +313,7 @@ fn spawn_background(
 ) {
     let recovery = Arc::new(Recovery {
         broker: shared.broker.clone(),
-        results: shared
-            .results
-            .clone()
-            .map(|store| (store, shared.config.policy.result_ttl)),
+        shared: Arc::clone(shared),
         queues: Arc::clone(&shared.queues),
         lease: shared.config.lease,
         every: shared.config.sweep,
@@ -370,14 +373,14 @@ async fn drain(shared: &Arc<Shared>, began: Instant, now: &CancellationToken) {
     *shared.gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = "closed".into();
     shared.beat_now.notify_one();
     tokio::select! {
-        () = shared.while_alive(shared.leases.empty()) => return,
+        () = shared.while_alive(shared.leases.ended()) => return,
         () = tokio::time::sleep((grace * 9 / 10).saturating_sub(began.elapsed())) => {}
         () = now.cancelled() => {}
     }
     tracing::warn!(runs = shared.leases.runs().len(), "handing back what still runs");
     shared.abandon.cancel();
     let left = grace.saturating_sub(began.elapsed()).max(Duration::from_millis(500)) / 2;
-    if tokio::time::timeout(left, shared.leases.empty()).await.is_err() {
+    if tokio::time::timeout(left, shared.leases.ended()).await.is_err() {
         tracing::warn!("not everything could be handed back; the lease returns it");
     }
 }

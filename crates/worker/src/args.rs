@@ -98,6 +98,9 @@ pub struct Args {
     /// Hard limit of a run whose message names none
     #[arg(long, env = "UMBEL_TIME_LIMIT", default_value = "1h", value_parser = parse_duration)]
     time_limit: Duration,
+    /// Slots stuck in tasks that ignore their hard limit, at which the worker ends, to be started anew; default half of them
+    #[arg(long, env = "UMBEL_STUCK_SLOTS", value_parser = parse_concurrency)]
+    stuck_slots: Option<usize>,
     /// Soft limit of a run whose message names none
     #[arg(long, env = "UMBEL_SOFT_TIME_LIMIT", value_parser = parse_duration)]
     soft_time_limit: Option<Duration>,
@@ -219,6 +222,8 @@ pub struct Config {
     pub name: String,
     /// Hard limit of a run.
     pub time_limit: Duration,
+    /// Slots stuck in tasks that ignore their hard limit, at which the worker ends; at least 1.
+    pub stuck_slots: usize,
     /// Soft limit of a run.
     pub soft_time_limit: Option<Duration>,
     /// Retries of failed runs.
@@ -347,6 +352,10 @@ impl TryFrom<Args> for Config {
             grace: args.grace,
             name: args.name.unwrap_or_else(|| format!("umbel@{}", hostname())),
             time_limit: args.time_limit,
+            stuck_slots: args.stuck_slots.unwrap_or_else(|| {
+                let slots = args.autoscale.map_or(args.concurrency, |bounds| bounds.max);
+                (slots / 2).max(1)
+            }),
             soft_time_limit: args.soft_time_limit,
             retry: RetryPolicy {
                 max_attempts: args.retry_max_attempts,

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -14,6 +15,7 @@ use crate::job::JobContext;
 use crate::lease::Lost;
 use crate::options::TaskOptions;
 use crate::stop::Stop;
+use crate::stuck::Strays;
 
 impl Worker {
     /// Adds a function that blocks, under a task name; otherwise as [`Worker::task`].
@@ -21,7 +23,8 @@ impl Worker {
     /// It runs on a thread of its own, so it holds up neither other tasks nor the renewal of its lease. A thread cannot
     /// be stopped from outside: at the hard limit, and whenever else the run must end, the message is settled and
     /// `ctx.cancel` is set, which the function should look at now and then ([`JobContext::blocking_checkpoint`] does). One
-    /// that does not goes on, beside whatever its slot runs next, until it returns or the process ends.
+    /// that does not goes on, beside whatever its slot runs next, until it returns or the process ends; too many of them
+    /// end it (`--stuck-slots`).
     ///
     /// ```no_run
     /// # use umbel_worker::{Failure, JobContext, Worker};
@@ -80,12 +83,18 @@ struct Thread {
     task: String,
     id: String,
     has_ended: bool,
+    /// Set by the thread itself.
+    has_returned: Arc<AtomicBool>,
+    strays: Option<Arc<Strays>>,
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
         if !self.has_ended {
             tracing::warn!(task.name = %self.task, task.id = %self.id, "the run is over, its thread was told and goes on until it returns");
+            if let Some(strays) = &self.strays {
+                strays.add(&self.task, &self.id, Arc::clone(&self.has_returned));
+            }
         }
     }
 }
@@ -103,11 +112,15 @@ where
         task: ctx.task.clone(),
         id: ctx.id.clone(),
         has_ended: false,
+        has_returned: Arc::default(),
+        strays: ctx.shared.as_ref().map(|shared| Arc::clone(&shared.strays)),
     };
+    let has_returned = Arc::clone(&watch.has_returned);
     let runtime = Handle::current();
     let work = move || {
         let _inside = runtime.enter();
         let ended = catch_unwind(AssertUnwindSafe(|| call(ctx, args)));
+        has_returned.store(true, Ordering::Release);
         drop(tell.send(ended)); // Nobody listens when the run is over.
     };
     let started = std::thread::Builder::new().name("task".to_owned()).spawn(work);

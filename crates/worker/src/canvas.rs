@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use umbel_broker::{Counted, Error, FollowUp, ResultStore};
+use umbel_codec::TooLarge;
 use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, Signature, timings};
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{Malformed, NewTask, TaskMessage};
@@ -20,6 +21,7 @@ use umbel_telemetry::chain;
 use crate::app::Shared;
 use crate::errback;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
+use crate::results::{Kind, is_wanted};
 
 /// Pause between two attempts to count a part.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -107,11 +109,13 @@ fn steps<'a>(
             match step {
                 canvas::FollowUp::Send(outgoing) => follow_ups.extend(send(shared, &outgoing).await?),
                 canvas::FollowUp::Call(called) => errback::call(shared, message, *called).await,
-                canvas::FollowUp::Store(failure) => follow_ups.push(FollowUp::Store {
-                    key: results.key(&failure.id),
-                    ttl: shared.config.policy.result_ttl,
-                    document: shared.config.results.packed(failure.document),
-                }),
+                canvas::FollowUp::Store(failure) => follow_ups.extend(
+                    is_wanted(shared.config.results.store, None, None, Kind::Failure).then(|| FollowUp::Store {
+                        key: results.key(&failure.id),
+                        ttl: shared.config.policy.result_ttl,
+                        document: shared.config.results.packed(failure.document),
+                    }),
+                ),
                 canvas::FollowUp::Part(part) => follow_ups.extend(count(shared, results, message, &part).await?),
                 canvas::FollowUp::ChordSize { group, size } => {
                     let keys = results.chord_keys(&group);
@@ -132,6 +136,7 @@ fn steps<'a>(
                         key: results.chord_keys(&group).extra,
                         ttl: timings::PARTS,
                         by,
+                        once: uuid::Uuid::new_v4().to_string(),
                     });
                 }
             }
@@ -158,44 +163,46 @@ async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Err
     };
     Ok(queues
         .iter()
-        .map(|queue| {
+        .filter_map(|queue| {
             let mut copy = task.clone();
             copy.delivery_tag = uuid::Uuid::new_v4().to_string(); // One of its own: kombu keeps messages by it.
-            let raw =
-                shared
-                    .config
-                    .codec
-                    .outgoing(&copy, outgoing.serializer.as_deref(), outgoing.compression.as_deref());
-            if raw.len() > shared.config.max_message {
-                return too_large(shared, task, raw.len());
-            }
-            FollowUp::Push {
+            let (serializer, compression) = (outgoing.serializer.as_deref(), outgoing.compression.as_deref());
+            let (codec, most) = (&shared.config.codec, shared.config.max_message);
+            let raw = match codec.outgoing(&copy, serializer, compression, most) {
+                Ok(raw) => raw,
+                Err(TooLarge { bytes }) => return too_large(shared, task, bytes),
+            };
+            Some(FollowUp::Push {
                 list: shared.broker.keys().list(queue, task.priority),
                 raw,
-            }
+            })
         })
         .collect())
 }
 
 /// Workers would put such a message away unread (the body of a chord holds all results): whoever waits for it is told.
-fn too_large(shared: &Shared, task: &NewTask, bytes: usize) -> FollowUp {
+fn too_large(shared: &Shared, task: &NewTask, bytes: usize) -> Option<FollowUp> {
     let most = shared.config.max_message;
     let why = format!("the message of {bytes} bytes is larger than the limit of {most}: it was not sent");
     tracing::error!(task.id = %task.id, task.name = %task.task, bytes, most, "not sent: larger than --max-message");
+    let options = shared.tasks.options(&task.task);
+    if !is_wanted(shared.config.results.store, options, task.ignore_result, Kind::Failure) {
+        return None;
+    }
     let failure = result::Failure::new("builtins", "ValueError", &why);
     let meta = result::Meta {
         done_at: shared.clock.timestamp(),
         group_id: task.group.as_deref(),
         ..result::Meta::default()
     };
-    FollowUp::Store {
+    Some(FollowUp::Store {
         key: shared.store.key(&task.id),
         ttl: shared.config.policy.result_ttl,
         document: shared
             .config
             .results
             .packed(result::failure(&task.id, &failure, None, &meta)),
-    }
+    })
 }
 
 /// Counts a part; the last one is followed by the chord's body, or by its failure.

@@ -7,10 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
-use umbel_broker::{Batch, End, Settlement, Taken};
+use umbel_broker::{Batch, End, Taken};
 use umbel_protocol::canvas::Aftermath;
-use umbel_protocol::message::{Limits, Malformed};
-use umbel_protocol::result;
+use umbel_protocol::message::Limits;
 use umbel_telemetry::chain;
 
 use crate::admit::{Admission, UnknownTask, admit};
@@ -19,9 +18,9 @@ use crate::canvas;
 use crate::consume::Consumer;
 use crate::job::{Failure, Job};
 use crate::lease::Cut;
+use crate::lost::{Unread, quarantine};
 use crate::rates::Turn;
 use crate::run::{Delivery, run};
-use crate::settle::Ended;
 
 /// A message that other workers know is handed back so many times before it is given up.
 const HAND_BACKS: u64 = 30;
@@ -96,7 +95,10 @@ impl Consumer {
                     )
                     .await;
                 }
-                Err(malformed) => self.reject(lid, queue, &malformed).await,
+                Err(malformed) => {
+                    let raw = Arc::new(raw);
+                    quarantine(&self.shared, Unread { lease, queue, raw }, &malformed).await;
+                }
             }
         }
     }
@@ -183,32 +185,6 @@ impl Consumer {
         self.shared
             .bury(delivery, &failure, format!("unknown task {task:?}"))
             .await;
-    }
-
-    async fn reject(&self, lid: Arc<str>, queue: Arc<str>, malformed: &Malformed) {
-        let reason = malformed.to_string();
-        tracing::error!(queue = %queue, task.id = malformed.id.as_deref().unwrap_or(""), reason = %reason, "message put in the quarantine");
-        self.shared.metrics.ended(&queue, "", "quarantined");
-        let result = malformed.id.as_deref().map(|id| {
-            let failure = result::Failure::new("kombu.exceptions", "DecodeError", &reason);
-            let meta = result::Meta {
-                done_at: self.shared.clock.timestamp(),
-                ..result::Meta::default()
-            };
-            self.shared
-                .stored(id, result::failure(id, &failure, None, &meta), false)
-        });
-        let settlement = Settlement {
-            lid,
-            id: malformed.id.clone().unwrap_or_default(),
-            task: malformed.task.clone().unwrap_or_default(),
-            end: End::Quarantine { reason },
-            result,
-            run: None,
-            outcome: "failed",
-            follow_ups: Vec::new(),
-        };
-        self.shared.send(Ended { queue, settlement }).await;
     }
 
     async fn spawn(&mut self, delivery: Delivery, job: Arc<dyn Job>) {

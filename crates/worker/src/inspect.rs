@@ -8,6 +8,7 @@ use umbel_protocol::json::Json;
 use umbel_protocol::message::{Limits, TaskMessage};
 
 use crate::app::Shared;
+use crate::lease::Run;
 
 /// Tasks in one answer.
 const MOST: usize = 500;
@@ -67,9 +68,7 @@ pub(crate) async fn stamped(
     let runs = shared.leases.held_runs();
     let (mut ids, mut found): (Vec<String>, Vec<(String, Vec<Json>)>) = Default::default();
     for chunk in runs.chunks(CHUNK) {
-        let lids: Vec<_> = chunk.iter().map(|(lid, _)| Arc::clone(lid)).collect();
-        for (_, raw) in shared.broker.held(&lids).await? {
-            let Some(message) = read(shared, &raw) else { continue };
+        for (_, message) in messages(shared, chunk, &mut 0).await? {
             let mut is_meant = false;
             for (name, values) in crate::revoked::stamps(&message) {
                 let hits = values
@@ -87,7 +86,7 @@ pub(crate) async fn stamped(
                 }
             }
             if is_meant {
-                ids.push(message.id);
+                ids.push(message.id.clone());
             }
         }
     }
@@ -117,20 +116,38 @@ async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequ
         if bytes > BYTES {
             break;
         }
-        let lids: Vec<_> = chunk.iter().map(|(lid, _)| Arc::clone(lid)).collect();
-        for (lid, raw) in shared.broker.held(&lids).await? {
-            bytes += raw.len();
-            let since = chunk.iter().find(|(known, _)| *known == lid).map(|(_, run)| run.since);
-            if let Some(message) = read(shared, &raw) {
-                tasks.push(TaskRequest {
-                    time_start: since,
-                    worker_pid: Some(std::process::id()),
-                    ..TaskRequest::waiting(&message, &shared.config.name)
-                });
-            }
+        for (run, message) in messages(shared, chunk, &mut bytes).await? {
+            tasks.push(TaskRequest {
+                time_start: Some(run.since),
+                worker_pid: Some(std::process::id()),
+                ..TaskRequest::waiting(&message, &shared.config.name)
+            });
         }
     }
     Ok(tasks)
+}
+
+/// The messages of runs: as Redis has them, or as they were acknowledged before their run. `bytes` grows by what is read.
+async fn messages<'a>(
+    shared: &Shared,
+    runs: &'a [(Arc<str>, Run)],
+    bytes: &mut usize,
+) -> Result<Vec<(&'a Run, Arc<TaskMessage>)>, Error> {
+    let kept = runs
+        .iter()
+        .filter_map(|(_, run)| Some((run, Arc::clone(run.early.as_ref()?))));
+    let mut found: Vec<_> = kept.collect();
+    let late = runs.iter().filter(|(_, run)| run.early.is_none());
+    let lids: Vec<_> = late.map(|(lid, _)| Arc::clone(lid)).collect();
+    if lids.is_empty() {
+        return Ok(found);
+    }
+    for (lid, raw) in shared.broker.held(&lids).await? {
+        *bytes += raw.len();
+        let run = runs.iter().find(|(known, _)| *known == lid).map(|(_, run)| run);
+        found.extend(run.and_then(|run| Some((run, Arc::new(read(shared, &raw)?)))));
+    }
+    Ok(found)
 }
 
 /// Tasks that wait for their time in the queues of this worker; any worker of the queue may get them.

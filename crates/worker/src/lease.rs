@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use umbel_protocol::message::TaskMessage;
 
 /// Instants are kept as nanoseconds since the process first asked, so that they fit an atomic.
 static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -124,6 +125,8 @@ pub(crate) struct Run {
     pub(crate) task: String,
     pub(crate) queue: Arc<str>,
     pub(crate) since: f64,
+    /// The message, where Redis has it no longer.
+    pub(crate) early: Option<Arc<TaskMessage>>,
 }
 
 struct Held {
@@ -131,6 +134,12 @@ struct Held {
     run: Option<Run>,
     /// After this the run is stuck: it should have been stopped and could not be.
     stuck_at: Option<Instant>,
+}
+
+impl Held {
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.stuck_at.is_some_and(|at| at < now)
+    }
 }
 
 /// All leases of this process, from the reserve until the settlement was answered.
@@ -169,6 +178,38 @@ impl Leases {
         }
     }
 
+    /// The message of a run of which Redis has only a stub.
+    pub(crate) fn keep(&self, lid: &str, message: &Arc<TaskMessage>) {
+        if let Some(run) = self.lock().get_mut(lid).and_then(|held| held.run.as_mut()) {
+            run.early = Some(Arc::clone(message));
+        }
+    }
+
+    /// Names of runs that should have ended before `now` and have not.
+    pub(crate) fn stuck(&self, now: Instant) -> Vec<String> {
+        let held = self.lock();
+        let stuck = held.values().filter(|held| held.is_stuck(now));
+        let name = |run: &Run| format!("{}[{}]", run.task, run.id);
+        stuck.filter_map(|held| held.run.as_ref().map(name)).collect()
+    }
+
+    /// Wakes who waits for the end of runs: one of them is not waited for any more.
+    pub(crate) fn told(&self) {
+        self.freed.notify_waiters();
+    }
+
+    /// Resolves when nothing is held but by runs that are stuck.
+    pub(crate) async fn ended(&self) {
+        loop {
+            let freed = self.freed.notified();
+            let now = Instant::now();
+            if self.lock().values().all(|held| held.is_stuck(now)) {
+                return;
+            }
+            freed.await;
+        }
+    }
+
     /// A task runs under the lease, not longer than until `stuck_at`.
     pub(crate) fn running(&self, lid: &str, run: Run, stuck_at: Option<Instant>) {
         if let Some(held) = self.lock().get_mut(lid) {
@@ -189,7 +230,9 @@ impl Leases {
         for lid in lids {
             held.remove(lid);
         }
-        if held.is_empty() {
+        // Most of the time there is one that is not stuck, and it is found at once.
+        let now = Instant::now();
+        if held.values().all(|held| held.is_stuck(now)) {
             self.freed.notify_waiters();
         }
     }
@@ -200,10 +243,9 @@ impl Leases {
 
     /// Leases to renew: all but those of runs that are stuck, which others may have when they run out.
     pub(crate) fn renewable(&self, now: Instant) -> Vec<Arc<str>> {
-        let is_stuck = |held: &Held| held.stuck_at.is_some_and(|at| at < now);
         let held = self.lock();
         held.iter()
-            .filter(|(_, held)| !is_stuck(held))
+            .filter(|(_, held)| !held.is_stuck(now))
             .map(|(lid, _)| Arc::clone(lid))
             .collect()
     }
@@ -296,6 +338,7 @@ mod tests {
             task: String::new(),
             queue: "q".into(),
             since: 0.0,
+            early: None,
         };
         for (lid, stuck_at) in [("a", None), ("b", Some(now)), ("c", Some(now + Duration::from_secs(9)))] {
             leases.insert(&lid.into(), 0, 1, now, Duration::from_secs(60));

@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     tasks: Family<TaskLabels, Counter>,
     runtime: Family<QueueLabels, Histogram, fn() -> Histogram>,
     pub(crate) slots: Family<StateLabels, Gauge>,
+    pub(crate) stuck: Gauge,
+    pub(crate) stuck_total: Counter,
     pub(crate) lost: Counter,
     pub(crate) ack_unknown: Counter,
     pub(crate) reclaimed: Counter,
@@ -44,6 +46,16 @@ impl Metrics {
             tasks: registry.add("task", "Tasks that ended, by how", Family::default()),
             runtime: registry.add("task_runtime_seconds", "Time that tasks ran", runtime),
             slots: registry.add("worker_slots", "Slots by state", Family::default()),
+            stuck: registry.add(
+                "worker_stuck_slots",
+                "Tasks that ignore their hard limit, threads included",
+                Gauge::default(),
+            ),
+            stuck_total: registry.add(
+                "worker_stuck",
+                "Tasks that ignored their hard limit, threads included",
+                Counter::default(),
+            ),
             lost: registry.add(
                 "lease_lost",
                 "Leases that were lost before they were settled",

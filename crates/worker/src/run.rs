@@ -8,7 +8,7 @@ use umbel_broker::{End, FollowUp};
 use umbel_protocol::canvas::{Aftermath, Kind as SignatureKind, ResultTuple, Signature};
 use umbel_protocol::event::Event;
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{NewTask, TaskMessage};
+use umbel_protocol::message::TaskMessage;
 use umbel_protocol::result;
 use umbel_telemetry::chain;
 
@@ -19,7 +19,7 @@ use crate::clock::seconds_of;
 use crate::events::seconds;
 use crate::execute::{Ending, RunLimits, execute};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
-use crate::lease::{Lease, Run};
+use crate::lease::{Lease, Run, margin};
 use crate::options::Ack;
 use crate::request::Request;
 use crate::results::Kind;
@@ -52,7 +52,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
     // Stopped at its hard limit a run ends at once, unless it never gives way; then somebody else may have the message.
     let stuck_at = limits
         .hard
-        .and_then(|hard| began.checked_add(hard.saturating_add(shared.config.lease)));
+        .and_then(|hard| began.checked_add(hard.saturating_add(margin(shared.config.lease))));
     shared.leases.running(
         &delivery.lease.lid,
         Run {
@@ -60,6 +60,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
             task: message.task.clone(),
             queue: Arc::clone(&delivery.queue),
             since,
+            early: None,
         },
         stuck_at,
     );
@@ -77,6 +78,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
             return lost(shared, &delivery);
         }
         delivery.is_early = true;
+        shared.leases.keep(&delivery.lease.lid, &message);
     }
     shared.events.task(|| Event::TaskStarted {
         uuid: message.id.clone(),
@@ -161,18 +163,7 @@ fn is_early(shared: &Shared, message: &TaskMessage) -> bool {
 /// Acknowledges before the run; false if the lease was lost, or if nobody knows: then the task must not run here.
 async fn acknowledge_early(shared: &Shared, delivery: &Delivery) -> bool {
     let message = &delivery.message;
-    let stub = NewTask {
-        id: message.id.clone(),
-        task: message.task.clone(),
-        queue: message.queue.clone(),
-        headers: message
-            .header("umbel_run")
-            .map(|run| ("umbel_run".into(), run))
-            .into_iter()
-            .collect(),
-        ..NewTask::default()
-    };
-    let stub = stub.encode();
+    let stub = crate::lost::stub(shared, message);
     let began = Instant::now();
     loop {
         match shared.broker.ack_early(&delivery.lease.lid, &stub).await {

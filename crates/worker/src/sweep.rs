@@ -1,17 +1,17 @@
 //! Recovery by every worker: overdue leases back, due messages promoted, records repaired. No operator is needed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 use tokio::sync::Notify;
-use umbel_broker::{Broker, Error, Overdue, Reclaim, ResultStore, StoredResult, SweepAnswer, Sweeper};
+use umbel_broker::{Broker, Error, Overdue, Reclaim, Reclaimed, SweepAnswer, Sweeper};
 use umbel_protocol::message::{self, Limits};
-use umbel_protocol::result;
 use umbel_telemetry::chain;
 
+use crate::app::Shared;
 use crate::clock::RedisClock;
+use crate::lost::give_up;
 use crate::metrics::Metrics;
 use crate::queues::Queues;
 
@@ -56,8 +56,8 @@ impl DueSoon {
 
 pub(crate) struct Recovery {
     pub(crate) broker: Broker,
-    /// The result database, where it is not the broker's, and how long it keeps them (s).
-    pub(crate) results: Option<(ResultStore, u64)>,
+    /// Who ends what is given up.
+    pub(crate) shared: Arc<Shared>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) lease: Duration,
     pub(crate) every: Duration,
@@ -114,32 +114,9 @@ impl Recovery {
                 }
                 SweepAnswer::Overdue(overdue) => {
                     let full = overdue.len() == BATCH.min(budget);
-                    let mut reclaims: Vec<Reclaim> =
-                        overdue.iter().filter_map(|overdue| self.reclaim(overdue)).collect();
-                    let elsewhere = self.results.as_ref().map(|(store, ttl)| {
-                        let failures = reclaims
-                            .iter_mut()
-                            .filter_map(|reclaim| Some((reclaim.id.clone(), reclaim.failure.take()?)));
-                        (store, *ttl, failures.collect::<HashMap<_, _>>())
-                    });
-                    let done = self.broker.reclaim(&reclaims).await?;
-                    if let Some((store, ttl, failures)) = elsewhere {
-                        self.tell(store, ttl, failures, &done.buried).await;
-                    }
-                    let count = done.back + done.suspected + done.buried.len() as u64;
-                    if count > 0 {
-                        self.metrics.reclaimed.inc_by(count);
-                        tracing::info!(
-                            back = done.back,
-                            suspected = done.suspected,
-                            buried = done.buried.len(),
-                            "took overdue leases back"
-                        );
-                    }
-                    for id in &done.buried {
-                        tracing::error!(task.id = %id, "message killed its worker too often: dead letter");
-                    }
-                    budget = budget.saturating_sub(overdue.len());
+                    let found = overdue.len();
+                    self.take_back(overdue).await?;
+                    budget = budget.saturating_sub(found);
                     // The next sweep comes when its time has come; a full batch goes on at once, within the rate.
                     if !full || budget == 0 {
                         return Ok(());
@@ -150,80 +127,40 @@ impl Recovery {
         }
     }
 
-    /// Tells callers who wait at another database that their message was given up.
-    async fn tell(
-        &self,
-        store: &ResultStore,
-        ttl: u64,
-        mut failures: HashMap<String, (String, Vec<u8>)>,
-        buried: &[String],
-    ) {
-        let documents: Vec<StoredResult> = buried
+    /// Puts back what may run again, and ends what is given up: each by itself, so that a chord whose server is away
+    /// holds up no other.
+    async fn take_back(&self, overdue: Vec<Overdue>) -> Result<(), Error> {
+        // A lease without a body is the janitor's work.
+        let mut overdue: Vec<Option<Overdue>> = overdue
+            .into_iter()
+            .filter(|one| !one.raw.is_empty())
+            .map(Some)
+            .collect();
+        let reclaims: Vec<Reclaim> = overdue
             .iter()
-            .filter_map(|id| failures.remove(id).map(|(_, document)| (id, document)))
-            .map(|(id, document)| StoredResult {
-                key: store.key(id),
-                ttl,
-                document,
-                is_success: false,
+            .flatten()
+            .map(|one| Reclaim {
+                lid: one.lid.clone(),
+                counted_as: counted_as(&one.raw),
             })
             .collect();
-        if !documents.is_empty()
-            && let Err(err) = store.store(&documents).await
-        {
-            tracing::error!(error = %chain(&err), count = documents.len(), "failures not stored: their callers wait in vain");
+        let sent = Instant::now();
+        let Reclaimed {
+            back,
+            suspected,
+            given_up,
+        } = self.broker.reclaim(self.lease, &reclaims).await?;
+        let count = back + suspected + given_up.len() as u64;
+        if count > 0 {
+            self.metrics.reclaimed.inc_by(count);
+            tracing::info!(back, suspected, given_up = given_up.len(), "took overdue leases back");
         }
-    }
-
-    /// Reads the message of an overdue lease: what it is counted as, and what its caller hears if this was its last.
-    fn reclaim(&self, overdue: &Overdue) -> Option<Reclaim> {
-        if overdue.raw.is_empty() {
-            return None; // A lease without a body: the janitor's work.
+        for given in given_up {
+            if let Some(one) = overdue.get_mut(given.at).and_then(Option::take) {
+                tokio::spawn(give_up(Arc::clone(&self.shared), one, given, sent));
+            }
         }
-        // Behind a zero byte stands what names a message that was acknowledged before its run.
-        let (is_early, raw) = match overdue.raw.strip_prefix(b"\0") {
-            Some(stub) => (true, stub),
-            None => (false, overdue.raw.as_slice()),
-        };
-        let limits = Limits {
-            bytes: usize::MAX, // It was taken, so it is as large as it may be.
-            ..Limits::default()
-        };
-        // A body that this reads no further than its label (signed, compressed) says in its headers who it is.
-        let (id, task) = match message::decode(raw, &limits, &TimeZone::UTC) {
-            Ok(message) => (message.id, message.task),
-            Err(malformed) => (malformed.id.unwrap_or_default(), malformed.task.unwrap_or_default()),
-        };
-        let run = message::header(raw, "umbel_run").and_then(|run| run.to().ok());
-        let counted_as = if id.is_empty() {
-            format!("raw:{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &overdue.raw))
-        } else {
-            id.clone()
-        };
-        let failure = (!id.is_empty()).then(|| {
-            let lost = result::Failure::new(
-                "billiard.exceptions",
-                "WorkerLostError",
-                if is_early {
-                    "the worker was lost while the task ran; it was acknowledged early and is not run again"
-                } else {
-                    "the task killed its worker each time it ran"
-                },
-            );
-            let meta = result::Meta {
-                done_at: self.clock.timestamp(),
-                ..result::Meta::default()
-            };
-            (self.broker.result_key(&id), result::failure(&id, &lost, None, &meta))
-        });
-        Some(Reclaim {
-            lid: overdue.lid.clone(),
-            counted_as,
-            id,
-            task,
-            run,
-            failure,
-        })
+        Ok(())
     }
 
     async fn tidy(&self, thorough: bool) {
@@ -276,6 +213,23 @@ impl Recovery {
             }
         }
     }
+}
+
+/// Under which name the deaths of a message are counted: its id, or a hash of one that names none.
+fn counted_as(raw: &[u8]) -> String {
+    let limits = Limits {
+        bytes: usize::MAX, // It was taken, so it is as large as it may be.
+        ..Limits::default()
+    };
+    // A body that this reads no further than its label (signed, compressed) says in its headers who it is.
+    let id = match message::decode(raw, &limits, &TimeZone::UTC) {
+        Ok(message) => message.id,
+        Err(malformed) => malformed.id.unwrap_or_default(),
+    };
+    if id.is_empty() {
+        return format!("raw:{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, raw));
+    }
+    id
 }
 
 /// The interval, up to a tenth shorter or longer, so that workers do not march in step.

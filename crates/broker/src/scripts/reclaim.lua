@@ -1,59 +1,64 @@
 -- reclaim: overdue leases go back to the head of their list, counted. From the second death on the message is a
--- suspect and is kept apart; the last allowed one sends it to the dead letters. One that was acknowledged before its run
--- is not run again: it goes, and its caller is told.
--- ARGV: prefix, then for each: lease id, key in umbel:att, task id, task name, run id,
---       result key or '', document for the dead letter.
--- Returns: number reclaimed, suspected, given up, then the task ids of these.
-local now, back, suspected, buried, ids = micros() / 1000000, 0, 0, 0, {}
+-- suspect and is kept apart. One whose last allowed delivery has ended so, or that was acknowledged before its run, is
+-- given up: it goes to the sweeper under a lease of the sweeper's own, who ends it with all that follows such an end. If
+-- the sweeper dies before, the next one is given it again, and it is counted no further.
+-- ARGV: prefix, lease (s), then for each: lease id, key in umbel:att.
+-- Returns: number put back, number suspected, then for each that is given up: its place among the arguments (1 is the
+--          first), its new lease id, the token in it, deaths; 0 deaths: it was acknowledged before its run.
+local now, back, suspected, given = micros(), 0, 0, {}
+-- Not of a worker: no hello hands these back, and they hold up nobody's drain.
+local SWEEPER = 'sweep:'
+local function give_up(place, lid, list, raw, deaths)
+  local token = math.max(number(redis.call('GET', U .. 'fence')) + 1, now)
+  local name = string.format('%.0f', token)
+  local mine = SWEEPER .. name
+  redis.call('SET', U .. 'fence', name)
+  redis.call('HSET', U .. 'unacked', mine, record(list, raw))
+  redis.call('ZADD', U .. 'lease', seconds(now + tonumber(ARGV[2]) * 1000000), mine)
+  redis.call('HINCRBY', U .. 'held', 'w:' .. worker_of(mine), 1)
+  redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), 1)
+  end_lease(lid, list)
+  for _, value in ipairs({ place, mine, name, deaths }) do given[#given + 1] = value end
+end
 local function take_back(at, lid, list, raw)
-  local att, id, task = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   if list == UNREADABLE then
-    lay_aside('quarantine', list, raw, 'no record of ours stood under this lease', id, task, 0, '10000')
+    lay_aside('quarantine', list, raw, 'no record of ours stood under this lease', '', '', 0, '10000')
     return end_lease(lid, list)
   end
-  local queue = queue_of(list)
+  local place = (at - 1) / 2
+  if is_early(raw) then return give_up(place, lid, list, raw, 0) end
+  local queue, att = queue_of(list), ARGV[at + 1]
   local policy = redis.call('HGET', U .. 'policy', queue) or ''
-  local most, ttl, kept = string.match(policy, '^(%d+)|(%d+)|(%d+)$')
-  if is_early(raw) then
-    if ARGV[at + 5] ~= '' then store_result(ARGV[at + 5], ttl or '86400', ARGV[at + 6], false) end
-    settle_run(ARGV[at + 4], id, 'failed')
-    end_lease(lid, list)
-    buried = buried + 1
-    ids[#ids + 1] = id
-    return
-  end
+  local most = tonumber(string.match(policy, '^(%d+)|')) or 3
   -- Counted after the message has a place: one that could not be moved has not died once more.
   local deaths = number(redis.call('HGET', U .. 'att', att)) + 1
-  if deaths >= (tonumber(most) or 3) then
-    lay_aside('dead', list, raw, 'killed its worker ' .. deaths .. ' times', id, task, deaths, kept or '10000')
-    redis.call('HDEL', U .. 'att', att)
-    end_lease(lid, list)
-    buried = buried + 1
-    ids[#ids + 1] = id
-    if ARGV[at + 5] ~= '' then store_result(ARGV[at + 5], ttl or '86400', ARGV[at + 6], false) end
-    settle_run(ARGV[at + 4], id, 'failed')
-    return
-  elseif deaths >= 2 then
-    redis.call('LPUSH', U .. 'suspect:' .. queue, record(list, raw))
-    suspected = suspected + 1
+  if string.sub(lid, 1, #SWEEPER) == SWEEPER then deaths = math.max(deaths - 1, most) end -- Nobody ran it again.
+  if deaths >= most then
+    redis.call('HSET', U .. 'att', att, deaths)
+    give_up(place, lid, list, raw, deaths)
   else
-    redis.call('RPUSH', list, raw)
-    back = back + 1
+    if deaths >= 2 then
+      redis.call('LPUSH', U .. 'suspect:' .. queue, record(list, raw))
+      suspected = suspected + 1
+    else
+      redis.call('RPUSH', list, raw)
+      back = back + 1
+    end
+    redis.call('HSET', U .. 'att', att, deaths)
+    end_lease(lid, list)
   end
-  redis.call('HSET', U .. 'att', att, deaths)
   -- Counts of messages that were purged meanwhile go a week after the last death of any.
   redis.call('EXPIRE', U .. 'att', 604800)
-  end_lease(lid, list)
 end
-for at = 2, #ARGV, 7 do
+for at = 3, #ARGV, 2 do
   local lid = ARGV[at]
   local score = redis.call('ZSCORE', U .. 'lease', lid)
-  if score and tonumber(score) <= now then -- renewed in between: not ours to take
+  if score and tonumber(score) <= now / 1000000 then -- renewed in between: not ours to take
     local list, raw = leased(lid)
     -- A queue whose key has another type must not hold up the recovery of all others: its leases are put off.
     if list and not pcall(take_back, at, lid, list, raw) then
-      redis.call('ZADD', U .. 'lease', 'XX', seconds((now + 60) * 1000000), lid)
+      redis.call('ZADD', U .. 'lease', 'XX', seconds(now + 60 * 1000000), lid)
     end
   end
 end
-return { back, suspected, buried, ids }
+return { back, suspected, given }

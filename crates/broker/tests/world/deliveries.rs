@@ -321,13 +321,28 @@ impl World {
             .map(|overdue| Reclaim {
                 lid: overdue.lid.clone(),
                 counted_as: id(&overdue.raw),
-                id: id(&overdue.raw),
-                task: "t".into(),
-                run: None,
-                failure: None,
             })
             .collect();
-        self.broker.reclaim(&reclaims).await.expect("the server answers");
+        let reclaimed = self.broker.reclaim(LEASE, &reclaims).await.expect("the server answers");
+        // As workers do: what is given up is ended by whoever swept.
+        let ends: Vec<Settlement> = reclaimed
+            .given_up
+            .iter()
+            .map(|given| Settlement {
+                lid: Arc::clone(&given.lid),
+                id: id(&overdue[given.at].raw),
+                task: "t".into(),
+                end: End::Bury { reason: "why".into() },
+                result: None,
+                run: None,
+                outcome: "failed",
+                follow_ups: Vec::new(),
+            })
+            .collect();
+        if !ends.is_empty() {
+            let lost = self.broker.settle(1000, &ends).await.expect("the server answers");
+            assert!(lost.is_empty(), "the sweeper holds what it was given");
+        }
         self.model.reclaim();
     }
 

@@ -54,6 +54,62 @@ pub fn decode_with(
     read(raw, limits, zone, bodies, &mut envelope).map_err(|reason| envelope.malformed(reason, limits))
 }
 
+/// What a message that [`decode_with`] refuses says of itself: who it is, its place in a workflow, and what hangs on it.
+///
+/// It is not to be run: arguments, times and limits are not read. But whoever waits for it can be told how it ended.
+/// Of a body that is refused (a format or a signature that does not count, no JSON) nothing is believed; the headers
+/// name it all the same. `None` without an acceptable id and task name.
+pub fn salvage(raw: &[u8], limits: &Limits, bodies: &dyn Bodies) -> Option<TaskMessage> {
+    if raw.len() > limits.bytes {
+        return None;
+    }
+    let mut envelope = Envelope::default();
+    split(utf8(raw, "message").ok()?, limits, &mut envelope).ok()?;
+    let opened = || -> Result<Cow<'_, [u8]>, Reason> {
+        match kind(&envelope, bodies)? {
+            Kind::Json => undo_encoding(&envelope),
+            Kind::Sealed(labels) => {
+                let bytes = undo_encoding(&envelope)?;
+                Ok(Cow::Owned(bodies.open(Body { bytes, ..labels })?.into_bytes()))
+            }
+        }
+    };
+    let opened = opened();
+    let body = opened.as_deref().ok().and_then(|body| utf8(body, "body").ok());
+    let (headers, embed) = match body {
+        Some(body) if present(envelope.headers.task).is_none() && body.trim_start().starts_with('{') => {
+            let (headers, call) = legacy::split(body, bounds(limits)).ok()?;
+            (headers, call.embed)
+        }
+        Some(body) => (envelope.headers, split_body(body, limits).ok().and_then(|call| call.embed)),
+        None => (envelope.headers, None),
+    };
+    let named = |value| optional_name(value, "", limits).ok().and(value);
+    let headers = Headers {
+        eta: None,
+        expires: None,
+        timelimit: None,
+        root_id: named(headers.root_id),
+        parent_id: named(headers.parent_id),
+        group: named(headers.group),
+        origin: named(headers.origin),
+        ..headers
+    };
+    let properties = Properties {
+        correlation_id: named(envelope.properties.correlation_id),
+        reply_to: named(envelope.properties.reply_to),
+        routing_key: named(envelope.properties.routing_key),
+        exchange: named(envelope.properties.exchange),
+        ..envelope.properties
+    };
+    let call = Call {
+        args: Cow::Borrowed("[]"),
+        kwargs: Cow::Borrowed("{}"),
+        embed: embed.filter(|embed| embed.starts_with('{')),
+    };
+    assemble(&headers, &properties, envelope.all_headers, &call, limits, &TimeZone::UTC).ok()
+}
+
 /// One header of a message, which is not read beyond its headers; `None` if there is none, or no message.
 pub fn header(raw: &[u8], name: &str) -> Option<Json> {
     let mut envelope = Envelope::default();
