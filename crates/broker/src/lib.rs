@@ -80,7 +80,7 @@ pub use limits::{QueuePolicy, Rate};
 pub use publish::{Fate, Publication, Replicas, Undelivered};
 pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
-pub use reserve::{Batch, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
+pub use reserve::{Batch, Blocked, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
 pub use results::{ResultStore, StoredResult, result_prefix};
 pub use revoke::{REVOKED_KEPT, Revocations};
 pub use route::{Binding, ExchangeKind, route};

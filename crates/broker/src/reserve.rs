@@ -61,6 +61,8 @@ pub struct QueueLists {
     pub queue: Arc<str>,
     /// Keys.
     pub lists: Vec<Arc<str>>,
+    /// Messages of a reserve that are its own share, 0 for an equal one; what others leave of theirs is free for all.
+    pub share: usize,
 }
 
 impl QueueLists {
@@ -69,6 +71,7 @@ impl QueueLists {
         QueueLists {
             queue: queue.into(),
             lists: keys.lists(queue).into_iter().map(Into::into).collect(),
+            share: 0,
         }
     }
 }
@@ -103,6 +106,17 @@ pub struct Batch {
     pub has_counted: bool,
     /// Lists that could not be read, with the server's reason; and messages put in the quarantine.
     pub faults: Vec<(String, String)>,
+    /// A limit of a queue kept messages from being taken: for so long, or until `umbel:freed:Q` changes.
+    pub blocked: Option<Blocked>,
+}
+
+/// Why a reserve brought less than there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// A rate allows more after so long.
+    For(Duration),
+    /// A queue is paused, or as many of its messages are held as may be.
+    UntilFreed,
 }
 
 /// The answer to a reserve.
@@ -269,6 +283,7 @@ impl Reserver {
             .arg(&self.identity.install)
             .arg(self.dead_kept);
         for queue in queues {
+            args.push(queue.share);
             args.push(queue.lists.len());
             for list in &queue.lists {
                 args.push(&**list);
@@ -332,6 +347,10 @@ impl Reserver {
             list_faults.push((faults.text()?, faults.text()?));
         }
         let now = reply.seconds()?;
+        let blocked = reply.seconds()?.map(|wait| match Duration::try_from_secs_f64(wait) {
+            Ok(wait) if !wait.is_zero() => Blocked::For(wait),
+            Ok(_) | Err(_) => Blocked::UntilFreed,
+        });
         Ok(Batch {
             term,
             sent,
@@ -339,6 +358,7 @@ impl Reserver {
             taken,
             has_counted,
             faults: list_faults,
+            blocked,
         })
     }
 
@@ -414,6 +434,7 @@ impl Reserver {
             taken,
             has_counted: true,
             faults: Vec::new(),
+            blocked: None,
         }))
     }
 

@@ -39,6 +39,7 @@ pub struct Waker {
     changed: Arc<Notify>,
     is_tracking: bool,
     is_open: bool,
+    is_blocked: bool,
 }
 
 struct OnPush(Arc<Notify>);
@@ -66,12 +67,18 @@ impl Waker {
             changed,
             is_tracking: false,
             is_open: false,
+            is_blocked: false,
         }
     }
 
     /// Looks at these queues from the next look on.
     pub fn watch(&mut self, queues: Vec<QueueLists>) {
         self.queues = queues;
+    }
+
+    /// Says whether a limit keeps messages from being taken: then it is reported when it does so no longer.
+    pub fn blocked(&mut self, is_blocked: bool) {
+        self.is_blocked = is_blocked;
     }
 
     /// Does Redis report changes? Otherwise look every few milliseconds.
@@ -155,6 +162,9 @@ impl Waker {
             keys.extend(queue.lists.iter().map(ToString::to_string));
             keys.push(self.keys.umbel(&format!("suspect:{}", queue.queue)));
             keys.push(self.keys.umbel(&format!("delayed:{}", queue.queue)));
+            if self.is_blocked {
+                keys.push(self.keys.umbel(&format!("freed:{}", queue.queue)));
+            }
         }
         if !self.is_open {
             // Every worker's entry lies in this key: whoever is open need not hear of the others.

@@ -28,7 +28,7 @@ while at <= #ARGV do
     if counted then redis.call('HDEL', U .. 'att', unpack(ids)) end
     redis.call('ZREM', U .. 'lease', unpack(held))
     redis.call('HDEL', U .. 'unacked', unpack(held))
-    redis.call('HINCRBY', U .. 'held', 'q:' .. queue, -#held)
+    let_go(queue, redis.call('HINCRBY', U .. 'held', 'q:' .. queue, -#held), held)
     done = done + #held
   end
   at = results + (has_results and 2 * n or 0)

@@ -60,13 +60,6 @@ local function leased(lid)
   if not rec or not redis.call('ZSCORE', U .. 'lease', lid) then return nil end
   return unrecord(rec)
 end
--- A queue of which no more than so many messages may be held has room again: its workers are woken. `after` are held
--- now, `by` more were a moment ago. umbel:limited is there while any queue has limits.
-local function freed(queue, after, by)
-  if redis.call('EXISTS', U .. 'limited') == 0 then return end
-  local most = number(redis.call('HGET', U .. 'queue:' .. queue, 'max_in_flight'))
-  if most > 0 and after < most and after + by >= most then redis.call('SET', U .. 'freed:' .. queue, '1', 'EX', 60) end
-end
 -- Concurrency keys: the leases that hold one lie in key:held:<key>, messages that wait for it in the delayed set of
 -- their queue and, in their order, in key:wait:<key>; key:woken:<key> has those that were put back into their list
 -- because it is their turn, until when that is kept for them. umbel:keyed has the key of each lease that holds one.
@@ -112,20 +105,31 @@ local function wake_key(key)
     end
   end
 end
+-- Leases of a queue have ended, so many of it are held now: who holds a concurrency key lets go of it, and where no more
+-- than so many messages of the queue may be held, the workers that waited for room are woken. Both flags are there only
+-- while anybody has such limits.
+local function let_go(queue, after, lids)
+  if redis.call('EXISTS', U .. 'keyed', U .. 'limited') == 0 then return end
+  for _, lid in ipairs(lids) do
+    local key = redis.call('HGET', U .. 'keyed', lid)
+    if key then
+      redis.call('HDEL', U .. 'keyed', lid)
+      redis.call('ZREM', U .. 'key:held:' .. key, lid)
+      wake_key(key)
+    end
+  end
+  local most = number(redis.call('HGET', U .. 'queue:' .. queue, 'max_in_flight'))
+  if most > 0 and after < most and after + #lids >= most then
+    redis.call('SET', U .. 'freed:' .. queue, '1', 'EX', 60)
+  end
+end
 -- Takes a lease away: the last step of every script, so that an error before it leaves the message held.
 local function end_lease(lid, list)
   redis.call('ZREM', U .. 'lease', lid)
   redis.call('HDEL', U .. 'unacked', lid)
   redis.call('HINCRBY', U .. 'held', 'w:' .. worker_of(lid), -1)
   local queue = queue_of(list)
-  freed(queue, redis.call('HINCRBY', U .. 'held', 'q:' .. queue, -1), 1)
-  if redis.call('EXISTS', U .. 'keyed') == 0 then return end
-  local key = redis.call('HGET', U .. 'keyed', lid)
-  if key then
-    redis.call('HDEL', U .. 'keyed', lid)
-    redis.call('ZREM', U .. 'key:held:' .. key, lid)
-    wake_key(key)
-  end
+  let_go(queue, redis.call('HINCRBY', U .. 'held', 'q:' .. queue, -1), { lid })
 end
 
 -- The wake-up of a result. An ACL without the channel must not undo an end whose result is stored: hello tells of it.

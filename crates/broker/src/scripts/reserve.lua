@@ -1,9 +1,10 @@
 -- reserve: takes up to n messages and remembers them under fresh leases, in one step. Pops last: an error anywhere
 -- earlier leaves every message queued.
 -- ARGV: prefix, worker, epoch, n, lease (s), largest message (bytes), install, dead letters kept,
---       then for each queue: number of its lists, the lists in priority order.
+--       then for each queue: messages that are its own share (0 = an equal one), number of its lists, the lists in priority order.
 -- Returns: 'ok', term, first token, size of umbel:att, list index of each message, messages, faults, Redis time in
---          seconds; or 'epoch' | 'gate', state | 'unknown'.
+--          seconds, what the limits of a queue kept from being taken: '' nothing, seconds until they may allow more, or
+--          '0' until somebody says so in umbel:freed:<queue>; or 'epoch' | 'gate', state | 'unknown'.
 -- The token of the i-th message is first + i - 1, its lease id '<worker>:<token>'.
 local worker, n, lease, largest, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[8]
 local g = gate(worker)
@@ -14,12 +15,42 @@ if g.state ~= 'open' then return { 'gate', g.state } end
 -- At most a chunk is read at a time, one message at first and after a large one: nobody knows the size of what he has
 -- not read, and a copy of 32 oversized ones would be gigabytes. A reply holds about so many bytes.
 local CHUNK, LARGE, BYTES = 32, 64 * 1024, 8 * 1024 * 1024
-local groups, at = {}, 9
+local groups, shares, at = {}, {}, 9
 while at <= #ARGV do
   local lists = {}
-  for i = 1, tonumber(ARGV[at]) do lists[i] = ARGV[at + i] end
+  shares[#groups + 1] = tonumber(ARGV[at])
+  for i = 1, tonumber(ARGV[at + 1]) do lists[i] = ARGV[at + 1 + i] end
   groups[#groups + 1] = lists
-  at = at + #lists + 1
+  at = at + #lists + 2
+end
+
+-- What queues allow all their workers together, where any has limits: messages that may be taken now, nil = all.
+local allowed, rates, blocked = {}, {}, nil
+if redis.call('EXISTS', U .. 'limited') == 1 then
+  local at_once = micros()
+  for i, lists in ipairs(groups) do
+    local queue = queue_of(lists[1])
+    local policy = redis.call('HMGET', U .. 'queue:' .. queue, 'paused', 'max_in_flight', 'rate')
+    local most = tonumber(policy[2] or '')
+    if policy[1] == '1' then
+      allowed[i] = 0
+    elseif most then
+      allowed[i] = math.max(most - number(redis.call('HGET', U .. 'held', 'q:' .. queue)), 0)
+    end
+    local count, period, burst = string.match(policy[3] or '', '^(%d+)/(%d+)/(%d+)$')
+    count, period, burst = tonumber(count), tonumber(period), tonumber(burst)
+    if count and count > 0 and period > 0 and burst > 0 and allowed[i] ~= 0 then
+      local key, every = U .. 'rate:q:' .. queue, period * 1000 / count
+      local tau = every * (burst - 1)
+      -- No state of ours lies further ahead: the clock of the server went back, or the rate was another one.
+      local tat = math.min(number(redis.call('HGET', key, 'tat')), at_once + tau + every)
+      local tokens = tat - tau <= at_once and math.floor((at_once + tau - math.max(tat, at_once)) / every) + 1 or 0
+      allowed[i] = math.min(allowed[i] or tokens, tokens)
+      -- Worth asking again when half a burst is there.
+      rates[i] = { key = key, every = every, tat = math.max(tat, at_once), now = at_once,
+        some = math.max(math.floor(burst / 2), 1) - burst }
+    end
+  end
 end
 
 local raws, from, faults, oversized = {}, {}, {}, {}
@@ -57,17 +88,33 @@ local function take(list, i, quota)
   return got
 end
 -- Each queue gets its share first, what is left goes to whoever has more: nobody starves behind a flooded queue.
-local share = math.ceil(n / math.max(#groups, 1))
+local from_queue, equal = {}, math.ceil(n / math.max(#groups, 1))
 for round = 1, 2 do
   index = 0
-  for _, lists in ipairs(groups) do
-    local quota = math.min(round == 1 and share or n, n - #raws)
+  for g, lists in ipairs(groups) do
+    local quota = math.min(round == 2 and n or shares[g] > 0 and shares[g] or equal, n - #raws)
+    local room = allowed[g] and allowed[g] - (from_queue[g] or 0)
+    if room and room < quota then
+      quota = room
+      blocked = blocked or 0
+    end
     for _, list in ipairs(lists) do
       index = index + 1
-      if quota > 0 then quota = quota - take(list, index, quota) end
+      if quota > 0 then
+        local got = take(list, index, quota)
+        quota = quota - got
+        from_queue[g] = (from_queue[g] or 0) + got
+      end
     end
   end
   if #groups == 1 then break end
+end
+for g, rate in pairs(rates) do
+  rate.tat = rate.tat + (from_queue[g] or 0) * rate.every
+  if blocked then
+    local wait = math.max((rate.tat + rate.some * rate.every - rate.now) / 1000000, 0.001)
+    if blocked == 0 or wait < blocked then blocked = wait end
+  end
 end
 
 -- Into the quarantine before anything is taken: one that is of another type leaves the message where it is.
@@ -110,5 +157,10 @@ if #raws > 0 then
   for _, list in ipairs(order) do redis.call('RPOP', list, queues[list]) end
 end
 for list in pairs(oversized) do redis.call('RPOP', list) end
+for _, rate in pairs(rates) do
+  redis.call('HSET', rate.key, 'tat', string.format('%.0f', rate.tat))
+  redis.call('PEXPIRE', rate.key, math.ceil((rate.tat - rate.now) / 1000) + 60000)
+end
 local term = ARGV[7] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[7]) or '0'
-return { 'ok', term or '0', string.format('%.0f', first), redis.call('HLEN', U .. 'att'), from, raws, faults, seconds(now) }
+return { 'ok', term or '0', string.format('%.0f', first), redis.call('HLEN', U .. 'att'), from, raws, faults, seconds(now),
+  blocked and string.format('%.6f', blocked) or '' }

@@ -11,6 +11,12 @@ if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) > 0 then return { 'bu
 for i = 6, #ARGV do
   local suspects = U .. 'suspect:' .. ARGV[i]
   local rec = redis.call('LINDEX', suspects, -1)
+  if rec and redis.call('EXISTS', U .. 'limited') == 1 then
+    local policy = redis.call('HMGET', U .. 'queue:' .. ARGV[i], 'paused', 'max_in_flight')
+    local most = tonumber(policy[2] or '')
+    local is_full = most and number(redis.call('HGET', U .. 'held', 'q:' .. ARGV[i])) >= most
+    if policy[1] == '1' or is_full then rec = nil end
+  end
   if rec then
     local list, raw = unrecord(rec)
     local token = math.max(number(redis.call('GET', U .. 'fence')) + 1, micros())
