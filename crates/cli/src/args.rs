@@ -1,11 +1,19 @@
 //! Flags and commands.
 
+mod queue;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use umbel_api::Span;
+
+pub(crate) use queue::{
+    AsideCommand, AsideLs, AsidePurge, AsideReplay, Names, Peek, Purge, QueueCommand, QueueLs, Recover, Which,
+};
+
+use crate::signing::Signing;
 
 /// Send tasks, look at queues and worker pools, join target clusters.
 #[derive(Debug, Parser)]
@@ -119,7 +127,7 @@ pub(crate) enum Command {
     /// Send tasks and read their results
     #[command(subcommand)]
     Task(TaskCommand),
-    /// Look at queues
+    /// Look at queues; purge, pause and recover them; put dead letters back
     #[command(subcommand)]
     Queue(QueueCommand),
     /// Look at worker pools
@@ -167,6 +175,15 @@ pub(crate) enum TaskCommand {
     /// Tell workers not to run tasks, or with --terminate to stop them
     #[command(after_help = "Example:\n  umbel task revoke 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate")]
     Revoke(Revoke),
+    /// Revoke tasks wherever they are, and say what became of them; exit code 1 if one runs on
+    #[command(
+        after_help = "A task that waits or is delayed is dropped when its turn comes, for a week or until it is due. One that runs\n\
+                      goes on without --terminate.\n\nExample:\n  umbel task cancel 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate"
+    )]
+    Cancel(Cancel),
+    /// Put failed tasks back into their queues, byte for byte, from the dead letters
+    #[command(after_help = "Example:\n  umbel task retry 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11")]
+    Retry(TaskRetry),
     /// Delete the results of tasks
     Forget(Forget),
 }
@@ -182,6 +199,11 @@ pub(crate) struct Canvas {
     /// Keep the structure of a group, so that its id is enough to read its results
     #[arg(long)]
     pub(crate) save: bool,
+    /// How bodies are written of tasks that do not say; auth is signed JSON
+    #[arg(long, value_parser = ["json", "msgpack", "yaml", "auth"])]
+    pub(crate) serializer: Option<String>,
+    #[command(flatten)]
+    pub(crate) signing: Signing,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }
@@ -201,6 +223,43 @@ pub(crate) struct Revoke {
     /// A TaskQueue on the tasks' broker. Needed where the namespace's queues have several brokers
     #[arg(long)]
     pub(crate) queue: Option<String>,
+}
+
+/// Tasks to cancel.
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// Ids of the tasks
+    #[arg(required = true)]
+    pub(crate) ids: Vec<String>,
+    /// Stop them if they run
+    #[arg(long)]
+    pub(crate) terminate: bool,
+    /// Signal by which Celery's workers stop a run
+    #[arg(long, default_value = "SIGTERM", requires = "terminate")]
+    pub(crate) signal: String,
+    /// The tasks' TaskQueue; with --redis-url its name on the broker, or all queues where none is named
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    /// Longest time to wait for their ends
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5s")]
+    pub(crate) timeout: Duration,
+    /// Only say where the tasks are
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Tasks to run again.
+#[derive(Debug, Args)]
+pub(crate) struct TaskRetry {
+    /// Ids of the tasks
+    #[arg(required = true)]
+    pub(crate) ids: Vec<String>,
+    /// The tasks' TaskQueue; with --redis-url its name on the broker, or all queues where none is named
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    /// Only say where the tasks are
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Results to delete.
@@ -258,9 +317,11 @@ pub(crate) struct Send {
         hide_default_value = true
     )]
     pub(crate) routing_key: String,
-    /// How the body is written
-    #[arg(long, value_parser = ["json", "msgpack", "yaml"])]
+    /// How the body is written; auth is signed JSON
+    #[arg(long, value_parser = ["json", "msgpack", "yaml", "auth"])]
     pub(crate) serializer: Option<String>,
+    #[command(flatten)]
+    pub(crate) signing: Signing,
     /// How the body is compressed
     #[arg(long, value_parser = ["zlib", "bzip2", "lzma", "brotli", "zstd"])]
     pub(crate) compression: Option<String>,
@@ -322,28 +383,6 @@ pub(crate) struct Get {
     pub(crate) queue: Option<String>,
     #[command(flatten)]
     pub(crate) wait: Wait,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum QueueCommand {
-    /// List queues with what is in them
-    #[command(
-        after_help = "Examples:\n  umbel queue ls --live\n  umbel --redis-url redis://127.0.0.1:6379/0 queue ls celery mail"
-    )]
-    Ls(QueueLs),
-}
-
-/// Which queues to list.
-#[derive(Debug, Args)]
-pub(crate) struct QueueLs {
-    /// TaskQueues; with --redis-url queues on the broker
-    pub(crate) names: Vec<String>,
-    /// All namespaces
-    #[arg(short = 'A', long)]
-    pub(crate) all_namespaces: bool,
-    /// Ask the brokers instead of the status, which may be 15 s old
-    #[arg(long)]
-    pub(crate) live: bool,
 }
 
 #[derive(Debug, Subcommand)]

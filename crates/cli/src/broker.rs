@@ -19,15 +19,28 @@ const DEFAULT_QUEUE: &str = "celery";
 const BUNDLED: &str = "app.kubernetes.io/part-of=umbel,app.kubernetes.io/component=redis";
 
 /// A broker and a queue on it.
-struct Way {
-    broker: Broker,
-    queue: String,
+pub(crate) struct Way {
+    pub(crate) broker: Broker,
+    pub(crate) queue: String,
     /// Another place of results, where a TaskQueue names one.
     results: Option<Config>,
 }
 
+impl Way {
+    /// A client for the queue.
+    pub(crate) async fn client(self, global: &Global, options: Options) -> anyhow::Result<Client> {
+        let Way { broker, queue, results } = self;
+        let results = match (&global.result_url, results) {
+            (Some(url), _) => ResultStore::connect(&config(global, url)?).await?,
+            (None, Some(results)) => ResultStore::connect(&results).await?,
+            (None, None) => ResultStore::of(&broker),
+        };
+        Ok(Client::over(broker, results, Options { queue, ..options }))
+    }
+}
+
 /// The broker and the name of a queue.
-async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Result<Way> {
+pub(crate) async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Result<Way> {
     if let Some(url) = &global.redis_url {
         return Ok(Way {
             broker: connect(&config(global, url)?).await?,
@@ -54,19 +67,35 @@ async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Result<Way> {
     })
 }
 
+/// The queues of these names, each with its broker: one connection where they share an address.
+pub(crate) async fn of_queues(global: &Global, names: &[String]) -> anyhow::Result<Vec<(String, Way)>> {
+    let mut ways: Vec<(String, Way)> = Vec::with_capacity(names.len());
+    for name in names {
+        let way = match ways.first().filter(|_| global.redis_url.is_some()) {
+            Some((_, first)) => Way {
+                broker: first.broker.clone(),
+                queue: name.clone(),
+                results: None,
+            },
+            None => of_queue(global, Some(name)).await?,
+        };
+        if ways.iter().all(|(known, _)| known != name) {
+            ways.push((name.clone(), way));
+        }
+    }
+    Ok(ways)
+}
+
 /// A client for a queue, and the queue's name.
 pub(crate) async fn client(global: &Global, queue: Option<&str>) -> anyhow::Result<(Client, String)> {
-    let Way { broker, queue, results } = of_queue(global, queue).await?;
-    let results = match (&global.result_url, results) {
-        (Some(url), _) => ResultStore::connect(&config(global, url)?).await?,
-        (None, Some(results)) => ResultStore::connect(&results).await?,
-        (None, None) => ResultStore::of(&broker),
-    };
-    let options = Options {
-        queue: queue.clone(),
-        ..Options::default()
-    };
-    Ok((Client::over(broker, results, options), queue))
+    sender(global, queue, Options::default()).await
+}
+
+/// A client that sends as the options say, and its queue's name.
+pub(crate) async fn sender(global: &Global, queue: Option<&str>, options: Options) -> anyhow::Result<(Client, String)> {
+    let way = of_queue(global, queue).await?;
+    let queue = way.queue.clone();
+    Ok((way.client(global, options).await?, queue))
 }
 
 /// A client that reads results and revokes: with a result database alone, no broker is asked for.

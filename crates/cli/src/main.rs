@@ -5,9 +5,11 @@
 mod args;
 mod broker;
 mod commands;
+mod confirm;
 mod home;
 mod output;
 mod short;
+mod signing;
 mod tunnel;
 
 use std::ffi::OsString;

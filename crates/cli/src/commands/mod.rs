@@ -2,10 +2,17 @@
 
 mod cluster_join;
 mod pool_explain;
+mod queue_aside;
 mod queue_ls;
+mod queue_pause;
+mod queue_peek;
+mod queue_purge;
+mod queue_recover;
+mod task_cancel;
 mod task_canvas;
 mod task_forget;
 mod task_get;
+mod task_retry;
 mod task_revoke;
 mod task_send;
 mod version;
@@ -13,6 +20,7 @@ mod version;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
+use umbel_broker::AsideKind;
 
 use crate::args::{Cli, ClusterCommand, Command, PoolCommand, QueueCommand, TaskCommand};
 
@@ -25,7 +33,20 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Task(TaskCommand::Canvas(canvas)) => return task_canvas::run(global, canvas).await,
         Command::Task(TaskCommand::Revoke(revoke)) => task_revoke::run(global, revoke).await?,
         Command::Task(TaskCommand::Forget(forget)) => task_forget::run(global, forget).await?,
+        Command::Task(TaskCommand::Cancel(cancel)) => return task_cancel::run(global, cancel).await,
+        Command::Task(TaskCommand::Retry(retry)) => return task_retry::run(global, retry).await,
         Command::Queue(QueueCommand::Ls(ls)) => return queue_ls::run(global, ls).await,
+        Command::Queue(QueueCommand::Peek(peek)) => queue_peek::run(global, peek).await?,
+        Command::Queue(QueueCommand::Purge(purge)) => return queue_purge::run(global, purge).await,
+        Command::Queue(QueueCommand::Pause(names)) => queue_pause::run(global, names, true).await?,
+        Command::Queue(QueueCommand::Resume(names)) => queue_pause::run(global, names, false).await?,
+        Command::Queue(QueueCommand::Recover(recover)) => return queue_recover::run(global, recover).await,
+        Command::Queue(QueueCommand::Dead(command)) => {
+            return queue_aside::run(global, AsideKind::Dead, command).await;
+        }
+        Command::Queue(QueueCommand::Quarantine(command)) => {
+            return queue_aside::run(global, AsideKind::Quarantine, command).await;
+        }
         Command::Pool(PoolCommand::Explain { name }) => pool_explain::run(global, name).await?,
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,
         Command::Version { client } => version::run(global, *client).await?,

@@ -22,6 +22,8 @@ struct Seen {
     queue: String,
     ready: String,
     depth: Option<Depth>,
+    /// Known where the broker was asked.
+    is_paused: Option<bool>,
     /// Seconds since the depth was taken.
     age: Option<i64>,
     message: String,
@@ -43,6 +45,7 @@ pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<ExitCod
         Column("DELAYED", false),
         Column("DEAD", false),
         Column("QUARANTINED", true),
+        Column("PAUSED", false),
         Column("SEEN", false),
         Column("MESSAGE", true),
     ];
@@ -59,6 +62,7 @@ fn row(seen: Seen) -> Row {
         queue,
         ready,
         depth,
+        is_paused,
         age,
         message,
         is_unanswered: _,
@@ -78,11 +82,12 @@ fn row(seen: Seen) -> Row {
         number(|depth| depth.delayed),
         number(|depth| depth.dead),
         number(|depth| depth.quarantined),
+        is_paused.map_or_else(|| "-".to_owned(), |is_paused| is_paused.to_string()),
         age.map_or_else(|| "-".to_owned(), ago),
         message.clone(),
     ];
     let value = json!({"namespace": namespace, "name": name, "queue": queue, "ready": ready, "depth": depth,
-        "ageSeconds": age, "message": message});
+        "paused": is_paused, "ageSeconds": age, "message": message});
     Row {
         name: format!("taskqueue.umbel.dev/{name}"),
         cells,
@@ -98,25 +103,28 @@ async fn on_broker(broker: &Broker, names: &[String]) -> anyhow::Result<Vec<Seen
         names.to_vec()
     };
     let sample = broker.depths(&names).await?;
-    let seen = names.into_iter().zip(sample.queues).map(|(name, depth)| {
+    let mut seen = Vec::with_capacity(names.len());
+    for (name, depth) in names.into_iter().zip(sample.queues) {
+        let is_paused = Some(broker.queue_policy(&name).await?.is_paused);
         let (depth, message) = match depth {
             Ok(depth) => (Some(written(&depth)), String::new()),
             Err(fault) => (None, format!("key {}: {}", fault.key, fault.reason)),
         };
         let ready = if depth.is_some() { "-" } else { "False" }.to_owned();
         let age = depth.is_some().then_some(0);
-        Seen {
+        seen.push(Seen {
             namespace: String::new(),
             queue: name.clone(),
             name,
             ready,
             depth,
+            is_paused,
             age,
             message,
             is_unanswered: age.is_none(),
-        }
-    });
-    Ok(seen.collect())
+        });
+    }
+    Ok(seen)
 }
 
 fn written(depth: &QueueDepth) -> Depth {
@@ -163,7 +171,9 @@ async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
         let mut one = from_status(&queue, Timestamp::now());
         if ls.live {
             match live(home, &queue).await {
-                Ok(depth) => (one.depth, one.age) = (Some(depth), Some(0)),
+                Ok((depth, is_paused)) => {
+                    (one.depth, one.is_paused, one.age) = (Some(depth), Some(is_paused), Some(0));
+                }
                 Err(err) => {
                     (one.depth, one.age) = (None, None);
                     one.is_unanswered = true;
@@ -177,11 +187,14 @@ async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
     Ok(seen)
 }
 
-async fn live(home: &Home, queue: &TaskQueue) -> anyhow::Result<Depth> {
+async fn live(home: &Home, queue: &TaskQueue) -> anyhow::Result<(Depth, bool)> {
     let broker = broker::of_object(home, queue).await?;
     let depth = broker.depths(&[queue.queue_name()]).await?.queues.pop();
     match depth {
-        Some(Ok(depth)) => Ok(written(&depth)),
+        Some(Ok(depth)) => {
+            let policy = broker.queue_policy(&queue.queue_name()).await?;
+            Ok((written(&depth), policy.is_paused))
+        }
         Some(Err(fault)) => anyhow::bail!("key {}: {}", fault.key, fault.reason),
         None => anyhow::bail!("the broker said nothing about the queue"),
     }
@@ -198,6 +211,7 @@ fn from_status(queue: &TaskQueue, now: Timestamp) -> Seen {
         queue: queue.queue_name(),
         ready: ready.map_or_else(|| "-".to_owned(), |condition| condition.status.clone()),
         depth: status.depth,
+        is_paused: None,
         age: status.last_sample_time.map(|time| now.as_second() - time.0.as_second()),
         message: message.map(|condition| condition.message.clone()).unwrap_or_default(),
         is_unanswered: false,

@@ -21,7 +21,8 @@ pub(crate) async fn run(global: &Global, canvas: &Canvas) -> anyhow::Result<Exit
         Ok(workflow) => workflow,
         Err(err) => return usage(format!("{}: {err}", named(&canvas.file))),
     };
-    let (client, queue) = broker::client(global, canvas.queue.as_deref()).await?;
+    let options = canvas.signing.options(canvas.serializer.as_deref())?;
+    let (client, queue) = broker::sender(global, canvas.queue.as_deref(), options).await?;
     let sent = client.apply(workflow).await?;
     if canvas.save {
         if sent.is_group() {

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
@@ -12,6 +11,7 @@ use umbel_protocol::message::{Limits, NewTask, decode};
 
 use super::{task_canvas, task_get};
 use crate::args::{Format, Global, Send, duration};
+use crate::confirm::progress;
 use crate::{broker, output, short, usage};
 
 /// Tasks made and sent at a time; what is told when something goes wrong is told between two of these.
@@ -24,7 +24,8 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
         Some(file) => Some((file, task_canvas::read(file)?)),
         None => None,
     };
-    let (client, queue) = broker::client(global, send.queue.as_deref()).await?;
+    let options = send.signing.options(send.serializer.as_deref())?;
+    let (client, queue) = broker::sender(global, send.queue.as_deref(), options).await?;
     let place = match &send.exchange {
         Some(exchange) => format!("exchange {exchange}"),
         None => format!("queue {queue}"),
@@ -85,7 +86,7 @@ async fn many(
     tasks: impl Iterator<Item = Result<Task, String>>,
     count: usize,
 ) -> anyhow::Result<ExitCode> {
-    let bar = progress(count, "sent");
+    let bar = progress(count as u64, "sent");
     let (mut sent, mut handles, begin) = (0_usize, Vec::new(), Instant::now());
     let mut tasks = tasks.peekable();
     while tasks.peek().is_some() {
@@ -124,7 +125,7 @@ async fn many(
 
 /// Waits for all; fails if one fails or is late.
 async fn all_end(global: &Global, send: &Send, handles: &[Handle]) -> anyhow::Result<ExitCode> {
-    let bar = progress(handles.len(), "ended");
+    let bar = progress(handles.len() as u64, "ended");
     let deadline = Instant::now() + send.wait.timeout;
     let (mut succeeded, mut failed, mut late) = (0_usize, Vec::new(), 0_usize);
     for handle in handles {
@@ -156,16 +157,6 @@ async fn all_end(global: &Global, send: &Send, handles: &[Handle]) -> anyhow::Re
     Ok(ExitCode::SUCCESS)
 }
 
-/// A bar on a terminal, nothing elsewhere.
-fn progress(count: usize, what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new(count as u64);
-    let style = ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what}, {{per_sec}}, {{eta}} left"));
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
-    bar
-}
-
 /// The call, but for its queue.
 fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
     let Send {
@@ -182,6 +173,7 @@ fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
         exchange_type,
         routing_key,
         serializer,
+        signing: _,
         compression,
         headers,
         stamps,
