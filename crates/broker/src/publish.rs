@@ -17,32 +17,32 @@ const TOGETHER: usize = 256;
 const BYTES: usize = 1 << 20;
 
 /// One message on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Publication {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publication<'a> {
     /// Into a queue's list.
     Push {
         /// The queue.
-        queue: String,
+        queue: &'a str,
         /// As the caller gave it; decides which of the queue's lists.
         priority: i64,
         /// The message.
-        raw: Vec<u8>,
+        raw: &'a [u8],
         /// The queue's `x-expires`: its lists go when nobody has pushed or consumed for so long.
         expires: Option<Duration>,
     },
     /// To everybody who listens.
     Broadcast {
         /// The exchange.
-        exchange: String,
+        exchange: &'a str,
         /// The routing key; may be empty.
-        routing_key: String,
+        routing_key: &'a str,
         /// The message.
-        raw: Vec<u8>,
+        raw: &'a [u8],
     },
 }
 
-impl Publication {
-    fn raw(&self) -> &[u8] {
+impl<'a> Publication<'a> {
+    fn raw(&self) -> &'a [u8] {
         match self {
             Publication::Push { raw, .. } | Publication::Broadcast { raw, .. } => raw,
         }
@@ -111,13 +111,13 @@ impl Broker {
     /// What was on its way may have been sent.
     pub async fn publish_all(
         &self,
-        publications: &[Publication],
+        publications: &[Publication<'_>],
         durability: Option<Replicas>,
     ) -> Result<(), Undelivered> {
         let mut done = 0;
         while done < publications.len() {
             let group = self.group(&publications[done..]);
-            let count: usize = group.iter().map(|command| command.publications).sum();
+            let count: usize = group.iter().map(|command| command.messages.len()).sum();
             if let Err((fates, error)) = self.carry_out(&group, durability).await {
                 let mut all = vec![Fate::Sent; done];
                 all.extend(fates);
@@ -130,50 +130,58 @@ impl Broker {
     }
 
     /// The next commands: neighbours for one list share an LPUSH.
-    fn group<'a>(&self, publications: &'a [Publication]) -> Vec<Command<'a>> {
+    fn group<'a>(&self, publications: &[Publication<'a>]) -> Vec<Command<'a>> {
         let mut commands: Vec<Command<'a>> = Vec::new();
         let mut bytes = 0;
+        // Where the last command pushes to, as its publications say it.
+        let mut last_place = None;
         for publication in publications {
             bytes += publication.raw().len();
             if !commands.is_empty() && bytes > BYTES {
                 break;
             }
-            match publication {
+            match *publication {
                 Publication::Push {
                     queue,
                     priority,
                     raw,
                     expires,
                 } => {
-                    let list = self.keys.list(queue, *priority);
-                    if let Some(last) = commands.last_mut()
-                        && last.to == list
-                        && last.expires.is_none()
-                        && expires.is_none()
-                    {
-                        last.messages.push(raw);
-                        last.publications += 1;
-                        continue;
+                    let place = expires.is_none().then_some((queue, priority));
+                    let list = match commands.last_mut() {
+                        Some(last) if place.is_some() && place == last_place => {
+                            last.add(raw);
+                            continue;
+                        }
+                        _ => self.keys.list(queue, priority),
+                    };
+                    let is_open = last_place.is_some() && place.is_some();
+                    last_place = place;
+                    match commands.last_mut() {
+                        Some(last) if is_open && last.to == list => last.add(raw),
+                        _ => commands.push(Command {
+                            name: "LPUSH",
+                            to: list,
+                            messages: vec![raw],
+                            bytes: raw.len(),
+                            expires: expires.map(|expires| (self.keys.lists(queue), expires)),
+                        }),
                     }
-                    commands.push(Command {
-                        name: "LPUSH",
-                        to: list,
-                        messages: vec![raw],
-                        expires: expires.map(|expires| (self.keys.lists(queue), expires)),
-                        publications: 1,
-                    });
                 }
                 Publication::Broadcast {
                     exchange,
                     routing_key,
                     raw,
-                } => commands.push(Command {
-                    name: "PUBLISH",
-                    to: self.config.channel(exchange, routing_key),
-                    messages: vec![raw],
-                    expires: None,
-                    publications: 1,
-                }),
+                } => {
+                    last_place = None;
+                    commands.push(Command {
+                        name: "PUBLISH",
+                        to: self.config.channel(exchange, routing_key),
+                        messages: vec![raw],
+                        bytes: raw.len(),
+                        expires: None,
+                    });
+                }
             }
             if commands.len() >= TOGETHER {
                 break;
@@ -188,17 +196,29 @@ impl Broker {
         durability: Option<Replicas>,
     ) -> Result<(), (Vec<Fate>, Error)> {
         let mut connection = self.connection.clone();
+        if let ([command], None) = (commands, durability)
+            && command.expires.is_none()
+        {
+            return command
+                .alone()
+                .query_async::<()>(&mut connection)
+                .await
+                .map_err(|source| {
+                    let error = wrong_type(source, &command.to);
+                    (vec![fate_after(&error); command.messages.len()], error)
+                });
+        }
         let mut pipe = redis::pipe();
         pipe.ignore_errors();
         for command in commands {
-            command.add(&mut pipe);
+            command.enter(&mut pipe);
         }
         if let Some(Replicas { count, patience }) = durability {
             // On the same connection and right behind: it answers for what this connection has written.
             pipe.cmd("WAIT").arg(count).arg(milliseconds(patience).max(1));
         }
         let all = |fate| {
-            let each = |command: &Command<'_>| std::iter::repeat_n(fate, command.publications);
+            let each = |command: &Command<'_>| std::iter::repeat_n(fate, command.messages.len());
             commands.iter().flat_map(each).collect::<Vec<Fate>>()
         };
         let replies: Vec<redis::RedisResult<redis::Value>> =
@@ -207,12 +227,7 @@ impl Broker {
                     call: "publish",
                     source,
                 };
-                let fate = if error.may_have_happened() {
-                    Fate::Unknown
-                } else {
-                    Fate::NotSent
-                };
-                (all(fate), error)
+                (all(fate_after(&error)), error)
             })?;
         let mut replies = replies.into_iter();
         let (mut fates, mut first) = (Vec::new(), None);
@@ -225,7 +240,7 @@ impl Broker {
                     first.get_or_insert(wrong_type(source, &command.to));
                 }
             }
-            fates.extend(std::iter::repeat_n(fate, command.publications));
+            fates.extend(std::iter::repeat_n(fate, command.messages.len()));
         }
         if let (None, Some(Replicas { count, .. }), Some(reply)) = (&first, durability, replies.next()) {
             match reply.and_then(|reply| Ok(redis::from_redis_value::<u32>(reply)?)) {
@@ -238,25 +253,39 @@ impl Broker {
     }
 }
 
-/// A command and how many publications it carries out.
+/// A command, which carries out as many publications as it has messages.
 struct Command<'a> {
     name: &'static str,
     to: String,
     messages: Vec<&'a [u8]>,
+    /// Of all messages.
+    bytes: usize,
     /// The lists that expire, and when.
     expires: Option<(Vec<String>, Duration)>,
-    publications: usize,
 }
 
-impl Command<'_> {
-    fn add(&self, pipe: &mut Pipeline) {
-        if self.expires.is_some() {
-            pipe.cmd("MULTI");
-        }
-        let command = pipe.cmd(self.name).arg(&self.to);
+impl<'a> Command<'a> {
+    fn add(&mut self, raw: &'a [u8]) {
+        self.messages.push(raw);
+        self.bytes += raw.len();
+    }
+
+    /// Without what belongs to lists that expire.
+    fn alone(&self) -> redis::Cmd {
+        let size = self.name.len() + self.to.len() + self.bytes;
+        let mut command = redis::Cmd::with_capacity(self.messages.len() + 2, size);
+        command.arg(self.name).arg(&self.to);
         for message in &self.messages {
             command.arg(*message);
         }
+        command
+    }
+
+    fn enter(&self, pipe: &mut Pipeline) {
+        if self.expires.is_some() {
+            pipe.cmd("MULTI");
+        }
+        pipe.add_command(self.alone());
         if let Some((lists, after)) = &self.expires {
             let after = milliseconds(*after);
             for list in lists {
@@ -268,6 +297,14 @@ impl Command<'_> {
 
     fn replies(&self) -> usize {
         1 + self.expires.as_ref().map_or(0, |(lists, _)| lists.len() + 2)
+    }
+}
+
+fn fate_after(error: &Error) -> Fate {
+    if error.may_have_happened() {
+        Fate::Unknown
+    } else {
+        Fate::NotSent
     }
 }
 

@@ -72,7 +72,11 @@ impl Default for Options {
             max_depth: umbel_protocol::json::MAX_DEPTH,
             origin: None,
             reply_to: None,
-            ids: Arc::new(|| uuid::Uuid::new_v4().to_string()),
+            ids: Arc::new(|| {
+                let mut text = uuid::Uuid::encode_buffer();
+                let text: &str = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
+                text.to_owned()
+            }),
             now: Arc::new(Timestamp::now),
         }
     }
@@ -222,7 +226,12 @@ impl Client {
     /// # Errors
     /// [`Error::Call`].
     pub async fn time(&self) -> Result<i64, Error> {
-        self.inner.broker.time().await
+        let time = self.inner.broker.time().await;
+        match &time {
+            Ok(_) => self.inner.answered.now(),
+            Err(_) => self.inner.answered.never(),
+        }
+        time
     }
 
     pub(crate) fn next_clock(&self) -> u64 {

@@ -79,6 +79,33 @@ impl SendError {
     }
 }
 
+impl SendError {
+    /// The error, with the tasks that were sent before and those that were not tried.
+    pub(crate) fn around<'a>(
+        self,
+        before: impl Iterator<Item = &'a str>,
+        behind: impl Iterator<Item = &'a str>,
+    ) -> SendError {
+        match self {
+            SendError::Undelivered {
+                sent,
+                unknown,
+                mut unsent,
+                source,
+            } => {
+                unsent.extend(behind.map(str::to_owned));
+                SendError::Undelivered {
+                    sent: before.map(str::to_owned).chain(sent).collect(),
+                    unknown,
+                    unsent,
+                    source,
+                }
+            }
+            other => other,
+        }
+    }
+}
+
 fn undelivered(sent: &[String], unknown: &[String], unsent: &[String]) -> String {
     match (sent, unknown, unsent) {
         ([], [one], []) => format!("task {one} may have been sent, or not"),

@@ -7,6 +7,7 @@
 //! - [`Handle`]: what became of a task, or of a whole workflow.
 //! - [`SendError`], [`ResultError`]: what can go wrong, and whether the message may have been sent all the same.
 
+mod batch;
 mod client;
 mod compose;
 mod error;

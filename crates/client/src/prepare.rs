@@ -1,30 +1,99 @@
 //! From a call to what is published: the message, and where it goes.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use umbel_broker::{Binding, ExchangeKind, Publication, route};
+use jiff::Timestamp;
+use umbel_broker::{Binding, ExchangeKind};
 use umbel_codec::{Compression, Serializer, UnknownName};
 use umbel_protocol::canvas::Signature;
 use umbel_protocol::event::{Event, TaskInfo};
 use umbel_protocol::json::Json;
-use umbel_protocol::message::NewTask;
+use umbel_protocol::message::{NewTask, TaskParts, expiration};
 
 use crate::client::Options;
-use crate::task::{TaskOptions, check_depth, kind_name};
-use crate::{Client, Exchange, SendError, Task};
+use crate::task::check_depth;
+use crate::{Client, Exchange, SendError, Task, When};
 
-/// A task that is ready to be published.
+/// What can be sent: a call, or a part of a workflow.
+pub(crate) trait Sendable: Send + Sync {
+    /// The task's id.
+    fn id(&self) -> &str;
+    /// May it be sent again when nobody knows whether it was?
+    fn is_idempotent(&self) -> bool;
+    /// The delivery tag of its first copy, where it has one already.
+    fn delivery_tag(&self) -> Option<&str>;
+    /// What its message says, and where it goes.
+    ///
+    /// # Errors
+    /// None for one that was accepted.
+    fn call<'a>(&'a self, client: &'a Client) -> Result<Call<'a>, SendError>;
+}
+
+/// What a message says, and where it goes.
 #[derive(Debug)]
-pub(crate) struct Ready {
-    pub(crate) task: NewTask,
+pub(crate) struct Call<'a> {
+    pub(crate) parts: TaskParts<'a>,
     pub(crate) target: Target,
-    pub(crate) idempotent: bool,
+    /// The queue; for a named exchange the key by which it finds queues.
+    pub(crate) queue: &'a str,
     pub(crate) serializer: Serializer,
     pub(crate) compression: Option<Compression>,
 }
 
+/// A part of a workflow.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) task: NewTask,
+    pub(crate) target: Target,
+    pub(crate) serializer: Serializer,
+    pub(crate) compression: Option<Compression>,
+}
+
+impl Sendable for Ready {
+    fn id(&self) -> &str {
+        &self.task.id
+    }
+
+    fn is_idempotent(&self) -> bool {
+        false
+    }
+
+    fn delivery_tag(&self) -> Option<&str> {
+        Some(&self.task.delivery_tag)
+    }
+
+    fn call<'a>(&'a self, _client: &'a Client) -> Result<Call<'a>, SendError> {
+        Ok(Call {
+            parts: self.task.parts(),
+            target: self.target,
+            queue: &self.task.queue,
+            serializer: self.serializer,
+            compression: self.compression,
+        })
+    }
+}
+
+impl Sendable for Task {
+    fn id(&self) -> &str {
+        self.options.id.as_deref().unwrap_or_default()
+    }
+
+    fn is_idempotent(&self) -> bool {
+        self.options.idempotent
+    }
+
+    fn delivery_tag(&self) -> Option<&str> {
+        None
+    }
+
+    fn call<'a>(&'a self, client: &'a Client) -> Result<Call<'a>, SendError> {
+        client.call(self)
+    }
+}
+
 /// Where a message goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     /// Straight to a queue.
     Queue,
@@ -36,8 +105,23 @@ pub(crate) enum Target {
 pub(crate) type Bindings = HashMap<String, Vec<Binding>>;
 
 impl Client {
-    /// Looks at a call. Is it plain: JSON for a queue, of which no message can fail to be made?
-    pub(crate) fn check(&self, task: &Task) -> Result<bool, SendError> {
+    /// Looks at a call, gives it an id, and fixes its times. Is it plain: JSON for a queue, of which no message can fail to
+    /// be made?
+    pub(crate) fn accept(&self, task: &mut Task) -> Result<bool, SendError> {
+        let is_plain = self.check(task)?;
+        let options = &mut task.options;
+        if options.id.is_none() {
+            options.id = Some(self.new_id());
+        }
+        for when in [&mut options.eta, &mut options.expires].into_iter().flatten() {
+            if matches!(when, When::In(_)) {
+                *when = When::At(when.resolve(self.now()).0);
+            }
+        }
+        Ok(is_plain)
+    }
+
+    fn check(&self, task: &Task) -> Result<bool, SendError> {
         let (name, options) = (&task.name, &task.options);
         if let Some(problem) = &options.problem {
             return Err(refused(name, problem.clone()));
@@ -58,195 +142,112 @@ impl Client {
             return Err(refused(name, format!("a time limit of {limit} s")));
         }
         let form = self.form(name, options.serializer.as_deref(), options.compression.as_deref())?;
-        if let Some(exchange) = options.exchange.as_ref().filter(|exchange| !exchange.name.is_empty()) {
-            kind_of(&self.inner.options, &exchange.name, exchange.kind)?;
-            return Ok(false);
-        }
-        Ok(form == (Serializer::Json, None))
+        let (_, target, _) = self.target(task)?;
+        Ok(target == Target::Queue && form == (Serializer::Json, None))
     }
 
-    /// The message of a call that was looked at.
-    pub(crate) fn ready<C>(&self, task: Task<C>) -> Result<Ready, SendError> {
-        let Task {
-            name,
-            args,
-            kwargs,
-            options,
-            ..
-        } = task;
+    /// What the message of a call says that was accepted.
+    ///
+    /// # Errors
+    /// None for one that was.
+    fn call<'a>(&'a self, task: &'a Task) -> Result<Call<'a>, SendError> {
+        let Task { name, args, kwargs, .. } = task;
+        let options = &*task.options;
         let settings = &self.inner.options;
-        let now = self.now();
-        let TaskOptions {
-            id,
-            queue,
-            exchange,
-            routing_key,
-            priority,
-            eta,
-            expires,
-            retries,
-            time_limit,
-            serializer,
-            compression,
-            headers,
-            stamps,
-            shadow,
-            reply_to,
-            ignore_result,
-            argsrepr,
-            kwargsrepr,
-            root_id,
-            parent_id,
-            links,
-            errbacks,
-            is_transient,
-            immutable: _,
-            idempotent,
-            problem: _,
-        } = *options;
-        let (eta, eta_text) = eta.map(|eta| eta.resolve(now)).unzip();
-        let (expires, expires_text) = expires.map(|expires| expires.resolve(now)).unzip();
+        let (serializer, compression) =
+            self.form(name, options.serializer.as_deref(), options.compression.as_deref())?;
+        let (exchange, target, queue) = self.target(task)?;
+        // Of the clock only what is left until a task expires.
+        let now = || self.now();
+        let (eta, _) = options.eta.as_ref().map(|eta| written(eta, now)).unzip();
+        let (expires, expires_at) = options.expires.as_ref().map(|expires| written(expires, now)).unzip();
         let given = |name: &str, value: &Option<String>| Some((name.to_owned(), Json::string(value.as_ref()?)));
         // Where Celery writes send options that the message has no place for.
-        let properties = [given("argsrepr", &argsrepr), given("kwargsrepr", &kwargsrepr)];
-        let (serializer, compression) = self.form(&name, serializer.as_deref(), compression.as_deref())?;
-        let (exchange, target, queue) = self.target(exchange, queue, routing_key)?;
+        let properties = [
+            given("argsrepr", &options.argsrepr),
+            given("kwargsrepr", &options.kwargsrepr),
+        ];
         // As Celery's send_task, which is given lists, shows them; where none is given it has an empty tuple.
-        let argsrepr = argsrepr.or_else(|| (args.as_str() != "[]").then(|| args.repr()));
-        let id = id.unwrap_or_else(|| self.new_id());
-        let task = NewTask {
+        let argsrepr = match &options.argsrepr {
+            Some(text) => Some(Cow::Borrowed(text.as_str())),
+            None if args.as_str() == "[]" => None,
+            None => Some(Cow::Owned(args.repr())),
+        };
+        let parts = TaskParts {
+            id: task.id(),
             task: name,
             args,
             kwargs,
-            embed: embed(&links, &errbacks),
-            queue,
+            embed: embed(&options.links, &options.errbacks).map(Cow::Owned),
+            routing_key: queue,
             exchange,
-            priority: clamped(priority.unwrap_or(0)),
-            priority_written: priority,
-            retries,
+            priority: options.priority.unwrap_or(0),
+            retries: options.retries,
             eta,
-            eta_text: eta_text.flatten(),
             expires,
-            expires_text: expires_text.flatten(),
-            sent_at: Some(now),
-            time_limit,
-            shadow,
-            root_id,
-            parent_id,
-            ignore_result,
+            expiration: expires_at.map(|at| expiration(at, now())),
+            time_limit: options.time_limit,
+            shadow: options.shadow.as_deref(),
+            root_id: options.root_id.as_deref(),
+            parent_id: options.parent_id.as_deref(),
+            group: None,
+            group_index: None,
+            ignore_result: options.ignore_result,
             argsrepr,
-            kwargsrepr,
-            origin: self.inner.origin.clone(),
-            reply_to: reply_to.unwrap_or_else(|| self.inner.reply_to.clone()),
-            delivery_tag: self.new_id(),
-            stamps,
-            headers,
-            delivery_mode: if is_transient { 1 } else { 2 },
-            body_encoding: settings.body_encoding,
+            kwargsrepr: options.kwargsrepr.as_deref(),
+            origin: &self.inner.origin,
+            reply_to: options.reply_to.as_ref().unwrap_or(&self.inner.reply_to),
+            replaced_task_nesting: 0,
+            stamps: &options.stamps,
+            headers: &options.headers,
             properties: properties.into_iter().flatten().collect(),
-            id,
-            ..NewTask::default()
+            delivery_mode: if options.is_transient { 1 } else { 2 },
+            body_encoding: settings.body_encoding,
         };
-        Ok(Ready {
-            task,
+        Ok(Call {
+            parts,
             target,
-            idempotent,
+            queue,
             serializer,
             compression,
         })
     }
 
     /// The exchange, how it delivers, and the routing key (for the anonymous exchange, the queue).
-    fn target(
-        &self,
-        exchange: Option<Exchange>,
-        queue: Option<String>,
-        routing_key: Option<String>,
-    ) -> Result<(String, Target, String), SendError> {
-        let default = || self.inner.options.queue.clone();
-        match exchange.filter(|exchange| !exchange.name.is_empty()) {
+    fn target<'a>(&'a self, task: &'a Task) -> Result<(&'a str, Target, &'a str), SendError> {
+        let options = &*task.options;
+        let (queue, routing_key) = (options.queue.as_ref(), options.routing_key.as_ref());
+        let settings = &self.inner.options;
+        match options.exchange.as_ref().filter(|exchange| !exchange.name.is_empty()) {
             Some(Exchange { name, kind }) => {
-                let kind = kind_of(&self.inner.options, &name, kind)?;
-                let key = routing_key.or(queue).unwrap_or_else(default);
+                let kind = kind_of(settings, name, *kind)?;
+                let key = routing_key.or(queue).unwrap_or(&settings.queue);
                 Ok((name, Target::Exchange(kind), key))
             }
-            None => Ok((
-                String::new(),
-                Target::Queue,
-                queue.or(routing_key).unwrap_or_else(default),
-            )),
+            None => Ok(("", Target::Queue, queue.or(routing_key).unwrap_or(&settings.queue))),
         }
     }
 
     /// Reads the bindings that these messages need and that are not known yet.
-    pub(crate) async fn bindings(&self, ready: &[Ready], known: &mut Bindings) -> Result<(), umbel_broker::Error> {
-        for Ready { task, target, .. } in ready {
-            let is_bound = matches!(target, Target::Exchange(ExchangeKind::Direct | ExchangeKind::Topic));
-            if is_bound && !known.contains_key(&task.exchange) {
-                let bindings = self.inner.broker.bindings(&task.exchange).await?;
-                known.insert(task.exchange.clone(), bindings);
+    pub(crate) async fn bindings<T: Sendable>(&self, items: &[T], known: &mut Bindings) -> Result<(), SendError> {
+        for item in items {
+            let call = item.call(self)?;
+            let exchange = call.parts.exchange;
+            let is_bound = matches!(
+                call.target,
+                Target::Exchange(ExchangeKind::Direct | ExchangeKind::Topic)
+            );
+            if is_bound && !known.contains_key(exchange) {
+                let bindings = self.inner.broker.bindings(exchange).await;
+                let bindings = bindings.map_err(|source| SendError::Prepare {
+                    what: "read the bindings of an exchange",
+                    sent: Vec::new(),
+                    source,
+                })?;
+                known.insert(exchange.to_owned(), bindings);
             }
         }
         Ok(())
-    }
-
-    /// What to publish: one copy for each queue, each under a delivery tag of its own. kombu's copies share one, and the
-    /// acknowledgement of the first loses the others.
-    pub(crate) fn publications(
-        &self,
-        ready: &Ready,
-        bindings: &Bindings,
-        out: &mut Vec<Publication>,
-    ) -> Result<(), SendError> {
-        let task = &ready.task;
-        let push = |queue: &str, raw| Publication::Push {
-            queue: queue.to_owned(),
-            priority: task.priority_written.unwrap_or(task.priority.into()),
-            raw,
-            expires: self.inner.options.expiring_queues.get(queue).copied(),
-        };
-        let kind = match ready.target {
-            Target::Queue => {
-                out.push(push(&task.queue, self.encode(ready, task)?));
-                return Ok(());
-            }
-            Target::Exchange(kind) => kind,
-        };
-        if kind == ExchangeKind::Fanout {
-            out.push(Publication::Broadcast {
-                exchange: task.exchange.clone(),
-                routing_key: task.queue.clone(),
-                raw: self.encode(ready, task)?,
-            });
-            return Ok(());
-        }
-        let bound = bindings.get(&task.exchange).map_or(&[][..], Vec::as_slice);
-        let queues = route(bound, kind, &task.queue).map_err(|err| refused(&task.task, err.to_string()))?;
-        if queues.is_empty() {
-            return Err(SendError::NoRoute {
-                exchange: task.exchange.clone(),
-                kind: kind_name(kind),
-                routing_key: task.queue.clone(),
-                bound: bound.len(),
-            });
-        }
-        for (index, queue) in queues.iter().enumerate() {
-            if index == 0 {
-                out.push(push(queue, self.encode(ready, task)?));
-            } else {
-                let mut copy = task.clone();
-                copy.delivery_tag = self.new_id();
-                out.push(push(queue, self.encode(ready, &copy)?));
-            }
-        }
-        Ok(())
-    }
-
-    fn encode(&self, ready: &Ready, task: &NewTask) -> Result<Vec<u8>, SendError> {
-        let codec = &self.inner.options.codec;
-        codec
-            .encode(task, ready.serializer, ready.compression)
-            .map_err(|err| refused(&task.task, err.why))
     }
 
     /// Serializer and compression by kombu's names; the options' where none is given.
@@ -274,26 +275,27 @@ impl Client {
     }
 
     /// `task-sent`.
-    pub(crate) fn sent_event(&self, ready: &Ready) -> umbel_protocol::event::Publication {
-        let task = &ready.task;
-        let is_queue = ready.target == Target::Queue;
-        let text =
-            |text: &Option<String>, at: Option<jiff::Timestamp>| text.clone().or_else(|| at.map(umbel_protocol::iso));
+    pub(crate) fn sent_event(&self, call: &Call<'_>) -> umbel_protocol::event::Publication {
+        let task = &call.parts;
+        let owned = |text: Option<&str>| text.map(str::to_owned);
         let event = Event::TaskSent {
             task: TaskInfo {
-                uuid: task.id.clone(),
-                name: task.task.clone(),
-                args: task.argsrepr.clone().unwrap_or_else(|| task.args.repr_as_arguments()),
-                kwargs: task.kwargsrepr.clone().unwrap_or_else(|| task.kwargs.repr()),
-                root_id: Some(task.root_id.clone().unwrap_or_else(|| task.id.clone())),
-                parent_id: task.parent_id.clone(),
+                uuid: task.id.to_owned(),
+                name: task.task.to_owned(),
+                args: owned(task.argsrepr.as_deref()).unwrap_or_else(|| task.args.repr_as_arguments()),
+                kwargs: owned(task.kwargsrepr).unwrap_or_else(|| task.kwargs.repr()),
+                root_id: owned(task.root_id.or(Some(task.id))),
+                parent_id: owned(task.parent_id),
                 retries: task.retries,
-                eta: text(&task.eta_text, task.eta),
-                expires: text(&task.expires_text, task.expires),
+                eta: owned(task.eta.as_deref()),
+                expires: owned(task.expires.as_deref()),
             },
-            queue: if is_queue { task.queue.clone() } else { String::new() },
-            exchange: task.exchange.clone(),
-            routing_key: task.queue.clone(),
+            queue: match call.target {
+                Target::Queue => call.queue.to_owned(),
+                Target::Exchange(_) => String::new(),
+            },
+            exchange: task.exchange.to_owned(),
+            routing_key: call.queue.to_owned(),
         };
         let stamp = umbel_protocol::event::Stamp::at(self.next_clock(), self.now());
         self.inner.source.single(&event, stamp, &self.new_id())
@@ -309,15 +311,20 @@ pub(crate) fn kind_of(settings: &Options, name: &str, given: Option<ExchangeKind
         })
 }
 
-fn refused(task: &str, reason: String) -> SendError {
+pub(crate) fn refused(task: &str, reason: String) -> SendError {
     SendError::Call {
         task: task.to_owned(),
         reason,
     }
 }
 
-fn clamped(priority: i64) -> u8 {
-    u8::try_from(priority.clamp(0, 9)).unwrap_or(0)
+/// A time as it stands in the message, and the instant that it means.
+fn written(when: &When, now: impl Fn() -> Timestamp) -> (Cow<'static, str>, Timestamp) {
+    let (at, text) = match when {
+        When::At(at) => (*at, None),
+        _ => when.resolve(now()),
+    };
+    (Cow::Owned(text.unwrap_or_else(|| umbel_protocol::iso(at))), at)
 }
 
 /// Callbacks and errbacks, where there are any.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use umbel_protocol::control::{Call, Names};
+use umbel_protocol::control::Call;
 use umbel_protocol::json::Json;
 
 use crate::{Client, Handle, ResultError};
@@ -57,7 +57,7 @@ impl Client {
         let mut call = Call::new("revoke", arguments);
         call.destination = (!how.destination.is_empty()).then(|| how.destination.clone());
         call.clock = self.next_clock();
-        let request = call.publication(&Names::default(), &self.new_id());
+        let request = call.publication(broker.control(), &self.new_id());
         broker.request(&request).await.map_err(unread)
     }
 }

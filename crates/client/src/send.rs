@@ -4,18 +4,16 @@
 //! Tasks that one call sends to one queue under one priority stand there in the order of the call. A chord's size is
 //! known to Redis before its last member is.
 
-use std::ops::Range;
 use std::time::Duration;
 
-use umbel_broker::{Fate, Publication, Undelivered};
+use umbel_broker::{Fate, Undelivered};
 use umbel_protocol::canvas::{self, FollowUp, ResultTuple, Sender, Signature};
 use umbel_protocol::json::Json;
 
-use crate::prepare::{Bindings, Ready, Target, kind_of};
+use crate::batch::Batch;
+use crate::prepare::{Bindings, Ready, Sendable, Target, kind_of};
 use crate::{Client, Handle, SendError, Task};
 
-/// Tasks that are encoded while the ones before are on their way.
-const BATCH: usize = 512;
 /// A server that has not answered for so long is asked first.
 const IDLE: Duration = Duration::from_millis(20);
 /// An event that takes longer is not worth the wait.
@@ -23,20 +21,28 @@ const EVENTS: Duration = Duration::from_secs(5);
 /// Events sent in one round trip.
 const EVENTS_TOGETHER: usize = 256;
 
-/// A batch, ready to be published.
-struct Batch {
-    ready: Vec<Ready>,
-    publications: Vec<Publication>,
-    /// The publications of each task.
-    of: Vec<Range<usize>>,
-}
-
-/// What became of the tasks of a call.
-#[derive(Default)]
-struct Done {
+/// What became of the tasks of a batch that did not go through.
+struct Stuck {
     sent: Vec<String>,
     unknown: Vec<String>,
     unsent: Vec<String>,
+    source: umbel_broker::Error,
+}
+
+impl Stuck {
+    /// Between those that were sent before it and those that were not tried.
+    fn between<'a>(self, before: impl Iterator<Item = &'a str>, behind: impl Iterator<Item = &'a str>) -> SendError {
+        let mut sent: Vec<String> = before.map(str::to_owned).collect();
+        sent.extend(self.sent);
+        let mut unsent = self.unsent;
+        unsent.extend(behind.map(str::to_owned));
+        SendError::Undelivered {
+            sent,
+            unknown: self.unknown,
+            unsent,
+            source: self.source,
+        }
+    }
 }
 
 impl Client {
@@ -48,16 +54,11 @@ impl Client {
     /// # Cancellation
     /// The task may have been sent.
     pub async fn send<C>(&self, task: Task<C>) -> Result<Handle, SendError> {
-        let is_ignored = task.options.ignore_result == Some(true);
-        let task = task.detached();
-        self.check(&task)?;
-        let ready = self.ready(task)?;
-        let handle = Handle::new(self, ResultTuple::task(&ready.task.id), is_ignored);
-        let mut bindings = Bindings::new();
-        let batch = self.batch(vec![ready], &mut bindings).await?;
-        let mut done = Done::default();
-        self.publish(&batch, &mut done).await?;
-        Ok(handle)
+        let mut task = task.detached();
+        let is_plain = self.accept(&mut task)?;
+        let task = [task];
+        self.send_accepted(&task, is_plain).await?;
+        Ok(self.handle_of(&task[0]))
     }
 
     /// Sends tasks in their order, many to a round trip. All are looked at before the first is sent, so they are held in
@@ -72,87 +73,73 @@ impl Client {
     pub async fn send_all<C>(&self, tasks: impl IntoIterator<Item = Task<C>>) -> Result<Vec<Handle>, SendError> {
         let tasks = tasks.into_iter();
         let mut handles = Vec::with_capacity(tasks.size_hint().0);
-        let mut waiting: Vec<Task> = Vec::with_capacity(tasks.size_hint().0);
+        let mut accepted: Vec<Task> = Vec::with_capacity(tasks.size_hint().0);
         let mut is_plain = true;
         for task in tasks {
             let mut task = task.detached();
-            is_plain &= self.check(&task)?;
-            let id = task.options.id.get_or_insert_with(|| self.new_id());
-            let is_ignored = task.options.ignore_result == Some(true);
-            handles.push(Handle::new(self, ResultTuple::task(id), is_ignored));
-            waiting.push(task);
+            is_plain &= self.accept(&mut task)?;
+            handles.push(self.handle_of(&task));
+            accepted.push(task);
         }
-        let mut done = Done::default();
-        if !is_plain {
-            // What may still be found wrong with one is found before the first is sent.
-            let ready = waiting.into_iter().map(|task| self.ready(task));
-            let ready: Vec<Ready> = ready.collect::<Result<_, _>>()?;
-            let mut bindings = Bindings::new();
-            self.bindings(&ready, &mut bindings).await.map_err(unprepared)?;
-            let mut batches = Vec::new();
-            let mut ready = ready.into_iter();
-            while let Some(batch) = self.encode_next(&mut ready, &bindings).await? {
-                batches.push(batch);
-            }
-            let mut batches = batches.into_iter();
-            while let Some(batch) = batches.next() {
-                if let Err(err) = self.publish(&batch, &mut done).await {
-                    let left = batches.flat_map(|batch| batch.ready).map(|ready| ready.task.id);
-                    return Err(with_rest(err, left.collect()));
-                }
-            }
-            return Ok(handles);
-        }
-        let mut waiting = waiting.into_iter();
-        let mut batch = self.make_next(&mut waiting).await?;
-        while let Some(now) = batch.take() {
-            // The next batch is made on another thread while this one travels.
-            let (next, published) = tokio::join!(self.make_next(&mut waiting), self.publish(&now, &mut done));
-            let next = next?;
-            if let Err(err) = published {
-                let made = next.into_iter().flat_map(|next| next.ready);
-                let mut left: Vec<String> = made.map(|ready| ready.task.id).collect();
-                left.extend(waiting.filter_map(|task| task.options.id));
-                return Err(with_rest(err, left));
-            }
-            batch = next;
-        }
+        self.send_accepted(&accepted, is_plain).await?;
         Ok(handles)
     }
 
-    /// The next batch of tasks in which nothing can be wrong any more.
-    async fn make_next(&self, waiting: &mut std::vec::IntoIter<Task>) -> Result<Option<Batch>, SendError> {
-        let tasks: Vec<Task> = waiting.by_ref().take(BATCH).collect();
-        if tasks.is_empty() {
-            return Ok(None);
-        }
-        let is_small = tasks.len() < BATCH / 4;
-        let client = self.clone();
-        let make = move || {
-            let ready = tasks.into_iter().map(|task| client.ready(task));
-            let ready: Vec<Ready> = ready.collect::<Result<_, _>>()?;
-            client.encoded(ready, &Bindings::new())
-        };
-        if is_small {
-            return make().map(Some);
-        }
-        elsewhere(make).await
+    fn handle_of(&self, task: &Task) -> Handle {
+        let is_ignored = task.options.ignore_result == Some(true);
+        Handle::new(self, ResultTuple::task(task.id()), is_ignored)
     }
 
-    async fn encode_next(
-        &self,
-        waiting: &mut std::vec::IntoIter<Ready>,
-        bindings: &Bindings,
-    ) -> Result<Option<Batch>, SendError> {
-        let ready: Vec<Ready> = waiting.by_ref().take(BATCH).collect();
-        if ready.is_empty() {
-            return Ok(None);
+    async fn send_accepted(&self, tasks: &[Task], is_plain: bool) -> Result<(), SendError> {
+        let mut bindings = Bindings::new();
+        if !is_plain {
+            self.bindings(tasks, &mut bindings).await?;
+            if tasks.len() > 1 {
+                // What may still be found wrong with one is found before the first is sent.
+                return self.send_written(tasks, &bindings).await;
+            }
         }
-        if ready.len() < BATCH / 4 {
-            return self.encoded(ready, bindings).map(Some);
+        self.send_writing(tasks, &bindings).await
+    }
+
+    /// Writes the next batch while one travels.
+    async fn send_writing<T: Sendable>(&self, items: &[T], bindings: &Bindings) -> Result<(), SendError> {
+        let mut batch = self.write(items, bindings, Vec::new()).await?;
+        let (mut begin, mut end) = (0, batch.items.len());
+        let mut buffer = Vec::new();
+        while begin < end {
+            // The connection gets its batch first.
+            let (published, next) = tokio::join!(
+                biased;
+                self.publish(&batch),
+                self.write(&items[end..], bindings, std::mem::take(&mut buffer))
+            );
+            if let Err(stuck) = published {
+                return Err(stuck.between(ids(&items[..begin]), ids(&items[end..])));
+            }
+            buffer = std::mem::replace(&mut batch, next?).into_buffer();
+            (begin, end) = (end, end + batch.items.len());
         }
-        let (client, bindings) = (self.clone(), bindings.clone());
-        elsewhere(move || client.encoded(ready, &bindings)).await
+        Ok(())
+    }
+
+    /// Writes all batches, then sends them.
+    async fn send_written<T: Sendable>(&self, items: &[T], bindings: &Bindings) -> Result<(), SendError> {
+        let (mut batches, mut end) = (Vec::new(), 0);
+        while end < items.len() {
+            let batch = self.write(&items[end..], bindings, Vec::new()).await?;
+            end += batch.items.len();
+            batches.push(batch);
+        }
+        let mut begin = 0;
+        for batch in batches {
+            let end = begin + batch.items.len();
+            if let Err(stuck) = self.publish(&batch).await {
+                return Err(stuck.between(ids(&items[..begin]), ids(&items[end..])));
+            }
+            begin = end;
+        }
+        Ok(())
     }
 
     /// Sends a workflow. The handle is that of its end: the last step of a chain, the body of a chord, all members of a
@@ -199,24 +186,24 @@ impl Client {
             }
         }
         let mut bindings = Bindings::new();
-        self.bindings(&messages, &mut bindings).await.map_err(unprepared)?;
-        let mut messages = messages.into_iter();
-        let (mut waiting, mut done) = (Vec::new(), Done::default());
+        self.bindings(&messages, &mut bindings).await?;
+        // The steps send them in their order: these wait for the next step that has to come first, those are sent.
+        let (mut waiting, mut sent) = (0, 0);
         let ttl = self.inner.options.chord_ttl;
         let results = &self.inner.results;
         for step in steps {
             match step {
-                FollowUp::Send(_) => waiting.extend(messages.next()),
+                FollowUp::Send(_) => waiting += 1,
                 FollowUp::ChordSize { group, size } => {
-                    self.flush(&mut waiting, &bindings, &mut done).await?;
-                    self.prepare(&mut done, "open the chord", async || {
+                    self.flush(&messages, &mut sent, waiting, &bindings).await?;
+                    self.prepare(&messages[..sent], "open the chord", async || {
                         results.open_chord(&group, size, ttl).await
                     })
                     .await?;
                 }
                 FollowUp::SaveGroup { group, document } => {
-                    self.flush(&mut waiting, &bindings, &mut done).await?;
-                    self.prepare(&mut done, "keep the chord's structure", async || {
+                    self.flush(&messages, &mut sent, waiting, &bindings).await?;
+                    self.prepare(&messages[..sent], "keep the chord's structure", async || {
                         results.keep_structure(&group, document.as_str().as_bytes(), ttl).await
                     })
                     .await?;
@@ -225,23 +212,27 @@ impl Client {
                 FollowUp::Store(_) | FollowUp::Part(_) | FollowUp::Call(_) | FollowUp::Extend { .. } => {}
             }
         }
-        self.flush(&mut waiting, &bindings, &mut done).await
+        self.flush(&messages, &mut sent, waiting, &bindings).await
     }
 
-    async fn flush(&self, waiting: &mut Vec<Ready>, bindings: &Bindings, done: &mut Done) -> Result<(), SendError> {
-        let mut all = std::mem::take(waiting).into_iter();
-        while let Some(batch) = self.encode_next(&mut all, bindings).await? {
-            if let Err(err) = self.publish(&batch, done).await {
-                return Err(with_rest(err, all.map(|ready| ready.task.id).collect()));
-            }
-        }
-        Ok(())
+    /// Sends what waits.
+    async fn flush(
+        &self,
+        messages: &[Ready],
+        sent: &mut usize,
+        waiting: usize,
+        bindings: &Bindings,
+    ) -> Result<(), SendError> {
+        let result = self.send_writing(&messages[*sent..waiting], bindings).await;
+        let result = result.map_err(|err| err.around(ids(&messages[..*sent]), ids(&messages[waiting..])));
+        *sent = waiting;
+        result
     }
 
     /// Writes a chord's records; doing that twice does no harm.
     async fn prepare(
         &self,
-        done: &mut Done,
+        sent: &[Ready],
         what: &'static str,
         attempt: impl AsyncFn() -> Result<(), umbel_broker::Error>,
     ) -> Result<(), SendError> {
@@ -258,7 +249,7 @@ impl Client {
                 Err(source) => {
                     return Err(SendError::Prepare {
                         what,
-                        sent: std::mem::take(&mut done.sent),
+                        sent: ids(sent).map(str::to_owned).collect(),
                         source,
                     });
                 }
@@ -294,127 +285,90 @@ impl Client {
         Ok(Ready {
             task,
             target,
-            idempotent: false,
             serializer,
             compression,
         })
     }
 
-    async fn batch(&self, ready: Vec<Ready>, bindings: &mut Bindings) -> Result<Batch, SendError> {
-        self.bindings(&ready, bindings).await.map_err(unprepared)?;
-        self.encoded(ready, bindings)
-    }
-
-    fn encoded(&self, ready: Vec<Ready>, bindings: &Bindings) -> Result<Batch, SendError> {
-        let mut publications = Vec::with_capacity(ready.len());
-        let mut of = Vec::with_capacity(ready.len());
-        for one in &ready {
-            let start = publications.len();
-            self.publications(one, bindings, &mut publications)?;
-            of.push(start..publications.len());
-        }
-        Ok(Batch {
-            ready,
-            publications,
-            of,
-        })
-    }
-
     /// Publishes a batch, again where that is allowed, and tells of it.
-    async fn publish(&self, batch: &Batch, done: &mut Done) -> Result<(), SendError> {
+    async fn publish<T: Sendable>(&self, batch: &Batch<'_, T>) -> Result<(), Stuck> {
+        let replicas = self.inner.options.replicas;
+        let publications = batch.publications();
+        let first = match self.awake().await {
+            Ok(()) => self.inner.broker.publish_all(&publications, replicas).await,
+            // Nothing was on its way: the question went in front.
+            Err(error) => Err(Undelivered {
+                fates: vec![Fate::NotSent; publications.len()],
+                error,
+            }),
+        };
+        match first {
+            Ok(()) => self.inner.answered.now(),
+            Err(undelivered) => self.publish_again(batch, undelivered).await?,
+        }
+        if self.inner.options.events {
+            self.tell(batch.items).await;
+        }
+        Ok(())
+    }
+
+    async fn publish_again<T: Sendable>(&self, batch: &Batch<'_, T>, first: Undelivered) -> Result<(), Stuck> {
         let settings = &self.inner.options;
-        let mut pause = settings.retry.pause;
-        let mut fates = vec![Fate::NotSent; batch.publications.len()];
+        let publications = batch.publications();
         let may_repeat: Vec<bool> = batch
-            .ready
-            .iter()
-            .zip(&batch.of)
-            .flat_map(|(ready, of)| std::iter::repeat_n(ready.idempotent, of.len()))
+            .each()
+            .flat_map(|(item, of)| std::iter::repeat_n(item.is_idempotent(), of.len()))
             .collect();
-        for left in (0..settings.retry.attempts.max(1)).rev() {
-            let is_open = |at: &usize| fates[*at] == Fate::NotSent || (fates[*at] == Fate::Unknown && may_repeat[*at]);
-            let open: Vec<usize> = (0..fates.len()).filter(is_open).collect();
-            let whole = open.len() == fates.len();
-            let attempt = if let Err(error) = self.awake().await {
-                // Nothing was on its way: the question went in front.
-                Err(Undelivered {
-                    fates: open.iter().map(|at| fates[*at]).collect(),
-                    error,
-                })
-            } else if whole {
-                self.inner
-                    .broker
-                    .publish_all(&batch.publications, settings.replicas)
-                    .await
-            } else {
-                let again: Vec<Publication> = open.iter().map(|at| batch.publications[*at].clone()).collect();
-                self.inner.broker.publish_all(&again, settings.replicas).await
-            };
-            let Err(Undelivered { fates: known, error }) = attempt else {
-                for at in open {
-                    fates[at] = Fate::Sent;
-                }
-                self.inner.answered.now();
-                break;
-            };
+        let mut pause = settings.retry.pause;
+        let Undelivered { mut fates, mut error } = first;
+        for _ in 1..settings.retry.attempts.max(1) {
             self.inner.answered.never();
-            for (at, fate) in open.iter().zip(known) {
-                fates[*at] = fate;
-            }
             // A refusal for good is not repeated: a key of another type, a right that is missing, a full server.
             let is_passing = error.is_connection() || matches!(error.code(), Some("LOADING" | "BUSY" | "MASTERDOWN"));
             let is_unknown = (0..fates.len()).any(|at| fates[at] == Fate::Unknown && !may_repeat[at]);
-            if left == 0 || !is_passing || is_unknown {
-                self.note(batch, &fates, done);
-                return Err(SendError::Undelivered {
-                    sent: std::mem::take(&mut done.sent),
-                    unknown: std::mem::take(&mut done.unknown),
-                    unsent: std::mem::take(&mut done.unsent),
-                    source: error,
-                });
+            if !is_passing || is_unknown {
+                break;
             }
             tracing::debug!(error = %error, "sending once more");
             tokio::time::sleep(pause).await;
             pause *= 2;
+            let open: Vec<usize> = (0..fates.len()).filter(|at| fates[*at] != Fate::Sent).collect();
+            if let Err(err) = self.awake().await {
+                error = err;
+                continue;
+            }
+            let again: Vec<_> = open.iter().map(|at| publications[*at]).collect();
+            match self.inner.broker.publish_all(&again, settings.replicas).await {
+                Ok(()) => {
+                    self.inner.answered.now();
+                    return Ok(());
+                }
+                Err(undelivered) => {
+                    for (at, fate) in open.into_iter().zip(undelivered.fates) {
+                        fates[at] = fate;
+                    }
+                    error = undelivered.error;
+                }
+            }
         }
-        self.note(batch, &fates, done);
-        if settings.events {
-            self.tell(&batch.ready).await;
-        }
-        Ok(())
+        self.inner.answered.never();
+        Err(stuck(batch, &fates, error))
     }
 
     /// Asks whether the server is there, unless it has answered a moment ago. A connection that was lost while nothing was
     /// sent is noticed here, by a question that can be repeated, and not by a message of which nobody knows.
     async fn awake(&self) -> Result<(), umbel_broker::Error> {
         if self.inner.answered.elapsed() > IDLE {
-            self.inner.broker.time().await?;
-            self.inner.answered.now();
+            self.time().await?;
         }
         Ok(())
     }
 
-    /// Counts a task as sent when all its copies are, as not sent when none is.
-    fn note(&self, batch: &Batch, fates: &[Fate], done: &mut Done) {
-        let _ = self;
-        for (ready, of) in batch.ready.iter().zip(&batch.of) {
-            let fates = &fates[of.clone()];
-            let all = |fate| fates.iter().all(|known| *known == fate);
-            let list = if all(Fate::Sent) {
-                &mut done.sent
-            } else if all(Fate::NotSent) {
-                &mut done.unsent
-            } else {
-                &mut done.unknown
-            };
-            list.push(ready.task.id.clone());
-        }
-    }
-
     /// Events are told when they can be: a task is sent with or without.
-    async fn tell(&self, ready: &[Ready]) {
-        for ready in ready.chunks(EVENTS_TOGETHER) {
-            let events: Vec<_> = ready.iter().map(|ready| self.sent_event(ready)).collect();
+    async fn tell<T: Sendable>(&self, items: &[T]) {
+        for items in items.chunks(EVENTS_TOGETHER) {
+            let calls = items.iter().filter_map(|item| item.call(self).ok());
+            let events: Vec<_> = calls.map(|call| self.sent_event(&call)).collect();
             if let Err(err) = self.inner.broker.publish_events(&events, EVENTS).await {
                 tracing::debug!(error = %err, "task-sent is lost");
                 return;
@@ -423,46 +377,31 @@ impl Client {
     }
 }
 
-/// Does work on a thread where it holds up nobody.
-async fn elsewhere<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SendError> + Send + 'static,
-) -> Result<Option<T>, SendError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map(Some),
-        Err(stopped) => match stopped.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Ok(None), // The runtime is shutting down, and this future with it.
-        },
-    }
+fn ids<T: Sendable>(items: &[T]) -> impl Iterator<Item = &str> {
+    items.iter().map(Sendable::id)
 }
 
-fn unprepared(source: umbel_broker::Error) -> SendError {
-    SendError::Prepare {
-        what: "read the bindings of an exchange",
+/// Counts a task as sent when all its copies are, as not sent when none is.
+fn stuck<T: Sendable>(batch: &Batch<'_, T>, fates: &[Fate], source: umbel_broker::Error) -> Stuck {
+    let mut stuck = Stuck {
         sent: Vec::new(),
+        unknown: Vec::new(),
+        unsent: Vec::new(),
         source,
+    };
+    for (item, of) in batch.each() {
+        let fates = &fates[of];
+        let all = |fate| fates.iter().all(|known| *known == fate);
+        let list = if all(Fate::Sent) {
+            &mut stuck.sent
+        } else if all(Fate::NotSent) {
+            &mut stuck.unsent
+        } else {
+            &mut stuck.unknown
+        };
+        list.push(item.id().to_owned());
     }
-}
-
-/// The error, with the tasks that were not even tried.
-fn with_rest(err: SendError, left: Vec<String>) -> SendError {
-    match err {
-        SendError::Undelivered {
-            sent,
-            unknown,
-            mut unsent,
-            source,
-        } => {
-            unsent.extend(left);
-            SendError::Undelivered {
-                sent,
-                unknown,
-                unsent,
-                source,
-            }
-        }
-        other => other,
-    }
+    stuck
 }
 
 /// The option by which a [`Task`] tells a workflow what is wrong with it.

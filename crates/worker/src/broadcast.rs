@@ -51,12 +51,12 @@ async fn changed<T>(shared: &Shared, changes: &mut tokio::sync::watch::Receiver<
 
 async fn forward(shared: &Shared, mut channel: FanoutChannel) {
     while let Some((queues, raw)) = channel.next().await {
-        let copies: Vec<Publication> = queues
-            .into_iter()
+        let copies: Vec<Publication<'_>> = queues
+            .iter()
             .map(|queue| Publication::Push {
                 queue,
                 priority: 0,
-                raw: raw.clone(),
+                raw: &raw,
                 expires: Some(KEPT),
             })
             .collect();

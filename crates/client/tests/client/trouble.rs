@@ -116,6 +116,7 @@ async fn a_server_that_comes_back_gets_the_message_once() {
     // From here on it is known that the server is away, so nothing is on its way either.
     let err = impatient.send(task(9)).await.unwrap_err();
     assert!(!err.may_have_been_sent(), "{err}");
+    client.time().await.unwrap_err();
     let sending = tokio::spawn({
         let client = client.clone();
         async move { client.send(task(2)).await }

@@ -249,7 +249,7 @@ fn written(text: Option<&str>, at: Option<Timestamp>) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Milliseconds left; 0 when none are.
-pub(super) fn expiration(expires: Timestamp, now: Timestamp) -> i64 {
+/// The property `expiration`: milliseconds left; 0 when none are.
+pub fn expiration(expires: Timestamp, now: Timestamp) -> i64 {
     (expires.as_microsecond().saturating_sub(now.as_microsecond()) / 1_000).max(0)
 }

@@ -16,7 +16,7 @@ use crate::json::Json;
 
 pub use body::{Bodies, Body, OnlyJson};
 pub use decode::{body, decode, decode_with, header, salvage};
-pub use encode::{BodyEncoding, NewTask};
+pub use encode::{BodyEncoding, NewTask, expiration};
 pub use parts::TaskParts;
 pub use names::OWN_HEADERS;
 pub use reason::{Malformed, Reason, quoted};
