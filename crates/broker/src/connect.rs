@@ -44,6 +44,8 @@ pub struct Config {
     pub priority_steps: Vec<u8>,
     /// kombu's `sep`; must be the producers'.
     pub separator: String,
+    /// What the exchanges of remote control are named after: Celery's `control_exchange`.
+    pub control: umbel_protocol::control::Names,
     /// Longest time to wait for a connection.
     pub connect_timeout: Duration,
     /// Longest time to wait for a reply. No call of ours blocks in the server, so a reply that takes longer is lost.
@@ -64,6 +66,7 @@ impl Config {
             result_prefix: String::new(),
             priority_steps: PRIORITY_STEPS.to_vec(),
             separator: SEPARATOR.to_owned(),
+            control: umbel_protocol::control::Names::default(),
             connect_timeout: Duration::from_secs(3),
             response_timeout: Duration::from_secs(10),
             place: Arc::default(),

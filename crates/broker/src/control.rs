@@ -88,7 +88,7 @@ impl ControlChannel {
     /// # Cancellation
     /// Safe.
     pub async fn connect(config: &Config) -> Result<ControlChannel, Error> {
-        let channel = config.channel(&Names::default().exchange(), "");
+        let channel = config.channel(&config.control.exchange(), "");
         Subscription::connect(config, &[&channel], &[], "SUBSCRIBE pidbox")
             .await
             .map(ControlChannel)
@@ -120,6 +120,11 @@ impl Keys {
 }
 
 impl Broker {
+    /// The names of remote control on this database.
+    pub fn control(&self) -> &Names {
+        &self.config.control
+    }
+
     /// Puts an answer into the list of whoever asked. False: nobody waits any more.
     ///
     /// # Errors
@@ -135,7 +140,7 @@ impl Broker {
             return Ok(false);
         };
         // Whoever may publish names this list. It gets an answer and an end of life: never a queue of tasks.
-        let replies = Names::default().reply_exchange();
+        let replies = self.config.control.reply_exchange();
         let is_of_a_client = queue.strip_suffix(&replies).is_some_and(|oid| oid.ends_with('.'));
         if answer.exchange != replies || !is_of_a_client {
             return Ok(false);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use umbel_protocol::control::{Call, Names, Reply};
+use umbel_protocol::control::{Call, Reply};
 use umbel_protocol::json::Json;
 
 use crate::control::{failed, names_queue, own_ticket};
@@ -18,14 +18,14 @@ impl Broker {
     /// # Cancellation
     /// Leaves a reply list behind that expires after a minute.
     pub async fn celery_consumes(&self, queue: &str, patience: Duration) -> Result<bool, Error> {
-        let names = Names::default();
+        let names = &self.config.control;
         let oid = uuid::Uuid::new_v4().to_string();
         let binding = self.keys.binding(&names.reply_exchange());
         let list = format!("{}{}", self.keys.prefix(), names.reply_queue(&oid));
         let member = names.binding(&oid, self.keys.separator());
         let mut call = Call::new("active_queues", Json::empty_object());
         call.reply = Some((own_ticket(&oid), oid.clone()));
-        let request = call.publication(&names, &oid);
+        let request = call.publication(names, &oid);
         // A connection of its own: a blocking pop must not hold up everybody else's calls.
         let mut config = self.config.clone();
         config.response_timeout = patience + Duration::from_secs(2);

@@ -128,7 +128,12 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         slots: Slots::new(config.autoscale.map_or(config.concurrency, |bounds| bounds.min)),
         autoscale: Autoscale::new(config.autoscale),
         queues: Arc::new(Queues::of(&config)),
-        events: Events::new(&config.name, Arc::clone(&clock)),
+        events: Events::new(
+            &config.name,
+            &config.event_exchange,
+            config.task_events,
+            Arc::clone(&clock),
+        ),
         revoked: Revoked::default(),
         since: Instant::now(),
         clock,

@@ -125,6 +125,21 @@ pub struct Args {
     /// Time to live of results; 0s keeps them for ever
     #[arg(long, env = "UMBEL_RESULT_TTL", default_value = "24h", value_parser = parse_duration)]
     result_ttl: Duration,
+    /// Time to live of results that are failures; that of results if absent. Celery's result_failure_expires
+    #[arg(long, env = "UMBEL_RESULT_FAILURE_TTL", value_parser = parse_duration)]
+    result_failure_ttl: Option<Duration>,
+    /// Tell of tasks from the start on, not only while somebody has asked for it: -E of Celery's worker
+    #[arg(short = 'E', long, env = "UMBEL_TASK_EVENTS")]
+    task_events: bool,
+    /// Tell of what tasks send as well: Celery's task_send_sent_event
+    #[arg(long, env = "UMBEL_TASK_SENT_EVENTS")]
+    task_sent_events: bool,
+    /// Exchange of events: Celery's event_exchange
+    #[arg(long, env = "UMBEL_EVENT_EXCHANGE", default_value = umbel_protocol::event::EXCHANGE, value_parser = parse_exchange)]
+    event_exchange: String,
+    /// What the exchanges of remote control are named after: Celery's control_exchange
+    #[arg(long, env = "UMBEL_CONTROL_EXCHANGE", default_value = "celery", value_parser = parse_exchange)]
+    control_exchange: String,
     /// Dead letters kept, a queue; as many messages in its quarantine
     #[arg(long, env = "UMBEL_DEAD_KEPT", default_value_t = 10_000)]
     dead_kept: u64,
@@ -230,6 +245,14 @@ pub struct Config {
     pub retry: RetryPolicy,
     /// Limits that whoever recovers our messages must know.
     pub policy: Policy,
+    /// Time to live of failures in seconds; 0 for ever.
+    pub failure_ttl: u64,
+    /// Are task events on from the start?
+    pub task_events: bool,
+    /// Is told of what tasks send?
+    pub task_sent_events: bool,
+    /// The exchange of events.
+    pub event_exchange: String,
     /// Largest message in bytes.
     pub max_message: usize,
     /// Which bodies are read, and how.
@@ -315,6 +338,7 @@ impl TryFrom<Args> for Config {
                     .ok_or_else(|| wrong("--result-compression", format!("{name:?} is not known")))?,
             ),
         };
+        broker.control.namespace = args.control_exchange;
         broker.result_prefix = umbel_broker::result_prefix(&args.result_key_prefix);
         let results = args.result_url.filter(|url| !url.is_empty()).map(|url| {
             let mut results = umbel_broker::Config::new(&url);
@@ -371,6 +395,10 @@ impl TryFrom<Args> for Config {
                 dead_bytes: args.dead_max_bytes,
                 dead_age: args.dead_retention.as_secs(),
             },
+            failure_ttl: args.result_failure_ttl.unwrap_or(args.result_ttl).as_secs(),
+            task_events: args.task_events,
+            task_sent_events: args.task_sent_events,
+            event_exchange: args.event_exchange,
             max_message: args.max_message,
             codec: args.bodies.codec()?,
             zone,
@@ -426,6 +454,13 @@ fn parse_concurrency(text: &str) -> Result<usize, String> {
         Ok(slots @ 1..=100_000) => Ok(slots),
         _ => Err("must be a number from 1 to 100000".into()),
     }
+}
+
+/// A name that a channel of Redis and a key can be made of.
+fn parse_exchange(text: &str) -> Result<String, String> {
+    let is_name = (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let name = is_name.then(|| text.to_owned());
+    name.ok_or_else(|| "must have 1 to 200 letters, digits, dots, dashes and underscores".into())
 }
 
 /// Celery's notation: the larger first, the smaller may be left out.

@@ -112,7 +112,7 @@ fn steps<'a>(
                 canvas::FollowUp::Store(failure) => follow_ups.extend(
                     is_wanted(shared.config.results.store, None, None, Kind::Failure).then(|| FollowUp::Store {
                         key: results.key(&failure.id),
-                        ttl: shared.config.policy.result_ttl,
+                        ttl: shared.config.failure_ttl,
                         document: shared.config.results.packed(failure.document),
                     }),
                 ),
@@ -161,6 +161,9 @@ async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Err
             }
         }
     };
+    if shared.config.task_sent_events {
+        shared.events.always(|| crate::events::sent(outgoing));
+    }
     Ok(queues
         .iter()
         .filter_map(|queue| {
@@ -197,7 +200,7 @@ fn too_large(shared: &Shared, task: &NewTask, bytes: usize) -> Option<FollowUp> 
     };
     Some(FollowUp::Store {
         key: shared.store.key(&task.id),
-        ttl: shared.config.policy.result_ttl,
+        ttl: shared.config.failure_ttl,
         document: shared
             .config
             .results

@@ -89,6 +89,14 @@ impl Shared {
         }
     }
 
+    /// As a failure lives: Celery's `result_failure_expires`.
+    fn failed(&self, stored: StoredResult) -> StoredResult {
+        StoredResult {
+            ttl: self.config.failure_ttl,
+            ..stored
+        }
+    }
+
     /// Ends a delivery that nothing follows.
     pub(crate) async fn end(
         &self,
@@ -206,6 +214,7 @@ impl Shared {
         let result = self.document(&delivery.message, Kind::Failure, trail, |ctx| {
             result::failure(ctx.id, &document, text.as_deref(), &ctx.meta)
         });
+        let result = result.map(|stored| self.failed(stored));
         let end = if delivery.is_early {
             // Redis has its bytes no longer.
             let raw = delivery.raw.to_vec();

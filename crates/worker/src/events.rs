@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
+use umbel_protocol::canvas::Outgoing;
 use umbel_protocol::event::{Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp, TaskInfo};
 use umbel_protocol::message::TaskMessage;
+use umbel_protocol::iso;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -68,11 +70,15 @@ impl Told {
 }
 
 impl Events {
-    pub(crate) fn new(node: &str, clock: Arc<RedisClock>) -> Events {
+    /// `exchange` is that of events, `is_on`: are tasks told of from the start?
+    pub(crate) fn new(node: &str, exchange: &str, is_on: bool, clock: Arc<RedisClock>) -> Events {
         let (sender, receiver) = mpsc::channel(BUFFER);
         Events {
-            source: Source::new(node, std::process::id()),
-            is_on: AtomicBool::new(false),
+            source: Source {
+                exchange: exchange.to_owned(),
+                ..Source::new(node, std::process::id())
+            },
+            is_on: AtomicBool::new(is_on),
             lamport: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             sender,
@@ -105,9 +111,13 @@ impl Events {
 
     /// Tells about a task, if anybody wants to know. `make` is not called otherwise.
     pub(crate) fn task(&self, make: impl FnOnce() -> Event) {
-        if !self.is_on.load(Ordering::Relaxed) {
-            return;
+        if self.is_on.load(Ordering::Relaxed) {
+            self.always(make);
         }
+    }
+
+    /// Tells about a task, whether or not anybody has asked for it.
+    pub(crate) fn always(&self, make: impl FnOnce() -> Event) {
         match self.sender.try_reserve() {
             Ok(place) => place.send((make(), self.stamp())),
             Err(_) => {
@@ -267,6 +277,28 @@ fn load() -> [f64; 3] {
     std::array::from_fn(|_| figures.next().unwrap_or(0.0))
 }
 
+/// What is told of a task that is sent, in the words of its message.
+pub(crate) fn sent(outgoing: &Outgoing) -> Event {
+    let task = &outgoing.task;
+    let time = |text: &Option<String>, time: Option<jiff::Timestamp>| text.clone().or_else(|| time.map(iso));
+    Event::TaskSent {
+        task: TaskInfo {
+            uuid: task.id.clone(),
+            name: task.task.clone(),
+            args: task.argsrepr.clone().unwrap_or_else(|| task.args.repr_as_arguments()),
+            kwargs: task.kwargsrepr.clone().unwrap_or_else(|| task.kwargs.repr()),
+            root_id: task.root_id.clone().or_else(|| Some(task.id.clone())),
+            parent_id: task.parent_id.clone(),
+            retries: task.retries,
+            eta: time(&task.eta_text, task.eta),
+            expires: time(&task.expires_text, task.expires),
+        },
+        queue: outgoing.exchange.as_ref().map_or_else(|| task.queue.clone(), |_| String::new()),
+        exchange: outgoing.exchange.clone().unwrap_or_default(),
+        routing_key: task.queue.clone(),
+    }
+}
+
 /// How long a task ran, for its event.
 pub(crate) fn seconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64()
@@ -282,7 +314,7 @@ mod tests {
 
     #[test]
     fn nothing_is_made_while_nobody_asks_and_nothing_waits_when_full() {
-        let events = Events::new("w@h", Arc::new(RedisClock::new()));
+        let events = Events::new("w@h", "celeryev", false, Arc::new(RedisClock::new()));
         events.task(|| unreachable!("events are off"));
         assert!(events.switch(true) && !events.switch(true));
         for _ in 0..BUFFER + 5 {
@@ -293,7 +325,7 @@ mod tests {
 
     #[test]
     fn the_clock_is_lamports() {
-        let events = Events::new("w@h", Arc::new(RedisClock::new()));
+        let events = Events::new("w@h", "celeryev", false, Arc::new(RedisClock::new()));
         events.heard(10);
         assert_eq!(events.lamport(), 11);
         events.heard(3);
@@ -304,7 +336,7 @@ mod tests {
 
     #[test]
     fn batches_hold_what_celery_puts_into_one() {
-        let events = Events::new("w@h", Arc::new(RedisClock::new()));
+        let events = Events::new("w@h", "celeryev", false, Arc::new(RedisClock::new()));
         let many: Vec<_> = (0..60).map(|n| (started(&n.to_string()), events.stamp())).collect();
         let batches = events.batches(&many);
         assert_eq!(batches.len(), 3);
