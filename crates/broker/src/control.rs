@@ -180,7 +180,7 @@ impl Broker {
             .map_err(failed("HMGET unacked"))?;
         let found = lids.iter().cloned().zip(records);
         Ok(found
-            .filter_map(|(lid, record)| Some((lid, crate::sweep::raw_of(&record?).to_vec())))
+            .filter_map(|(lid, record)| Some((lid.clone(), crate::sweep::held(&lid, &record?).1.to_vec())))
             .collect())
     }
 

@@ -67,6 +67,14 @@ pub enum Error {
         /// How many do.
         have: u32,
     },
+    /// A server that we cannot work with.
+    #[error("the server at {server} cannot be used: {reason}")]
+    Unsupported {
+        /// Host, port and database; never the password.
+        server: String,
+        /// Why not.
+        reason: String,
+    },
     /// A key that we need holds another type than ours.
     #[error("key {key} has another type: {reason}")]
     WrongType {
@@ -107,6 +115,7 @@ impl Error {
             | Error::Replicas { .. }
             | Error::Reply { .. }
             | Error::Stale { .. }
+            | Error::Unsupported { .. }
             | Error::WrongType { .. } => false,
         }
     }
@@ -121,7 +130,8 @@ impl Error {
             | Error::Setting { .. }
             | Error::Pattern { .. }
             | Error::Reply { .. }
-            | Error::Stale { .. } => Trouble::Other,
+            | Error::Stale { .. }
+            | Error::Unsupported { .. } => Trouble::Other,
         }
     }
 
@@ -135,6 +145,7 @@ impl Error {
             | Error::Setting { .. }
             | Error::Pattern { .. }
             | Error::Stale { .. }
+            | Error::Unsupported { .. }
             | Error::WrongType { .. } => false,
         }
     }
@@ -149,6 +160,7 @@ impl Error {
             | Error::Replicas { .. }
             | Error::Reply { .. }
             | Error::Stale { .. }
+            | Error::Unsupported { .. }
             | Error::WrongType { .. } => None,
         }
     }

@@ -1,6 +1,7 @@
 //! Real parts for tests, each private to the test that starts it and gone when it ends.
 //!
-//! * [`Redis`]: a server, Redis or Valkey, on a free port; [`Relay`]: a wire in front of it that can be cut at an exact reply.
+//! * [`Redis`]: a server, Redis or Valkey, on a free port; [`Relay`]: a wire in front of it that can be cut at an exact reply;
+//!   [`Pipe`]: one that knows nothing of what passes; [`Sentinels`], [`Authority`]: what a server can have around it.
 //! * [`Process`]: a program of ours under a leash; [`Celery`], [`CeleryWorker`]: real Celery of three versions;
 //!   [`CeleryNode`]: Celery for Node.
 //! * [`History`]: what processes say they did, merged, with a verdict: lost, run again, stale.
@@ -11,6 +12,7 @@
 
 #![allow(clippy::panic, reason = "a failure here is the failure of the test that uses it")]
 
+mod authority;
 mod celery;
 mod celery_worker;
 mod certificate;
@@ -20,16 +22,19 @@ mod history;
 mod leash;
 mod node;
 mod peer;
+mod pipe;
 mod port;
 mod process;
 mod relay;
 mod resp;
+mod sentinel;
 mod server;
 mod setup;
 mod wait;
 
 /// The client by which tests look into a server.
 pub use ::redis;
+pub use authority::{Authority, Issued};
 pub use celery::{App, Celery, Raised, Sent, celery_command, celery_process};
 pub use celery_worker::{CeleryWorker, Options as CeleryOptions};
 pub use certificate::Signer;
@@ -37,9 +42,11 @@ pub use cluster::{ControlPlane, Target};
 pub use dir::TempDir;
 pub use history::{Event, History, Log, Verdict};
 pub use node::{CeleryNode, celery_node_worker};
+pub use pipe::{Flow, Pipe};
 pub use port::free_port;
 pub use process::{Process, Signal, send_signal};
 pub use relay::{Command, Cut, Direction, Held, Late, Relay, script};
+pub use sentinel::Sentinels;
 pub use server::{Redis, ServerKind};
 pub use setup::CeleryVersion;
 pub use wait::{eventually, eventually_some, within};

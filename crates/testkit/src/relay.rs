@@ -87,6 +87,8 @@ struct Rule {
 enum Action {
     /// Passes the command on, swallows its reply and ends the connection.
     CutReply(oneshot::Sender<()>),
+    /// Answers in the server's place; the command does not reach it. Acts as often as it is told to.
+    Answer(Vec<u8>, usize),
     /// Keeps the command back and ends the connection on the client's side only.
     Hold(oneshot::Sender<oneshot::Sender<oneshot::Sender<Vec<u8>>>>),
 }
@@ -221,6 +223,16 @@ impl Relay {
         Held(held)
     }
 
+    /// The next `times` commands that match are not carried out: the client gets these bytes for a reply, e.g.
+    /// `-LOADING Redis is loading the dataset in memory\r\n`.
+    pub fn answer(&self, reply: &str, times: usize, matches: impl Fn(&Command) -> bool + Send + 'static) {
+        self.rule(Rule {
+            matches: Box::new(matches),
+            skip: 0,
+            action: Action::Answer(reply.as_bytes().to_vec(), times),
+        });
+    }
+
     fn rule(&self, rule: Rule) {
         self.shared
             .rules
@@ -297,7 +309,11 @@ fn count(shared: &Shared, by: isize) {
 enum Fate {
     Pass,
     Cut(oneshot::Sender<()>),
+    Replace(Vec<u8>),
 }
+
+/// Goes to the server in place of a command that is answered otherwise, so that replies keep their order.
+const HARMLESS: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 enum End {
     Closed,
@@ -360,26 +376,31 @@ async fn requests(
         if from.read_buf(&mut buffer).await? == 0 {
             return Ok(End::Closed);
         }
-        let mut pass = 0;
+        let (mut pass, mut out) = (0, Vec::with_capacity(buffer.len()));
         while let Some((parts, length)) = resp::command(&buffer[pass..]) {
             let script = called(shared, &parts);
             let command = Command { parts, script };
             let fate = match due(shared, &command) {
                 None => Fate::Pass,
                 Some(Action::CutReply(happened)) => Fate::Cut(happened),
+                Some(Action::Answer(reply, _)) => Fate::Replace(reply),
                 Some(Action::Hold(sent)) => {
-                    to.write_all(&buffer[..pass]).await?;
+                    to.write_all(&out).await?;
                     return Ok(End::Held {
                         bytes: buffer[pass..pass + length].to_vec(),
                         sent,
                     });
                 }
             };
+            out.extend_from_slice(match fate {
+                Fate::Replace(_) => HARMLESS,
+                Fate::Pass | Fate::Cut(_) => &buffer[pass..pass + length],
+            });
             fates.lock().unwrap_or_else(PoisonError::into_inner).push_back(fate);
             pass += length;
         }
         gate(shared, |flow| flow.requests).await;
-        to.write_all(&buffer[..pass]).await?;
+        to.write_all(&out).await?;
         buffer.drain(..pass);
     }
 }
@@ -395,7 +416,7 @@ async fn replies(
         if from.read_buf(&mut buffer).await? == 0 {
             return Ok(End::Closed);
         }
-        let (mut pass, mut cut) = (0, None);
+        let (mut pass, mut cut, mut out) = (0, None, Vec::with_capacity(buffer.len()));
         while cut.is_none()
             && let Some(length) = resp::reply(&buffer[pass..])
         {
@@ -405,12 +426,17 @@ async fn replies(
                 fates.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
             };
             match fate {
-                Some(Fate::Cut(happened)) => cut = Some(happened),
-                Some(Fate::Pass) | None => pass += length,
+                Some(Fate::Cut(happened)) => {
+                    cut = Some(happened);
+                    continue;
+                }
+                Some(Fate::Replace(reply)) => out.extend_from_slice(&reply),
+                Some(Fate::Pass) | None => out.extend_from_slice(&buffer[pass..pass + length]),
             }
+            pass += length;
         }
         gate(shared, |flow| flow.replies).await;
-        to.write_all(&buffer[..pass]).await?;
+        to.write_all(&out).await?;
         buffer.drain(..pass);
         if let Some(happened) = cut {
             let _ = happened.send(());
@@ -463,5 +489,12 @@ fn due(shared: &Shared, command: &Command) -> Option<Action> {
             rule.skip -= 1;
         }
     }
-    hit.map(|at| rules.remove(at).action)
+    let at = hit?;
+    if let Action::Answer(reply, times) = &mut rules[at].action
+        && *times > 1
+    {
+        *times -= 1;
+        return Some(Action::Answer(reply.clone(), 1));
+    }
+    Some(rules.remove(at).action)
 }

@@ -96,6 +96,41 @@ impl Redis {
         panic!("redis-server does not start:\n{}", server.log())
     }
 
+    /// Starts one that follows the server on this port of loopback, and waits until it has everything.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn replica_of(port: u16, settings: &[&str]) -> Redis {
+        let of = port.to_string();
+        let mut all = vec!["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"];
+        all.extend(settings);
+        let replica = Redis::start_with(&all).await;
+        let mut connection = replica.connection().await;
+        eventually(START, "the replica follows", async || {
+            let info: String = redis::cmd("INFO")
+                .arg("replication")
+                .query_async(&mut connection)
+                .await
+                .unwrap_or_default();
+            info.contains("master_link_status:up")
+        })
+        .await;
+        replica
+    }
+
+    /// Sets one thing, as with `redis-cli config set`.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub async fn set(&self, name: &str, value: &str) {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg(name).arg(value);
+        command
+            .query_async::<()>(&mut self.connection().await)
+            .await
+            .expect("the setting is taken");
+    }
+
     fn spawn(&mut self) {
         let log = File::options()
             .create(true)

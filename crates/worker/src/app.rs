@@ -15,19 +15,23 @@ use umbel_telemetry::shutdown::Shutdown;
 
 use crate::args::Config;
 use crate::autoscale::Autoscale;
+use crate::budget::Budget;
 use crate::clock::RedisClock;
 use crate::consume::{Aside, Consumer};
 use crate::decide::Faults;
 use crate::events::{self, Events};
 use crate::job::Report;
 use crate::lease::Leases;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::queues::Queues;
 use crate::rates::Rates;
+use crate::recycle::{self, Recycle};
 use crate::renew::Renewal;
 use crate::revoked::Revoked;
 use crate::settle::{Ended, Settler};
+use crate::shares::Shares;
 use crate::slots::Slots;
 use crate::stuck::{self, Strays};
 use crate::sweep::{DueSoon, Recovery};
@@ -62,6 +66,9 @@ pub(crate) struct Shared {
     pub(crate) autoscale: Autoscale,
     pub(crate) queues: Arc<Queues>,
     pub(crate) rates: Rates,
+    pub(crate) limits: Limits,
+    pub(crate) budget: Budget,
+    pub(crate) recycle: Recycle,
     pub(crate) clock: Arc<RedisClock>,
     pub(crate) due: Arc<DueSoon>,
     pub(crate) metrics: Arc<Metrics>,
@@ -95,12 +102,14 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
             .context("serve the admin port")?;
     }
     let backoff = Duration::from_secs(5).min(config.lease / 2);
-    let Some(broker) = connect(&config.broker, backoff, &stop.quiet, Broker::connect)
+    let attach = |broker| crate::server::attach(broker, config.refuse_eviction);
+    let Some((broker, survey)) = connect(&config.broker, backoff, &stop.quiet, attach)
         .await
         .context("--redis-url")?
     else {
         return Ok(());
     };
+    crate::server::tell(&broker, &survey, &metrics);
     let results = match &config.results.backend {
         Some(results) => match connect(results, backoff, &stop.quiet, ResultStore::connect)
             .await
@@ -117,6 +126,9 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let clock = Arc::new(RedisClock::new());
     let shared = Arc::new(Shared {
         rates: Rates::of_tasks(&tasks),
+        limits: Limits::new(&tasks, &config.limits),
+        budget: Budget::new(config.retry_budget),
+        recycle: Recycle::new(config.recycle, crate::random(), stop.quiet.child_token()),
         worker,
         store: results.clone().unwrap_or_else(|| ResultStore::of(&broker)),
         hostname: config.name.as_str().into(),
@@ -171,11 +183,14 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let renewal = renewal.start(renewing.clone()).context("start the renewal thread")?;
     let background = CancellationToken::new();
     spawn_background(&shared, reports_rx, backoff, &background);
+    let watching = crate::server::watch(shared.broker.clone(), Arc::clone(&shared.metrics), survey);
+    spawn_until(&background, watching);
     let watch = stuck::watch(&shared, stop.quiet.clone()).context("start the thread that watches for stuck slots")?;
     let told = stop.quiet.clone();
     spawn_until(&background, crate::control::run(Arc::clone(&shared), told, backoff));
 
-    let told = consumer(&shared, stop.quiet.clone(), backoff).run().await;
+    let told = consumer(&shared, shared.recycle.due().clone(), backoff).run().await;
+    let told = recycle::finish(&shared, told, &stop.quiet).await;
     drain(&shared, told, &stop.now).await;
     let farewell = GOODBYE.min(shared.config.grace / 20);
     let _ = tokio::time::timeout(farewell, events::goodbye(&shared)).await;
@@ -306,6 +321,9 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         backoff,
         deciding: tokio::sync::watch::Sender::new(false),
         aside: Aside::default(),
+        shares: Shares::new(config.consumption),
+        asking: Vec::new(),
+        blocked: None,
     }
 }
 
@@ -334,6 +352,8 @@ fn spawn_background(
     spawn_until(stop, events::publish(Arc::clone(shared)));
     spawn_until(stop, events::beat(Arc::clone(shared)));
     spawn_until(stop, crate::autoscale::run(Arc::clone(shared)));
+    spawn_until(stop, recycle::run(Arc::clone(shared)));
+    spawn_until(stop, crate::limits::write_queue_limits(Arc::clone(shared)));
     spawn_until(stop, crate::heartbeat::run(shared.broker.clone(), Arc::clone(shared)));
     let reporting = Arc::clone(shared);
     spawn_until(stop, async move {

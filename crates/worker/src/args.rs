@@ -17,12 +17,8 @@ use crate::retry::RetryPolicy;
 #[derive(Debug, Parser)]
 #[command(name = "umbel-worker", version, about)]
 pub struct Args {
-    /// Broker: redis://[user:password@]host:port/db, rediss:// for TLS, unix:///path
-    #[arg(long, env = "UMBEL_REDIS_URL", hide_env_values = true)]
-    redis_url: String,
-    /// Another database for results; the broker's if absent
-    #[arg(long, env = "UMBEL_RESULT_URL", hide_env_values = true)]
-    result_url: Option<String>,
+    #[command(flatten)]
+    servers: crate::server::ServerArgs,
     /// Prefix of result keys: global_keyprefix of Celery's result_backend_transport_options
     #[arg(long, env = "UMBEL_RESULT_KEY_PREFIX", default_value = "")]
     result_key_prefix: String,
@@ -134,6 +130,9 @@ pub struct Args {
     /// Tell of what tasks send as well: Celery's task_send_sent_event
     #[arg(long, env = "UMBEL_TASK_SENT_EVENTS")]
     task_sent_events: bool,
+    /// A chord fails with its first member that fails, and not when all have ended
+    #[arg(long, env = "UMBEL_CHORD_FAIL_FAST")]
+    chord_fail_fast: bool,
     /// Exchange of events: Celery's event_exchange
     #[arg(long, env = "UMBEL_EVENT_EXCHANGE", default_value = umbel_protocol::event::EXCHANGE, value_parser = parse_exchange)]
     event_exchange: String,
@@ -203,6 +202,8 @@ pub struct Pod {
 pub struct Config {
     /// The broker.
     pub broker: umbel_broker::Config,
+    /// Take nothing from a broker that evicts?
+    pub refuse_eviction: bool,
     /// Results: where, which and how.
     pub results: Results,
     /// When messages are acknowledged whose task does not say.
@@ -253,6 +254,8 @@ pub struct Config {
     pub task_sent_events: bool,
     /// The exchange of events.
     pub event_exchange: String,
+    /// Does a chord fail with its first failed member?
+    pub is_chord_fast: bool,
     /// Largest message in bytes.
     pub max_message: usize,
     /// Which bodies are read, and how.
@@ -293,7 +296,7 @@ impl TryFrom<Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: Args) -> Result<Config, ConfigError> {
-        let mut broker = umbel_broker::Config::new(&args.redis_url);
+        let (mut broker, results) = args.servers.configs()?;
         broker.key_prefix = args.key_prefix;
         broker.priority_steps = umbel_broker::parse_steps(&args.priority_steps)
             .map_err(|err| wrong("--priority-steps", err.to_string()))?;
@@ -340,12 +343,12 @@ impl TryFrom<Args> for Config {
         };
         broker.control.namespace = args.control_exchange;
         broker.result_prefix = umbel_broker::result_prefix(&args.result_key_prefix);
-        let results = args.result_url.filter(|url| !url.is_empty()).map(|url| {
-            let mut results = umbel_broker::Config::new(&url);
+        let results = results.map(|mut results| {
             results.result_prefix.clone_from(&broker.result_prefix);
             results
         });
         Ok(Config {
+            refuse_eviction: args.servers.refuse_eviction,
             results: Results {
                 backend: results,
                 store: args.results,
@@ -399,6 +402,7 @@ impl TryFrom<Args> for Config {
             task_events: args.task_events,
             task_sent_events: args.task_sent_events,
             event_exchange: args.event_exchange,
+            is_chord_fast: args.chord_fail_fast,
             max_message: args.max_message,
             codec: args.bodies.codec()?,
             zone,

@@ -8,19 +8,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{Admission as SelfAdmission, Broker, QueueLists, Reserved, Reserver, Waker};
+use umbel_broker::{Admission as SelfAdmission, Blocked, Broker, QueueLists, Reserved, Reserver, Waker};
 use umbel_protocol::control::Consumed;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
+use crate::limits::Asking;
 use crate::peers::Peers;
+use crate::shares::{Quota, Shares};
 
 /// Messages in one reserve: Redis is busy for less than a millisecond with so many.
 const BATCH: usize = 256;
 /// Longest wait between two looks where Redis reports changes.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The pause before a hello to a server that does not know us any more.
+const FORGOTTEN: Duration = Duration::from_millis(50);
 /// Shortest and longest wait where it does not.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// Shortest time between two reserves while a limit of a queue keeps messages from being taken.
+const BLOCKED: Duration = Duration::from_millis(10);
 /// A leader whose heartbeat is older does not count, and a worker waits as long for one before it admits itself.
 const LEADER_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a worker that is not admitted asks for the leader.
@@ -45,6 +51,12 @@ pub(crate) struct Consumer {
     /// Messages were taken and are not yet decided on: not a moment to drop the loop.
     pub(crate) deciding: watch::Sender<bool>,
     pub(crate) aside: Aside,
+    /// Whose turn it is.
+    pub(crate) shares: Shares,
+    /// Messages of a batch that must ask before they run.
+    pub(crate) asking: Vec<Asking>,
+    /// A limit of a queue keeps messages from being taken.
+    pub(crate) blocked: Option<Blocked>,
 }
 
 /// How long a busy worker stands aside for a suspect, taking nothing until its last task ends. In vain, it works on for
@@ -143,24 +155,25 @@ impl Consumer {
                     }
                 }
                 Err(err) => {
-                    self.shared.metrics.broker_errors.inc();
+                    self.shared.metrics.broker_failed(&err);
                     if failures.is_multiple_of(20) {
                         tracing::warn!(error = %chain(&err), server = %self.broker.server(), "taking messages again");
                     }
                     failures += 1;
                     is_woken = true;
-                    tokio::time::sleep(self.pause(failures)).await;
+                    tokio::time::sleep(self.pause(&err, failures)).await;
                     continue;
                 }
             }
+            self.waker.blocked(self.blocked.is_some());
             let look = match self.waker.look().await {
                 Ok(look) => look,
                 Err(err) => {
-                    self.shared.metrics.broker_errors.inc();
+                    self.shared.metrics.broker_failed(&err);
                     tracing::debug!(error = %chain(&err), "looking again");
                     failures += 1;
                     is_woken = true;
-                    tokio::time::sleep(self.pause(failures)).await;
+                    tokio::time::sleep(self.pause(&err, failures)).await;
                     continue;
                 }
             };
@@ -174,7 +187,7 @@ impl Consumer {
             if look.gate.is_empty() {
                 self.reserver.forget(); // Redis has lost us: hello again.
                 is_woken = true;
-                tokio::time::sleep(self.pause(1)).await;
+                tokio::time::sleep(FORGOTTEN).await;
                 continue;
             }
             if !is_open && !self.shared.config.is_standalone && leader_asked.elapsed() >= LEADER_ASKED {
@@ -185,7 +198,7 @@ impl Consumer {
                 is_woken = true;
                 continue;
             }
-            if is_open && look.waiting > 0 && fruitless < 3 {
+            if is_open && look.waiting > 0 && fruitless < 3 && self.blocked.is_none() {
                 fruitless += 1; // Somebody else may have been faster; do not spin on a list that cannot be read.
                 is_woken = true;
                 continue;
@@ -212,14 +225,28 @@ impl Consumer {
             }
         }
         self.waker.watch(self.queues.clone());
+        self.share_out();
         self.shared.due.within(Duration::ZERO); // Who serves a queue promotes what is due in it.
         self.shared.beat_now.notify_one();
         tracing::info!(queues = ?names, "queues changed");
     }
 
+    /// Tells the shares which queues there are, in their order.
+    fn share_out(&mut self) {
+        let weights = &self.shared.config.weights;
+        let weighted = self.queues.iter().map(|queue| {
+            let weight = weights.iter().find(|(name, _)| **name == *queue.queue);
+            (queue.queue.to_string(), weight.map_or(1, |(_, weight)| *weight))
+        });
+        self.shares.set(&weighted.collect::<Vec<_>>());
+    }
+
     /// One reserve, and everything it brought on its way.
     async fn take(&mut self, free: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
-        let asked = free.min(BATCH);
+        let asked = self.shared.recycle.room(free.min(BATCH));
+        if asked == 0 {
+            return Ok(Next::Wait); // It has run as many as it may; the end is on its way.
+        }
         let leases = Arc::clone(&self.shared.leases);
         if self.queues.is_empty() {
             // Idle, but known to Redis all the same.
@@ -239,13 +266,27 @@ impl Consumer {
 
     async fn reserve(&mut self, asked: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
         let leases = Arc::clone(&self.shared.leases);
-        match self.reserver.reserve(asked, &self.queues, || leases.lids()).await? {
+        self.blocked = None;
+        let plan = self.shares.plan(asked);
+        let turns: Vec<QueueLists>;
+        let queues = if self.queues.len() == 1 {
+            &self.queues
+        } else {
+            let turn = |quota: &Quota| QueueLists {
+                share: quota.count,
+                ..self.queues[quota.index].clone()
+            };
+            turns = plan.iter().map(turn).collect();
+            &turns
+        };
+        match self.reserver.reserve(asked, queues, || leases.lids()).await? {
             Reserved::Batch(batch) => {
                 let got = batch.taken.len();
                 *fruitless = if got > 0 { 0 } else { *fruitless };
+                self.blocked = batch.blocked;
+                let counts = self.shares.counted(batch.taken.iter().map(|one| &*one.queue));
+                self.shares.taken(&plan, &counts);
                 self.start(batch).await;
-                // Equal shares: the queue that was first is last the next time.
-                self.queues.rotate_left(1); // There is at least one, or nothing would have been asked for.
                 Ok(if got == asked { Next::Again } else { Next::Wait })
             }
             Reserved::Gate(state) => {
@@ -256,9 +297,8 @@ impl Consumer {
         }
     }
 
-    fn pause(&self, failures: u32) -> Duration {
-        let pause = Duration::from_millis(50) * 2_u32.saturating_pow(failures.min(10));
-        pause.min(self.backoff).mul_f64(0.5 + 0.5 * crate::random())
+    fn pause(&self, err: &umbel_broker::Error, failures: u32) -> Duration {
+        err.trouble().pause(failures, crate::random()).min(self.backoff)
     }
 
     /// Takes notice of a new connection. True if there is one.
@@ -381,6 +421,14 @@ impl Consumer {
         } else {
             POLL.0 + POLL.1.mul_f64(crate::random())
         };
+        let patience = match self.blocked {
+            None | Some(Blocked::UntilFreed) => patience,
+            Some(Blocked::For(wait)) => patience.min(wait),
+        };
+        if self.blocked.is_some() {
+            // What is produced into a queue that may not be consumed is reported, too.
+            tokio::time::sleep(BLOCKED.min(patience)).await;
+        }
         // What is due is promoted by a task of its own, and its push is reported like any other.
         tokio::select! {
             () = self.waker.changed() => true,
@@ -390,6 +438,7 @@ impl Consumer {
                 }
                 true
             }
+            () = tokio::time::sleep(patience.saturating_sub(BLOCKED)), if self.blocked.is_some() => true,
             () = tokio::time::sleep(patience) => false,
         }
     }

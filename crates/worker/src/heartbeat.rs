@@ -23,7 +23,7 @@ pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
         match broker.heartbeat(&describe(&shared)).await {
             Ok(()) => is_warned = false,
             Err(err) => {
-                shared.metrics.broker_errors.inc();
+                shared.metrics.broker_failed(&err);
                 if !is_warned {
                     tracing::warn!(error = %chain(&err), "heartbeat again");
                 }

@@ -24,6 +24,16 @@ pub(crate) struct StateLabels {
     pub(crate) state: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct KindLabels {
+    pub(crate) kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct LevelLabels {
+    pub(crate) level: &'static str,
+}
+
 pub(crate) struct Metrics {
     tasks: Family<TaskLabels, Counter>,
     runtime: Family<QueueLabels, Histogram, fn() -> Histogram>,
@@ -34,7 +44,9 @@ pub(crate) struct Metrics {
     pub(crate) ack_unknown: Counter,
     pub(crate) reclaimed: Counter,
     pub(crate) repaired: Counter,
-    pub(crate) broker_errors: Counter,
+    broker_errors: Family<KindLabels, Counter>,
+    broker_durability: Family<LevelLabels, Gauge>,
+    broker_evicts: Gauge,
     pub(crate) started: Counter,
     pub(crate) finished: Counter,
 }
@@ -76,10 +88,35 @@ impl Metrics {
                 "Records that this worker's janitor repaired",
                 Counter::default(),
             ),
-            broker_errors: registry.add("broker_errors", "Calls to Redis that failed", Counter::default()),
+            broker_errors: registry.add("broker_errors", "Calls to Redis that failed, by kind", Family::default()),
+            broker_durability: registry.add(
+                "broker_durability",
+                "1 for the level that the server's settings promise",
+                Family::default(),
+            ),
+            broker_evicts: registry.add(
+                "broker_eviction_risk",
+                "1 where the server would throw keys away when its memory is full",
+                Gauge::default(),
+            ),
             started: registry.add("task_started", "Tasks that began to run", Counter::default()),
             finished: registry.add("task_finished", "Tasks that ended, in whatever way", Counter::default()),
         }
+    }
+
+    /// A call to Redis failed.
+    pub(crate) fn broker_failed(&self, err: &umbel_broker::Error) {
+        let kind = err.trouble().label();
+        self.broker_errors.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// What is known of the server now.
+    pub(crate) fn surveyed(&self, survey: &umbel_broker::Survey) {
+        for one in umbel_broker::Durability::ALL {
+            let level = self.broker_durability.get_or_create(&LevelLabels { level: one.word() });
+            level.set(i64::from(survey.durability == Some(one)));
+        }
+        self.broker_evicts.set(i64::from(survey.eviction.is_some()));
     }
 
     pub(crate) fn runtime(&self, queue: &str, took: std::time::Duration) {

@@ -80,7 +80,7 @@ impl Recovery {
             match self.sweep_once(&mut sweeper).await {
                 Ok(()) => is_warned = false,
                 Err(err) => {
-                    self.metrics.broker_errors.inc();
+                    self.metrics.broker_failed(&err);
                     if !is_warned {
                         tracing::warn!(error = %chain(&err), "sweeping again");
                     }
@@ -206,7 +206,7 @@ impl Recovery {
                     }
                 }
                 Err(err) => {
-                    self.metrics.broker_errors.inc();
+                    self.metrics.broker_failed(&err);
                     tracing::debug!(error = %chain(&err), "promoting again");
                     self.due.within(Duration::from_secs(1));
                 }
