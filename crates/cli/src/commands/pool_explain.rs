@@ -68,6 +68,12 @@ fn explain(pool: &WorkerPool) -> Vec<(&'static str, String)> {
     let scaling = &pool.spec.scaling;
     let wanted = match scaling.mode {
         Mode::Manual => format!("{} (spec.replicas)", pods(status.desired_replicas)),
+        Mode::External => format!(
+            "{} (spec.replicas, which something else writes); allowed are {} to {}",
+            pods(status.desired_replicas),
+            scaling.min_replicas,
+            scaling.max_replicas
+        ),
         Mode::Auto => format!(
             "{}; demand alone asks for {}, allowed are {} to {}",
             pods(status.desired_replicas),
