@@ -16,12 +16,42 @@ pub(crate) struct Script {
 
 impl Script {
     fn new(name: &'static str, text: &str) -> Script {
-        let body = format!("{}{text}", include_str!("scripts/prelude.lua"));
+        let body = format!("{}{text}", needed(text));
         let hash = Sha1::digest(body.as_bytes())
             .iter()
             .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         Script { name, body, hash }
     }
+}
+
+/// Of the prelude what a script uses, directly or by way of another part of it: a part begins in its first column with
+/// `local` and is defined after all that it uses. Making a function that nobody calls costs as much as a command.
+fn needed(text: &str) -> String {
+    let prelude = include_str!("scripts/prelude.lua");
+    let is_start = |at: &usize| prelude[*at..].starts_with("local ") && (*at == 0 || prelude[..*at].ends_with('\n'));
+    let starts: Vec<usize> = prelude.match_indices("local ").map(|(at, _)| at).filter(is_start).collect();
+    let mut kept: Vec<&str> = Vec::new();
+    let mut end = prelude.len();
+    for start in starts.into_iter().rev() {
+        let part = &prelude[start..end];
+        end = start;
+        let heading = part.trim_start_matches("local ").trim_start_matches("function ");
+        let heading = &heading[..heading.find(['(', '=', '\n']).unwrap_or(heading.len())];
+        let is_used = |name: &str| std::iter::once(&text).chain(&kept).any(|user| has_word(user, name));
+        if heading.split(',').any(|name| is_used(name.trim())) {
+            kept.push(part);
+        }
+    }
+    kept.reverse();
+    kept.concat()
+}
+
+/// Is the name in a text, not only as a part of a longer one?
+fn has_word(text: &str, name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.match_indices(name).any(|(at, _)| {
+        !text[..at].ends_with(is_part) && !text[at + name.len()..].starts_with(is_part)
+    })
 }
 
 macro_rules! scripts {
@@ -163,6 +193,10 @@ impl Reply {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.items.len() == 0
     }
@@ -246,4 +280,25 @@ pub(crate) fn texts(script: &Script, value: Value) -> Result<Vec<String>, Error>
         texts.push(reply.text()?);
     }
     Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_carries_what_it_uses_of_the_prelude() {
+        for (script, has, has_not) in [
+            (&ACK, &["local function let_go", "local function unrecord"][..], "local function lay_aside"),
+            (&RESERVE, &["local function lay_aside", "local STEP", "local P, SEP"], "local function let_go"),
+            (&RENEW, &["local function micros", "local U"], "local function gate"),
+            (&SETTLE, &["local function follow", "local function end_lease"], "local function set_gate"),
+        ] {
+            for part in has {
+                assert!(script.body.contains(part), "{}: {part}", script.name);
+            }
+            assert!(!script.body.contains(has_not), "{}: {has_not}", script.name);
+        }
+        assert!(has_word("a = gate(w)", "gate") && !has_word("a = set_gate(w)", "gate"));
+    }
 }

@@ -161,7 +161,8 @@ impl Broker {
             while !reply.is_done() {
                 let (lid, deadline) = (reply.text()?, reply.seconds()?.unwrap_or(0.0));
                 let (list, raw) = (reply.text()?, reply.bytes()?);
-                let worker = lid.rsplit_once(':').map_or("", |(worker, _)| worker).to_owned();
+                let worker = lid.split_once('|').or_else(|| lid.rsplit_once(':'));
+                let worker = worker.map_or("", |(worker, _)| worker).to_owned();
                 found.push(Peeked {
                     lease: Some(Leased { worker, lid, deadline }),
                     ..peeked(list, raw)

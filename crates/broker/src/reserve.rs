@@ -9,6 +9,7 @@
 //! # Assumptions
 //! One `Reserver` a process, under a worker name that is never used again.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -318,29 +319,41 @@ impl Reserver {
         let term = reply.count()?;
         let first = reply.count()?;
         let has_counted = reply.count()? > 0;
-        let mut from = reply.array()?;
         let mut raws = reply.array()?;
+        let mut runs = reply.array()?;
         let mut faults = reply.array()?;
-        let origin: Vec<&Arc<str>> = queues
-            .iter()
-            .flat_map(|queue| queue.lists.iter().map(move |_| &queue.queue))
-            .collect();
-        let mut taken = Vec::new();
-        let mut micros = first;
-        while !raws.is_done() {
-            let index = usize::try_from(from.number()?).unwrap_or(0);
-            let queue = origin.get(index.wrapping_sub(1)).ok_or(Error::Reply {
+        let origin = |index: usize| {
+            let mut lists = queues
+                .iter()
+                .flat_map(|queue| queue.lists.iter().map(move |list| (&queue.queue, list)));
+            lists.nth(index.wrapping_sub(1)).ok_or(Error::Reply {
                 call: "reserve",
                 what: format!("list {index}"),
-            })?;
-            taken.push(Taken {
-                lid: format!("{}:{micros}", self.identity.worker).into(),
-                micros,
-                queue: Arc::clone(queue),
-                raw: raws.bytes()?,
-                is_suspect: false,
-            });
-            micros += 1;
+            })
+        };
+        let mut taken = Vec::with_capacity(raws.len());
+        let mut micros = first;
+        let mut lid = String::new();
+        while !runs.is_done() {
+            let (queue, list) = origin(usize::try_from(runs.number()?).unwrap_or(0))?;
+            lid.clear();
+            lid.push_str(&self.identity.worker);
+            lid.push('|');
+            lid.push_str(list);
+            lid.push(':');
+            let length = lid.len();
+            for _ in 0..runs.count()? {
+                lid.truncate(length);
+                let _ = write!(lid, "{micros}"); // To a string: cannot fail.
+                taken.push(Taken {
+                    lid: lid.as_str().into(),
+                    micros,
+                    queue: Arc::clone(queue),
+                    raw: raws.bytes()?,
+                    is_suspect: false,
+                });
+                micros += 1;
+            }
         }
         let mut list_faults = Vec::new();
         while !faults.is_done() {

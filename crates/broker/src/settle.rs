@@ -115,6 +115,22 @@ pub enum FollowUp {
         /// A new name: however often this is carried out, it counts once.
         once: String,
     },
+    /// A key of the broker's own, whatever database results are in.
+    Mark {
+        /// Key.
+        key: String,
+        /// Seconds to live.
+        ttl: u64,
+        /// Value.
+        value: String,
+    },
+    /// A key of the broker's own goes, if it still holds the token.
+    LetGo {
+        /// Key.
+        key: String,
+        /// Token.
+        token: String,
+    },
     /// Only where the key still holds the token.
     Guarded {
         /// Key.
@@ -140,7 +156,10 @@ impl FollowUp {
                     document.clone(),
                 ]
             }
-            FollowUp::Set { key, ttl, value } => {
+            FollowUp::LetGo { key, token } => {
+                vec![b"free".to_vec(), key.clone().into_bytes(), token.clone().into_bytes()]
+            }
+            FollowUp::Set { key, ttl, value } | FollowUp::Mark { key, ttl, value } => {
                 vec![
                     b"set".to_vec(),
                     key.clone().into_bytes(),
@@ -180,7 +199,7 @@ pub struct AckGroup {
 
 impl Broker {
     /// Acknowledges many deliveries of one worker that ended well, with their results. `has_counted` says that deliveries
-    /// are counted somewhere: then the counts of these tasks are cleared. Returns the lease ids that were lost.
+    /// are counted somewhere: then the counts of these tasks are cleared. Returns how many leases were lost.
     ///
     /// # Errors
     /// [`Error::Call`]: repeat it.
@@ -193,7 +212,7 @@ impl Broker {
         ttl: u64,
         has_counted: bool,
         groups: &[AckGroup],
-    ) -> Result<Vec<String>, Error> {
+    ) -> Result<u64, Error> {
         let mut args = Args::new(&ACK, self.keys.scope())
             .arg(worker)
             .arg(ttl)
@@ -215,7 +234,13 @@ impl Broker {
                 args.push(document.as_slice());
             }
         }
-        texts(&ACK, args.call(&mut self.connection.clone()).await?)
+        match args.call(&mut self.connection.clone()).await? {
+            redis::Value::Int(lost) => Ok(u64::try_from(lost).unwrap_or(0)),
+            other => Err(Error::Reply {
+                call: "ack",
+                what: format!("{other:?}"),
+            }),
+        }
     }
 
     /// Ends deliveries. Returns the lease ids that were lost.

@@ -142,18 +142,25 @@ impl Sweeper {
                 let mut overdue = Vec::new();
                 while !reply.is_done() {
                     let lid = reply.text()?;
-                    let record = reply.bytes()?;
-                    let (list, raw) = parts_of(&record);
-                    overdue.push(Overdue {
-                        lid,
-                        list: String::from_utf8_lossy(list).into_owned(),
-                        raw: raw.to_vec(),
-                    });
+                    let value = reply.bytes()?;
+                    let (list, raw) = held(&lid, &value);
+                    let (list, raw) = (String::from_utf8_lossy(list).into_owned(), raw.to_vec());
+                    overdue.push(Overdue { lid, list, raw });
                 }
                 Ok(SweepAnswer::Overdue(overdue))
             }
         }
     }
+}
+
+/// List and raw message of what stands under a lease id: `<worker>|<list>:<token>` has the message itself, any other id a
+/// record.
+pub(crate) fn held<'a>(lid: &'a str, value: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+    let list = lid
+        .split_once('|')
+        .and_then(|(_, rest)| rest.rsplit_once(':'))
+        .map(|(list, _)| list);
+    list.map_or_else(|| parts_of(value), |list| (list.as_bytes(), value))
 }
 
 /// The raw message in a record `<length>:<list><raw>`.
@@ -246,7 +253,14 @@ impl Broker {
 
 #[cfg(test)]
 mod tests {
-    use super::raw_of;
+    use super::{held, raw_of};
+
+    #[test]
+    fn a_lease_id_that_names_the_list_has_the_message_itself() {
+        assert_eq!(held("w:1", b"3:abcrest"), (&b"abc"[..], &b"rest"[..]));
+        assert_eq!(held("w|q:1", b"3:abcrest"), (&b"q"[..], &b"3:abcrest"[..]));
+        assert_eq!(held("v:w|a|b:c:1", b"rest"), (&b"a|b:c"[..], &b"rest"[..]));
+    }
 
     #[test]
     fn raw_of_a_record() {

@@ -197,7 +197,7 @@ impl Settler {
             }
             return self.finish(
                 settlements.iter().map(|settlement| &settlement.lid),
-                Some((lost, false)),
+                Some((lost.len() as u64, false)),
             );
         }
         // One that the server refuses (a key of another type) must not hold up its neighbours: one at a time, and what
@@ -208,7 +208,7 @@ impl Settler {
                 .settle(self.dead_kept, std::slice::from_ref(&settlement))
                 .await
             {
-                Ok(lost) => self.finish(std::iter::once(&settlement.lid), Some((lost, true))),
+                Ok(lost) => self.finish(std::iter::once(&settlement.lid), Some((lost.len() as u64, true))),
                 Err(err) if !err.is_connection() => {
                     let Ok(permit) = Arc::clone(refused).acquire_owned().await else {
                         return;
@@ -228,7 +228,7 @@ impl Settler {
     async fn again(&self, settlement: &Settlement) {
         let one = std::slice::from_ref(settlement);
         let answer = self.repeat("settle", || self.broker.settle(self.dead_kept, one)).await;
-        self.finish(std::iter::once(&settlement.lid), answer.map(|(lost, _)| (lost, true)));
+        self.finish(std::iter::once(&settlement.lid), answer.map(|(lost, _)| (lost.len() as u64, true)));
     }
 
     /// Calls until there is an answer; answers it with whether the call was repeated. `None` after a whole lease.
@@ -259,16 +259,16 @@ impl Settler {
         }
     }
 
-    fn finish<'a>(&self, lids: impl Iterator<Item = &'a Arc<str>>, answer: Option<(Vec<String>, bool)>) {
+    fn finish<'a>(&self, lids: impl Iterator<Item = &'a Arc<str>>, answer: Option<(u64, bool)>) {
         if let Some((lost, is_repeated)) = answer
-            && !lost.is_empty()
+            && lost > 0
         {
             if is_repeated {
                 // The first attempt most likely arrived and only its reply was lost.
-                self.metrics.ack_unknown.inc_by(lost.len() as u64);
+                self.metrics.ack_unknown.inc_by(lost);
             } else {
-                self.metrics.lost.inc_by(lost.len() as u64);
-                tracing::warn!(count = lost.len(), "leases were lost before they were settled");
+                self.metrics.lost.inc_by(lost);
+                tracing::warn!(count = lost, "leases were lost before they were settled");
             }
         }
         self.leases.remove(lids);
@@ -306,7 +306,12 @@ fn stored_keys(follow_up: &FollowUp, keys: &mut Vec<String>) {
     match follow_up {
         FollowUp::Store { key, .. } => keys.push(key.clone()),
         FollowUp::Guarded { then, .. } => then.iter().for_each(|one| stored_keys(one, keys)),
-        FollowUp::Push { .. } | FollowUp::Set { .. } | FollowUp::Delete { .. } | FollowUp::Extend { .. } => {}
+        FollowUp::Push { .. }
+        | FollowUp::Set { .. }
+        | FollowUp::Delete { .. }
+        | FollowUp::Extend { .. }
+        | FollowUp::Mark { .. }
+        | FollowUp::LetGo { .. } => {}
     }
 }
 
@@ -356,10 +361,10 @@ pub(crate) async fn follow_now(
     broker.follow(&pushes).await
 }
 
-/// The follow-up without the pushes in it, at any depth; these go to `pushes`.
+/// The follow-up without the pushes and the marks of the broker's own in it, at any depth; these go to `pushes`.
 fn without_pushes(follow_up: FollowUp, pushes: &mut Vec<FollowUp>) -> Option<FollowUp> {
     match follow_up {
-        FollowUp::Push { .. } => {
+        FollowUp::Push { .. } | FollowUp::Mark { .. } | FollowUp::LetGo { .. } => {
             pushes.push(follow_up);
             None
         }

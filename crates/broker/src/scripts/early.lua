@@ -7,7 +7,7 @@ for at = 2, #ARGV, 2 do
   local lid = ARGV[at]
   local list = leased(lid)
   if list then
-    redis.call('HSET', U .. 'unacked', lid, record(list, '\0' .. ARGV[at + 1]))
+    redis.call('HSET', U .. 'unacked', lid, stored(lid, list, '\0' .. ARGV[at + 1]))
   else
     lost[#lost + 1] = lid
   end

@@ -25,9 +25,8 @@ for i = at, #ARGV do
 end
 local back = {}
 if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) ~= count then
-  local mine = worker .. ':'
   for _, lid in ipairs(redis.call('ZRANGE', U .. 'lease', 0, -1)) do
-    if string.sub(lid, 1, #mine) == mine and not named[lid] then
+    if worker_of(lid) == worker and not named[lid] then
       back[#back + 1] = { lid = lid, token = tonumber(string.match(lid, ':(%d+)$')) }
     end
   end

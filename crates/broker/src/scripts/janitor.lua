@@ -24,7 +24,7 @@ if ARGV[2] == '1' or bodies ~= leases or total ~= bodies then
     local page = redis.call('HSCAN', U .. 'unacked', cursor, 'COUNT', 500)
     cursor = page[1]
     for i = 1, #page[2], 2 do
-      local lid, list = page[2][i], unrecord(page[2][i + 1])
+      local lid, list = page[2][i], place(page[2][i], page[2][i + 1])
       if not redis.call('ZSCORE', U .. 'lease', lid) then
         redis.call('ZADD', U .. 'lease', 0, lid)
         given = given + 1

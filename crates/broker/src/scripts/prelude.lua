@@ -40,7 +40,19 @@ local function queue_of(list)
   local s = string.sub(list, #P + 1)
   return string.match(s, STEP) or s
 end
-local function worker_of(lid) return string.match(lid, '^(.*):%d+$') or '' end
+
+-- A lease id is '<worker>|<list>:<token>', and under it stands the raw message: on their way the bytes go through one
+-- Lua string, not two. Under an id without a list, '<worker>:<token>', stands a record.
+local function worker_of(lid) return string.match(lid, '^([^|]*)|') or string.match(lid, '^(.*):%d+$') or '' end
+local function list_of(lid) return string.match(lid, '^[^|]*|(.*):%d+$') end
+-- List and raw message of what stands under a lease id.
+local function place(lid, value)
+  local list = list_of(lid)
+  if list then return list, value end
+  return unrecord(value)
+end
+-- What stands under a lease id for these.
+local function stored(lid, list, raw) return list_of(lid) and raw or record(list, raw) end
 
 -- A gate entry is '<state>|<epoch>|<term>|<n>', state one of new, open, closed@<seconds>.
 local function gate(worker)
@@ -58,7 +70,7 @@ end
 local function leased(lid)
   local rec = redis.call('HGET', U .. 'unacked', lid)
   if not rec or not redis.call('ZSCORE', U .. 'lease', lid) then return nil end
-  return unrecord(rec)
+  return place(lid, rec)
 end
 -- Concurrency keys: the leases that hold one lie in key:held:<key>, messages that wait for it in the delayed set of
 -- their queue and, in their order, in key:wait:<key>; key:woken:<key> has those that were put back into their list
@@ -88,7 +100,8 @@ local function wake_key(key)
       if free == most then redis.call('HDEL', U .. 'key:most', key) end
       return
     end
-    local due, tag, queue = string.match(redis.call('HGET', at, id) or '', '^([^|]*)|([^|]*)|(.*)$')
+    local due, rec = string.match(redis.call('HGET', at, id) or '', '^([^|]*)|(.*)$')
+    local tag, queue = unrecord(rec or '')
     redis.call('ZREM', wait, id)
     redis.call('HDEL', at, id)
     local delayed = due and U .. 'delayed:' .. queue
@@ -225,12 +238,13 @@ local function check_pushes(at, last)
   while at <= last do
     local op, key = ARGV[at], ARGV[at + 1]
     if op == 'push' then redis.call('LLEN', key) end
-    at = at + (op == 'push' and 3 or op == 'del' and 2 or op == 'incr' and 5 or 4)
+    at = at + ((op == 'push' or op == 'free') and 3 or op == 'del' and 2 or op == 'incr' and 5 or 4)
   end
 end
 
 -- What follows an end beside its own message, as a flat list of operations between `at` and `last` of ARGV:
 --   push list raw | store key ttl doc | set key ttl value | del key
+--   free key token: it goes, if it holds the token
 --   incr key ttl by token: once for each token, so that it may be repeated when nobody heard the answer
 --   guard key token n: the next n arguments are followed only where the key holds the token, or nothing
 -- Sets and stores come before pushes where order matters: the caller sees to it.
@@ -249,6 +263,9 @@ local function follow(at, last)
     elseif op == 'del' then
       redis.call('DEL', key)
       at = at + 2
+    elseif op == 'free' then
+      if redis.call('GET', key) == ARGV[at + 2] then redis.call('DEL', key) end
+      at = at + 3
     elseif op == 'incr' then
       local once = U .. 'once:' .. ARGV[at + 4]
       if redis.call('EXISTS', once) == 0 then

@@ -8,6 +8,12 @@ use redis::streams::StreamRangeReply;
 use super::{Op, World, id, name};
 use crate::model::{Gate, QUEUES, Raw};
 
+/// List and message under a lease id: in the id and bare, or both in a record.
+fn under(lid: &str, value: &[u8]) -> (Raw, Raw) {
+    let list = lid.split_once('|').and_then(|(_, rest)| rest.rsplit_once(':'));
+    list.map_or_else(|| unfold(value), |(list, _)| (list.into(), value.to_vec()))
+}
+
 /// `<length of head>:<head><rest>`.
 fn unfold(record: &[u8]) -> (Raw, Raw) {
     let colon = record
@@ -104,7 +110,7 @@ impl World {
         assert_eq!(with_body, leases, "a body and a lease go together, after {op:?}");
         let bodies: BTreeMap<String, (Raw, Raw)> = bodies
             .iter()
-            .map(|(lid, record)| (lid.clone(), unfold(record)))
+            .map(|(lid, value)| (lid.clone(), under(lid, value)))
             .collect();
         bodies.values().for_each(|(_, raw)| put(raw, "leased"));
         let fold = |lease: &crate::model::Lease| (lease.list.clone().into_bytes(), lease.raw.clone());
