@@ -3,6 +3,7 @@
 //! Arguments and results pass through a worker byte for byte: numbers beyond 64 bits, `NaN`, `1.0` against `1`, the
 //! order and doubling of keys all survive, because nothing is decoded until a task asks for a type ([`Json::to`]).
 
+use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::DeserializeOwned;
@@ -19,6 +20,9 @@ use crate::write::{self, Python};
 pub const MAX_DEPTH: u32 = 64;
 /// Most object keys that [`Json::parse`] takes, over the whole text: a chord of 10,000 members has some thirty for each.
 pub const MAX_KEYS: u32 = 500_000;
+
+/// Bytes of memory that a thread keeps to write values into.
+const KEPT: usize = 64 << 10;
 
 /// Why a text is not acceptable JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,9 +102,19 @@ impl Json {
     /// # Errors
     /// Whatever the value's `Serialize` answers.
     pub fn try_of<T: Serialize + ?Sized>(value: &T) -> Result<Json, serde_json::Error> {
-        let mut out = Vec::with_capacity(128);
-        value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Python))?;
-        String::from_utf8(out).map(Json::trusted).map_err(ser::Error::custom)
+        thread_local! {
+            /// Each value is then as large as it is, and is allocated once.
+            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        // Taken, not borrowed: a `Serialize` may come back here.
+        let mut out = SCRATCH.take();
+        out.clear();
+        let done = value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Python));
+        let json = done.and_then(|()| std::str::from_utf8(&out).map(Json::trusted).map_err(ser::Error::custom));
+        if out.capacity() <= KEPT {
+            SCRATCH.set(out);
+        }
+        json
     }
 
     /// A string value.

@@ -10,12 +10,12 @@ use crate::write;
 const LIMIT: usize = 1024;
 
 pub(crate) fn of(value: &str) -> String {
-    let mut out = Cut::default();
+    let mut out = Cut::about(value.len());
     out.finish(|out| whole(out, value, false))
 }
 
 pub(crate) fn of_arguments(value: &str) -> String {
-    let mut out = Cut::default();
+    let mut out = Cut::about(value.len());
     out.finish(|out| whole(out, value, true))
 }
 
@@ -27,6 +27,14 @@ struct Cut {
 }
 
 impl Cut {
+    /// With room for a value of so many bytes.
+    fn about(bytes: usize) -> Cut {
+        Cut {
+            text: String::with_capacity(bytes.min(LIMIT) + 8),
+            ..Cut::default()
+        }
+    }
+
     fn finish(&mut self, write: impl FnOnce(&mut Cut) -> Result<(), JsonError>) -> String {
         // The value was accepted before; an error here could only leave the text shorter.
         let _ = write(self);
@@ -136,8 +144,7 @@ fn scalar(out: &mut Cut, text: &str) {
 
 /// Single quotes, unless the text holds such and no double ones.
 fn string(out: &mut Cut, text: &str) {
-    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'\\');
-    if out.chars + text.len() + 2 < LIMIT && text.bytes().all(is_plain) {
+    if out.chars + text.len() + 2 < LIMIT && write::is_plain(text.as_bytes()) && !text.contains('\'') {
         // Nothing to escape and nothing to cut: nearly every text.
         out.text.push('\'');
         out.text.push_str(text);

@@ -30,7 +30,7 @@ const HEX: &str = "0123456789abcdef";
 const TOGETHER: usize = 16;
 
 /// Is there nothing to escape in it?
-fn is_plain(bytes: &[u8]) -> bool {
+pub(crate) fn is_plain(bytes: &[u8]) -> bool {
     let special = |byte: &u8| {
         u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(*byte == b'"') | u8::from(*byte == b'\\')
     };
@@ -154,7 +154,7 @@ impl Formatter for Python {
     }
 
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        if fragment.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        if is_plain(fragment.as_bytes()) {
             return writer.write_all(fragment.as_bytes());
         }
         let mut quoted = String::with_capacity(fragment.len() + 16);

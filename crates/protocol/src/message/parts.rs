@@ -1,6 +1,7 @@
 //! A new task as its parts, written straight into a buffer: what a producer of thousands a second needs.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +12,12 @@ use crate::write::{self, Sink as _};
 
 /// What Celery writes when a task has no callbacks, chain or chord.
 const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
+
+/// What Celery writes when a call names neither times nor limits.
+const UNCONDITIONAL: &str = concat!(
+    r#", "shadow": null, "eta": null, "expires": null, "group": null, "group_index": null"#,
+    r#", "retries": 0, "timelimit": [null, null]"#
+);
 
 /// Headers with a place of their own; one that is given among [`TaskParts::headers`] goes there and wins over the field.
 const LATE_HEADERS: [&str; 3] = ["replaced_task_nesting", "stamped_headers", "stamps"];
@@ -135,37 +142,28 @@ impl TaskParts<'_> {
         out.push_str(", \"content-type\": ");
         write::string(out, content_type);
         out.push_str(", \"headers\": ");
-        self.write_headers(out, compression.as_deref());
+        let id = self.write_headers(out, compression.as_deref());
         out.push_str(", \"properties\": ");
         let body_encoding = if text.is_some() { "utf-8" } else { "base64" };
-        self.write_properties(out, body_encoding, delivery_tag);
+        self.write_properties(out, id, body_encoding, delivery_tag);
         out.push_str("}");
     }
 
-    fn write_headers(&self, out: &mut Vec<u8>, compression: Option<&str>) {
+    /// Returns where the id stands, as a string literal.
+    fn write_headers(&self, out: &mut Vec<u8>, compression: Option<&str>) -> Range<usize> {
         // Consumers do not check it. The text inside the body is Python's dialect of JSON, so that is what we say.
         out.push_str("{\"lang\": \"py\", \"task\": ");
         write::string(out, self.task);
         out.push_str(", \"id\": ");
+        let begin = out.len();
         write::string(out, self.id);
-        out.push_str(", \"shadow\": ");
-        write::optional(out, self.shadow);
-        out.push_str(", \"eta\": ");
-        write::optional(out, self.eta.as_deref());
-        out.push_str(", \"expires\": ");
-        write::optional(out, self.expires.as_deref());
-        out.push_str(", \"group\": ");
-        write::optional(out, self.group);
-        out.push_str(", \"group_index\": ");
-        match self.group_index {
-            Some(index) => write::integer(out, index),
-            None => out.push_str("null"),
-        }
-        out.push_str(", \"retries\": ");
-        write::integer(out, self.retries.into());
-        self.write_time_limit(out);
+        let id = begin..out.len();
+        self.write_conditions(out);
         out.push_str(", \"root_id\": ");
-        write::string(out, self.root_id.unwrap_or(self.id));
+        match self.root_id {
+            Some(root) => write::string(out, root),
+            None => out.extend_from_within(id.clone()),
+        }
         out.push_str(", \"parent_id\": ");
         write::optional(out, self.parent_id);
         out.push_str(", \"argsrepr\": ");
@@ -199,6 +197,38 @@ impl TaskParts<'_> {
             write::string(out, compression);
         }
         out.push_str("}");
+        id
+    }
+
+    /// When and how it shall run; most calls say nothing of it.
+    fn write_conditions(&self, out: &mut Vec<u8>) {
+        let says_nothing = self.shadow.is_none()
+            && self.eta.is_none()
+            && self.expires.is_none()
+            && self.group.is_none()
+            && self.group_index.is_none()
+            && self.retries == 0
+            && self.time_limit == TimeLimit::default();
+        if says_nothing {
+            out.push_str(UNCONDITIONAL);
+            return;
+        }
+        out.push_str(", \"shadow\": ");
+        write::optional(out, self.shadow);
+        out.push_str(", \"eta\": ");
+        write::optional(out, self.eta.as_deref());
+        out.push_str(", \"expires\": ");
+        write::optional(out, self.expires.as_deref());
+        out.push_str(", \"group\": ");
+        write::optional(out, self.group);
+        out.push_str(", \"group_index\": ");
+        match self.group_index {
+            Some(index) => write::integer(out, index),
+            None => out.push_str("null"),
+        }
+        out.push_str(", \"retries\": ");
+        write::integer(out, self.retries.into());
+        self.write_time_limit(out);
     }
 
     fn write_time_limit(&self, out: &mut Vec<u8>) {
@@ -214,6 +244,10 @@ impl TaskParts<'_> {
     }
 
     fn write_late_headers(&self, out: &mut Vec<u8>) {
+        if self.headers.is_empty() && self.stamps.is_empty() && self.replaced_task_nesting == 0 {
+            out.push_str(r#", "replaced_task_nesting": 0, "stamped_headers": null, "stamps": {}"#);
+            return;
+        }
         let given = |name: &str| self.headers.iter().rev().find(|(given, _)| given == name);
         out.push_str(", \"replaced_task_nesting\": ");
         match given("replaced_task_nesting") {
@@ -240,9 +274,9 @@ impl TaskParts<'_> {
         }
     }
 
-    fn write_properties(&self, out: &mut Vec<u8>, body_encoding: &str, delivery_tag: &str) {
+    fn write_properties(&self, out: &mut Vec<u8>, id: Range<usize>, body_encoding: &str, delivery_tag: &str) {
         out.push_str("{\"correlation_id\": ");
-        write::string(out, self.id);
+        out.extend_from_within(id);
         out.push_str(", \"reply_to\": ");
         write::string(out, self.reply_to);
         for (name, value) in self.properties.iter() {
