@@ -146,7 +146,7 @@ fn answer(good: bool, otherwise: &'static str) -> Response {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    match shared.registry.text() {
+    match shared.registry.fresh().await {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -7,8 +7,10 @@
 pub mod admin;
 mod chain;
 pub mod logs;
+mod lossy;
 pub mod metrics;
 pub mod shutdown;
+pub mod task;
 
 pub use admin::Readiness;
 pub use chain::{Chain, chain};

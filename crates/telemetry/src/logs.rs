@@ -5,6 +5,10 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::lossy::Stderr;
+use crate::task::{self, WithFacts};
+pub use crate::lossy::dropped;
+
 /// The variable that chooses what is logged, in `tracing`'s filter syntax.
 pub const FILTER_VARIABLE: &str = "UMBEL_LOG";
 
@@ -13,7 +17,8 @@ pub const FILTER_VARIABLE: &str = "UMBEL_LOG";
 const DEFAULT_FILTER: &str = "warn,umbel=info,umbel_operator=info,umbel_worker=info,\
 umbel_broker=info,umbel_clusters=info,umbel_telemetry=info";
 
-/// Sends this process's logs to stderr, and says which service it is.
+/// Sends this process's logs to stderr, and says which service it is. Panics are among them. A log that nobody reads is
+/// dropped and holds up nobody, see [`dropped`].
 ///
 /// A second call changes nothing: the first subscriber stays. A filter that
 /// cannot be read is reported on the first line and replaced by the default,
@@ -27,19 +32,30 @@ pub fn init(service: &'static str) {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(Stderr::default);
     let installed = if std::io::stderr().is_terminal() {
-        builder.finish().try_init()
+        builder
+            .map_event_format(|inner| WithFacts { inner, is_json: false })
+            .finish()
+            .try_init()
     } else {
         builder
             .json()
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
+            .map_event_format(|inner| WithFacts { inner, is_json: true })
             .finish()
             .try_init()
     };
     if installed.is_ok() {
+        // The standard hook writes to stderr itself, and waits for who reads it.
+        std::panic::set_hook(Box::new(|panic| {
+            let place = panic.location().map(ToString::to_string);
+            // The words of a task's panic may hold its arguments: its result and its dead letter have them.
+            let reason = panic.payload_as_str().filter(|_| !task::is_within());
+            tracing::error!(target: "umbel_telemetry", reason, place, "panic");
+        }));
         tracing::info!(target: "umbel_telemetry", service, version = env!("CARGO_PKG_VERSION"), "started");
     }
     if let Some(error) = fault {

@@ -5,16 +5,25 @@
 //! never a task id, a pod or an error text.
 
 use std::fmt;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use prometheus_client::encoding;
 use prometheus_client::encoding::EncodeLabelSet;
 pub use prometheus_client::metrics::{counter, family, gauge, histogram, info};
 use prometheus_client::registry::Registry as Inner;
 
+/// Longest time that a reader of metrics waits for fresh ones.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// What brings metrics up to date that are only worth their cost when somebody reads them.
+type Refresh = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
 /// Where a service registers its metrics before it starts to serve them.
 pub struct Registry {
     inner: Inner,
+    refresh: OnceLock<Refresh>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -35,7 +44,10 @@ impl Registry {
                 version: env!("CARGO_PKG_VERSION"),
             }),
         );
-        Self { inner }
+        Self {
+            inner,
+            refresh: OnceLock::new(),
+        }
     }
 
     /// Registers one metric and hands back a handle to it.
@@ -55,6 +67,25 @@ impl Registry {
     /// Ends registration; from here on the registry is only read.
     pub fn done(self) -> Arc<Self> {
         Arc::new(self)
+    }
+
+    /// From now on this is done before each [`Registry::fresh`]; the first one stays.
+    pub fn refresh_by<F: Future<Output = ()> + Send + 'static>(&self, work: impl Fn() -> F + Send + Sync + 'static) {
+        let _ = self.refresh.set(Box::new(move || Box::pin(work())));
+    }
+
+    /// All metrics in OpenMetrics text, brought up to date as far as that takes no longer than two seconds.
+    ///
+    /// # Errors
+    /// A metric that cannot be written.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn fresh(&self) -> Result<String, fmt::Error> {
+        if let Some(refresh) = self.refresh.get() {
+            let _ = tokio::time::timeout(REFRESH, refresh()).await; // What is late is not shown as it was.
+        }
+        self.text()
     }
 
     /// All metrics in OpenMetrics text.
