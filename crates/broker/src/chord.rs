@@ -1,6 +1,6 @@
 //! Chords: counting parts, as Celery's own workers on the same result database do.
 
-use umbel_protocol::canvas::{ChordKeys, ChordPart, timings};
+use umbel_protocol::canvas::{ChordKeys, ChordPart, PartState, timings};
 use umbel_protocol::json::Json;
 
 use crate::call::{Args, PART, Reply};
@@ -48,12 +48,14 @@ impl ResultStore {
 
     /// Counts a part. Counting twice changes nothing; a claim is renewed by the token that holds it.
     ///
+    /// `is_fast`: the first part that is no success completes the chord, whatever parts there are.
+    ///
     /// # Errors
     /// [`Error::Call`]: repeat it.
     ///
     /// # Cancellation
     /// Safe: an unused claim runs out.
-    pub async fn count_part(&self, part: &ChordPart, token: &str) -> Result<Counted, Error> {
+    pub async fn count_part(&self, part: &ChordPart, token: &str, is_fast: bool) -> Result<Counted, Error> {
         let keys = self.chord_keys(&part.group);
         let args = Args::new(&PART, self.scope())
             .arg(keys.group)
@@ -67,7 +69,13 @@ impl ResultStore {
             .arg(part.member())
             .arg(token)
             .arg(timings::PARTS)
-            .arg(timings::PUBLISH);
+            .arg(timings::PUBLISH)
+            .arg(match (is_fast, part.state) {
+                (false, _) => "all",
+                (true, PartState::Success) => "soon",
+                (true, PartState::Failure | PartState::Revoked) => "failed",
+            })
+            .arg(timings::DONE);
         let mut reply = Reply::of(&PART, args.call(&mut self.connection()).await?)?;
         match reply.text()?.as_str() {
             "claimed" => {}

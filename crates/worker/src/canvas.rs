@@ -107,7 +107,7 @@ fn steps<'a>(
         let mut follow_ups = Vec::with_capacity(aftermath.steps.len());
         for step in aftermath.steps {
             match step {
-                canvas::FollowUp::Send(outgoing) => follow_ups.extend(send(shared, &outgoing).await?),
+                canvas::FollowUp::Send(outgoing) => follow_ups.extend(send(shared, message, &outgoing).await?),
                 canvas::FollowUp::Call(called) => errback::call(shared, message, *called).await,
                 canvas::FollowUp::Store(failure) => follow_ups.extend(
                     is_wanted(shared.config.results.store, None, None, Kind::Failure).then(|| FollowUp::Store {
@@ -147,7 +147,7 @@ fn steps<'a>(
 }
 
 /// A message into its list; through a named exchange, a copy into each queue that is bound.
-async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Error> {
+async fn send(shared: &Shared, message: &TaskMessage, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Error> {
     let task = &outgoing.task;
     let queues = match &outgoing.exchange {
         None => vec![task.queue.clone()],
@@ -168,6 +168,7 @@ async fn send(shared: &Shared, outgoing: &Outgoing) -> Result<Vec<FollowUp>, Err
         .iter()
         .filter_map(|queue| {
             let mut copy = task.clone();
+            crate::facts::pass_trace_on(message, &mut copy.headers);
             copy.delivery_tag = uuid::Uuid::new_v4().to_string(); // One of its own: kombu keeps messages by it.
             let (serializer, compression) = (outgoing.serializer.as_deref(), outgoing.compression.as_deref());
             let (codec, most) = (&shared.config.codec, shared.config.max_message);
@@ -219,7 +220,7 @@ async fn count(
     let token = format!("umbel:{}", part.id);
     let began = Instant::now();
     let counted = loop {
-        match results.count_part(part, &token).await {
+        match results.count_part(part, &token, shared.config.is_chord_fast).await {
             Ok(counted) => break counted,
             Err(err) if err.is_wrong_type() => {
                 tracing::error!(task.id = %message.id, group = %part.group, error = %chain(&err), "the chord cannot be counted and will not end");
@@ -254,6 +255,15 @@ async fn count(
         Ok(ChordEnd::Failed(failed)) => {
             let mut then = steps(shared, results, message, failed).await?;
             then.push(FollowUp::Delete { key: keys.size });
+            if shared.config.is_chord_fast {
+                // Parts may be on their way: nobody is to count them any more.
+                then.extend([keys.parts, keys.extra, keys.counted].map(|key| FollowUp::Delete { key }));
+                then.push(FollowUp::Set {
+                    key: keys.claim.clone(),
+                    ttl: timings::DONE,
+                    value: "done".into(),
+                });
+            }
             then
         }
         Err(malformed) => {

@@ -1,7 +1,7 @@
 """Runs Celery's integration tests without Celery's worker: ours runs already, as a process of its own."""
 
 import pytest
-from deviations import EXPECTED_FAILURES, NOT_APPLICABLE
+from deviations import EXPECTED_FAILURES, NOT_APPLICABLE, PASSED_HERE
 
 import celery.contrib.pytest
 
@@ -33,3 +33,5 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=why))
         elif why := reason(EXPECTED_FAILURES, item):
             item.add_marker(pytest.mark.xfail(reason=why, strict=False))
+        elif reason(PASSED_HERE, item):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "xfail"]

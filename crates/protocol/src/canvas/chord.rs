@@ -300,14 +300,14 @@ fn fail_body(
         // The members fail with the error itself, and each calls its errbacks and the group's.
         let text = traceback(cause);
         for task in super::freeze::flat(body.tasks()?)? {
-            let mut errbacks = task.options.list("link_error");
+            let (id, mut errbacks) = result_errbacks(&task)?;
             errbacks.extend(
                 own.iter()
                     .filter(|errback| !errbacks.contains(errback))
                     .cloned()
                     .collect::<Vec<_>>(),
             );
-            if let Some(id) = task.id() {
+            if let Some(id) = id {
                 let failed = noticed(&id, &task, cause);
                 call_errbacks(&uncalled(errbacks.clone(), called), failed, plan)?;
             }
@@ -338,6 +338,27 @@ fn fail_body(
     fail_all(&rest, error, Some(&traceback(error)), now, &mut plan.steps)?;
     note_called(&all, &mut plan.steps[start..]);
     Ok(())
+}
+
+/// The id of the result of `signature`, and the errbacks that hear of its failure: of a chord those of its body, too, of a
+/// group those of its members.
+fn result_errbacks(signature: &Signature) -> Result<(Option<String>, Vec<Json>), Reason> {
+    let mut errbacks = signature.options.list("link_error");
+    let id = match signature.kind {
+        Kind::Chord => {
+            let (id, of_body) = result_errbacks(&signature.body()?)?;
+            errbacks.extend(of_body);
+            id
+        }
+        Kind::Group => {
+            for task in signature.tasks()? {
+                errbacks.extend(result_errbacks(&task)?.1);
+            }
+            signature.id()
+        }
+        Kind::Task | Kind::Chain => signature.id(),
+    };
+    Ok((id, errbacks))
 }
 
 /// The body of a chord, or a member of it, as its errbacks are told of it.
