@@ -23,6 +23,7 @@ type Refresh = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send +
 /// Where a service registers its metrics before it starts to serve them.
 pub struct Registry {
     inner: Inner,
+    names: Vec<String>,
     refresh: OnceLock<Refresh>,
 }
 
@@ -46,6 +47,7 @@ impl Registry {
         );
         Self {
             inner,
+            names: vec!["umbel_build".to_owned()],
             refresh: OnceLock::new(),
         }
     }
@@ -56,12 +58,18 @@ impl Registry {
         M: prometheus_client::registry::Metric + Clone,
     {
         self.inner.register(name, help, metric.clone());
+        self.names.push(format!("umbel_{name}"));
         metric
     }
 
     /// The registry itself, for what [`Registry::add`] does not cover.
     pub fn inner(&mut self) -> &mut Inner {
         &mut self.inner
+    }
+
+    /// Names of all metrics, as registered: the text adds `_total` and `_info`.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// Ends registration; from here on the registry is only read.

@@ -93,11 +93,13 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     tasks.keep(&config.allowed_tasks);
     let mut registry = Registry::new("worker");
     let metrics = Arc::new(Metrics::new(&mut registry));
+    let sample = crate::sample::Sample::new(&mut registry);
+    let registry = registry.done();
     let readiness = Readiness::new();
     readiness.alive_within(STUCK);
     let admin = CancellationToken::new();
     if let Some(addr) = config.admin {
-        umbel_telemetry::admin::serve(addr, Arc::clone(&readiness), registry.done(), admin.clone())
+        umbel_telemetry::admin::serve(addr, Arc::clone(&readiness), Arc::clone(&registry), admin.clone())
             .await
             .context("serve the admin port")?;
     }
@@ -164,6 +166,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         faults: Faults::default(),
         config,
     });
+    crate::sample::attach(&shared, sample, &registry);
     tracing::info!(
         worker = %shared.worker, node = %shared.config.name, queues = ?shared.config.queues,
         slots = shared.slots.total(), server = %shared.broker.server(), "worker starts"
@@ -321,6 +324,8 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         backoff,
         deciding: tokio::sync::watch::Sender::new(false),
         aside: Aside::default(),
+        runners: Arc::default(),
+        starting: Vec::new(),
         shares: Shares::new(config.consumption),
         asking: Vec::new(),
         blocked: None,

@@ -51,6 +51,9 @@ pub(crate) struct Consumer {
     /// Messages were taken and are not yet decided on: not a moment to drop the loop.
     pub(crate) deciding: watch::Sender<bool>,
     pub(crate) aside: Aside,
+    pub(crate) runners: Arc<Runners<Start>>,
+    /// Decided on, on their way to the runners.
+    pub(crate) starting: Vec<Start>,
     /// Whose turn it is.
     pub(crate) shares: Shares,
     /// Messages of a batch that must ask before they run.
@@ -116,6 +119,8 @@ impl Consumer {
 
     async fn consume(&mut self) {
         let mut failures = 0_u32;
+        let mut explained = crate::server::Explained::default();
+        let mut trouble = None;
         let mut fruitless = 0_u32;
         let mut leader_seen = Instant::now();
         let mut leader_asked = Instant::now();
@@ -147,7 +152,7 @@ impl Consumer {
             }
             match next {
                 Ok(next) => {
-                    failures = 0;
+                    (failures, trouble) = (0, None);
                     // However long the backlog: now and then a look, or a suspect would wait for its end.
                     if matches!(next, Next::Again) && looked.elapsed() < PATIENCE {
                         is_woken = true;
@@ -156,11 +161,15 @@ impl Consumer {
                 }
                 Err(err) => {
                     self.shared.metrics.broker_failed(&err);
-                    if failures.is_multiple_of(20) {
+                    // Each kind once, and then now and then.
+                    if trouble.replace(err.trouble()) != Some(err.trouble()) || failures.is_multiple_of(20) {
                         tracing::warn!(error = %chain(&err), server = %self.broker.server(), "taking messages again");
                     }
                     failures += 1;
                     is_woken = true;
+                    explained
+                        .explain(&self.broker, &self.shared.queues.names(), &err)
+                        .await;
                     tokio::time::sleep(self.pause(&err, failures)).await;
                     continue;
                 }
@@ -313,6 +322,9 @@ impl Consumer {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_new = known.as_ref().is_none_or(|generation| *generation != hello.generation);
+        if known.is_some() {
+            self.shared.metrics.reconnects.inc();
+        }
         if known.is_some() && is_new {
             tracing::error!(server = %self.broker.server(), "the broker has lost its data");
         }

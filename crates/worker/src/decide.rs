@@ -16,14 +16,20 @@ use crate::admit::{Admission, UnknownTask, admit};
 use crate::app::Shared;
 use crate::canvas;
 use crate::consume::Consumer;
+use crate::facts;
 use crate::job::{Failure, Job};
 use crate::lease::Cut;
+use crate::limits::Asking;
 use crate::lost::{Unread, quarantine};
 use crate::rates::Turn;
 use crate::run::{Delivery, run};
+use crate::runners::give_back;
+use crate::skew;
 
-/// A message that other workers know is handed back so many times before it is given up.
-const HAND_BACKS: u64 = 30;
+/// Messages that are handed to the runners together: the first start while the last are read.
+const TOGETHER: usize = 32;
+/// A message that is handed back is not taken again for so long: others get their chance.
+const HAND_BACK: Duration = Duration::from_secs(1);
 
 impl Consumer {
     /// Decides on each message and starts what can run. Told to be quiet, it leaves the rest to the last hello, which
@@ -31,6 +37,8 @@ impl Consumer {
     pub(crate) async fn start(&mut self, batch: Batch) {
         self.deciding.send_replace(true);
         self.decide_all(batch).await;
+        self.take_turns().await;
+        self.start_gathered();
         self.deciding.send_replace(false);
     }
 
@@ -42,6 +50,7 @@ impl Consumer {
             taken,
             has_counted,
             faults,
+            blocked: _,
         } = batch;
         self.shared.has_counted.store(has_counted, Ordering::Relaxed);
         for (key, reason) in faults {
@@ -70,7 +79,8 @@ impl Consumer {
             } = one;
             if self.quiet.is_cancelled() {
                 let rest = taken.map(|(_, one)| one.lid);
-                for lid in std::iter::once(lid).chain(rest) {
+                let asking = self.asking.drain(..).map(|one| one.ask.lid);
+                for lid in std::iter::once(lid).chain(rest).chain(asking) {
                     self.shared.leases.remove(std::iter::once(&lid));
                 }
                 return self.reserver.forget();
@@ -81,19 +91,17 @@ impl Consumer {
             };
             match self.shared.config.codec.decode(&raw, &limits, &self.shared.config.zone) {
                 Ok(message) => {
-                    self.decide(
-                        Delivery {
-                            lease,
-                            queue,
-                            raw: Arc::new(raw),
-                            message: Arc::new(message),
-                            is_suspect,
-                            is_early: false,
-                            sends: Aftermath::default(),
-                        },
-                        now,
-                    )
-                    .await;
+                    let message = Arc::new(message);
+                    let delivery = Delivery {
+                        lease,
+                        queue: Arc::clone(&queue),
+                        raw: Arc::new(raw),
+                        message: Arc::clone(&message),
+                        is_suspect,
+                        is_early: false,
+                        sends: Aftermath::default(),
+                    };
+                    facts::within(&message, &queue, self.decide(delivery, now)).await;
                 }
                 Err(malformed) => {
                     let raw = Arc::new(raw);
@@ -116,17 +124,16 @@ impl Consumer {
         }
         match (admit(&delivery.message, job.is_some(), now), job) {
             (Admission::Run, Some(job)) => {
-                let turn = self.shared.rates.turn(job.name(), Instant::now(), crate::random());
-                match turn {
-                    Turn::After(Duration::ZERO) => {
-                        self.shared.events.received(&delivery.message, false);
-                        self.spawn(delivery, job).await;
-                    }
-                    Turn::After(wait) => {
-                        self.shared.events.received(&delivery.message, false);
-                        self.hold(delivery, job, wait);
-                    }
-                    Turn::Away(wait) => self.park(delivery, now + wait.as_secs_f64(), wait).await,
+                let options = self.shared.tasks.options(&delivery.message.task);
+                if let Some(version) = skew::too_new(&delivery.message, options) {
+                    return self.too_new(delivery, version).await;
+                }
+                if let Some(wait) = self.shared.budget.wait(&delivery.queue, delivery.message.retries) {
+                    return self.park(delivery, now + wait.as_secs_f64(), wait).await;
+                }
+                match self.shared.limits.ask(&delivery, &*job) {
+                    None => self.begin(delivery, job, Duration::ZERO).await,
+                    Some(ask) => self.asking.push(Asking { delivery, job, ask }),
                 }
             }
             (Admission::Later(due), _) => {
@@ -138,6 +145,24 @@ impl Consumer {
         }
     }
 
+    /// Starts a message, after `wait` at the earliest; the limit of this worker alone may want more.
+    pub(crate) async fn begin(&mut self, delivery: Delivery, job: Arc<dyn Job>, wait: Duration) {
+        match self.shared.rates.turn(job.name(), Instant::now(), crate::random()) {
+            Turn::After(own) => {
+                self.shared.events.received(&delivery.message, false);
+                self.shared.recycle.started();
+                match wait.max(own) {
+                    Duration::ZERO => self.spawn(delivery, job).await,
+                    wait => self.hold(delivery, job, wait),
+                }
+            }
+            Turn::Away(wait) => {
+                let due = self.shared.clock.now() + wait.as_secs_f64();
+                self.park(delivery, due, wait).await;
+            }
+        }
+    }
+
     /// Puts a message aside until its time.
     async fn park(&self, delivery: Delivery, due: f64, wait: Duration) {
         self.shared.events.received(&delivery.message, true);
@@ -146,7 +171,7 @@ impl Consumer {
     }
 
     /// A task that this worker does not know: back to who does, else to the dead letters.
-    async fn unknown(&mut self, delivery: Delivery) {
+    async fn unknown(&mut self, mut delivery: Delivery) {
         let (task, queue) = (delivery.message.task.clone(), Arc::clone(&delivery.queue));
         let is_hand_back = self.shared.config.on_unknown_task == UnknownTask::HandBack;
         let (peers, me) = (&mut self.peers, &self.shared.worker);
@@ -156,26 +181,9 @@ impl Consumer {
             return self.reserver.forget();
         };
         if is_known {
-            match self.broker.count_hand_back(&delivery.message.id).await {
-                Ok(times) if times <= HAND_BACKS => {
-                    let due = self.shared.clock.now() + 1.0;
-                    self.shared.due.within(Duration::from_secs(1));
-                    tracing::info!(task.name = %task, queue = %queue, times, "unknown here, handed back to others on the queue");
-                    return self
-                        .shared
-                        .end(delivery, End::Park { due }, None, "", "handed_back")
-                        .await;
-                }
-                Ok(_) => {}
-                // Not counted is not used up: what others know is not buried for a hiccup of Redis.
-                Err(err) => {
-                    tracing::debug!(error = %chain(&err), "hand-back not counted");
-                    let due = self.shared.clock.now() + 1.0;
-                    return self
-                        .shared
-                        .end(delivery, End::Park { due }, None, "", "handed_back")
-                        .await;
-                }
+            match self.leave_to_others(delivery).await {
+                Some(left) => delivery = left,
+                None => return,
             }
         }
         let failure = Failure {
@@ -187,6 +195,33 @@ impl Consumer {
             .await;
     }
 
+    /// A message whose arguments are newer than what its task reads here: to a newer release, else to the dead letters.
+    async fn too_new(&self, delivery: Delivery, version: u32) {
+        if let Some(delivery) = self.leave_to_others(delivery).await {
+            let (failure, reason) = (skew::failure(version), skew::reason(version));
+            self.shared.bury(delivery, &failure, reason).await;
+        }
+    }
+
+    /// Hands a message back to its queue for others, unless that was done too often: then here it is again.
+    async fn leave_to_others(&self, delivery: Delivery) -> Option<Delivery> {
+        match self.broker.count_hand_back(&delivery.message.id).await {
+            Ok(times) if times > self.shared.config.hand_backs => return Some(delivery),
+            Ok(times) => {
+                let (task, queue) = (&delivery.message.task, &delivery.queue);
+                tracing::info!(task.name = %task, queue = %queue, times, "not for this worker, handed back to others on the queue");
+            }
+            // Not counted is not used up: what others know is not buried for a hiccup of Redis.
+            Err(err) => tracing::debug!(error = %chain(&err), "hand-back not counted"),
+        }
+        let due = self.shared.clock.now() + HAND_BACK.as_secs_f64();
+        self.shared.due.within(HAND_BACK);
+        self.shared
+            .end(delivery, End::Park { due }, None, "", "handed_back")
+            .await;
+        None
+    }
+
     async fn spawn(&mut self, delivery: Delivery, job: Arc<dyn Job>) {
         let slot = match self.permits.as_mut().and_then(|permits| permits.split(1)) {
             Some(slot) => slot,
@@ -196,7 +231,21 @@ impl Consumer {
                 Err(_) => return,
             },
         };
-        tokio::spawn(run_in(Arc::clone(&self.shared), slot, delivery, job));
+        self.starting.push((slot, delivery, job));
+        if self.starting.len() >= TOGETHER {
+            self.start_gathered();
+        }
+    }
+
+    /// Hands what was decided on to the runners.
+    fn start_gathered(&mut self) {
+        if !self.starting.is_empty() {
+            let these = std::mem::take(&mut self.starting);
+            self.runners
+                .start(&self.shared, these, |shared, (slot, delivery, job)| {
+                    run_in(shared, slot, delivery, job)
+                });
+        }
     }
 
     /// Waits for the message's turn under its lease, without a slot, and then for a slot.
@@ -237,10 +286,11 @@ impl Consumer {
 async fn run_in(shared: Arc<Shared>, slot: OwnedSemaphorePermit, delivery: Delivery, job: Arc<dyn Job>) {
     shared.started.fetch_add(1, Ordering::Relaxed);
     shared.metrics.started.inc();
-    run(&shared, delivery, job).await;
+    let (message, queue) = (Arc::clone(&delivery.message), Arc::clone(&delivery.queue));
+    facts::within(&message, &queue, run(&shared, delivery, job)).await;
     shared.finished.fetch_add(1, Ordering::Relaxed);
     shared.metrics.finished.inc();
-    drop(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+    give_back(slot); // After the settlement is on its way: a slow Redis slows the taking down.
 }
 
 /// Faults of lists, told once a minute each: one line, not one a reserve.

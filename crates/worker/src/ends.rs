@@ -15,8 +15,10 @@ use umbel_telemetry::chain;
 use crate::app::Shared;
 use crate::canvas;
 use crate::job::Failure;
+use crate::limits;
 use crate::results::{Kind, is_wanted};
 use crate::run::Delivery;
+use crate::runners::gather;
 use crate::settle::Ended;
 
 /// What a result document is made of.
@@ -37,12 +39,24 @@ impl Shared {
         }
     }
 
-    /// Hands an end to the settler; waits while it has many.
+    /// Hands an end to the settler; waits while it has many. Of a run that a runner polls, it goes with others.
     pub(crate) async fn send(&self, ended: Ended) {
+        let Some(ended) = gather(ended) else { return };
         let lid = Arc::clone(&ended.settlement.lid);
         if self.ended.send(ended).await.is_err() {
             tracing::error!("nobody settles any more: the lease will");
             self.leases.remove(std::iter::once(&lid));
+        }
+    }
+
+    /// Hands many ends to the settler, and leaves none.
+    pub(crate) async fn send_all(&self, ended: &mut Vec<Ended>) {
+        match self.ended.reserve_many(ended.len()).await {
+            Ok(places) => places.zip(ended.drain(..)).for_each(|(place, ended)| place.send(ended)),
+            Err(_) => {
+                tracing::error!("nobody settles any more: the lease will");
+                self.leases.remove(ended.drain(..).map(|ended| ended.settlement.lid).collect::<Vec<_>>().iter());
+            }
         }
     }
 
@@ -132,15 +146,17 @@ impl Shared {
         delivery: Delivery,
         end: End,
         result: Option<StoredResult>,
-        follow_ups: Vec<FollowUp>,
+        mut follow_ups: Vec<FollowUp>,
         (outcome, state): (&'static str, &'static str),
     ) {
+        follow_ups.extend(limits::at_the_end(self, &delivery.message, &end, state));
         let Delivery {
             lease, queue, message, ..
         } = delivery;
         let run = message.header("umbel_run").and_then(|run| run.to().ok());
         let is_known = self.tasks.get(&message.task).is_some();
         self.metrics
+            .tasks
             .ended(&queue, if is_known { &message.task } else { "" }, state);
         let settlement = Settlement {
             lid: lease.lid,
@@ -193,8 +209,8 @@ impl Shared {
         trail: &[Json],
     ) {
         tracing::warn!(
-            task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue, reason = %reason,
-            "task failed: dead letter"
+            task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue,
+            reason = %loggable(failure, &reason), "task failed: dead letter"
         );
         let document = failure.document();
         let text = traceback(failure, &delivery.message.task);
@@ -225,6 +241,16 @@ impl Shared {
         self.end_workflow(delivery, end, result, aftermath, ("failed", "failed"))
             .await;
     }
+}
+
+/// The reason, where the words are ours; else the class of the exception. The task's own words may hold its arguments:
+/// its result and its dead letter have them.
+fn loggable<'a>(failure: &'a Failure, reason: &'a str) -> &'a str {
+    let is_ours = matches!(
+        failure.exc_type.as_str(),
+        "NotRegistered" | "TimeLimitExceeded" | "WorkerLostError" | "DecodeError"
+    );
+    if is_ours { reason } else { &failure.exc_type }
 }
 
 /// The traceback of a failure. Those that Celery's own machinery raises have none: nothing of the task's ran then.

@@ -89,8 +89,9 @@ pub(crate) async fn execute(
         () = soft => Ending::HandBack, // Never: the future above does not end.
     };
     cancel.cancel(); // Whatever the task spawned and told of its token ends too.
-    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(run))) {
-        tracing::warn!(reason = %panicked(&*panic).message, "task panicked while it was dropped");
+    // Its words may hold arguments.
+    if std::panic::catch_unwind(AssertUnwindSafe(|| drop(run))).is_err() {
+        tracing::warn!("task panicked while it was dropped");
     }
     // A task that saw its lease go may well have returned something: it does not count.
     if lease.is_lost() { Ending::Lost } else { ending }

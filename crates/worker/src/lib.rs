@@ -37,11 +37,13 @@ mod canvas;
 mod clock;
 mod consume;
 mod control;
+mod counts;
 mod decide;
 mod ends;
 mod errback;
 mod events;
 mod execute;
+mod facts;
 mod failure;
 mod heartbeat;
 mod inspect;
@@ -53,6 +55,7 @@ mod limits;
 mod lost;
 mod metrics;
 mod options;
+mod orphans;
 mod peers;
 mod queues;
 mod rates;
@@ -63,9 +66,12 @@ mod results;
 pub mod retry;
 mod revoked;
 mod run;
+mod runners;
+mod sample;
 mod server;
 mod settle;
 mod shares;
+mod skew;
 mod slots;
 mod stop;
 mod stuck;
@@ -174,7 +180,10 @@ impl Worker {
     /// A configuration that cannot work, or an address nobody can listen on. A broker that is away is waited for.
     pub fn run(self) -> anyhow::Result<()> {
         jobs::leash::attend();
+        // Two at least: a task that never gives way leaves the other one to the rest.
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.max(2))
             .enable_all()
             .build()
             .context("start the runtime")?;
@@ -186,6 +195,7 @@ impl Worker {
         };
         let config = Config::try_from(Args::parse())?;
         umbel_telemetry::logs::init("worker");
+        orphans::attend();
         // One provider, chosen before the first TLS connection; a second install is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ended = runtime.block_on(self.run_until(config, stop));

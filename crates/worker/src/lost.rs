@@ -116,7 +116,7 @@ pub(crate) async fn quarantine(shared: &Arc<Shared>, delivery: Unread, malformed
             .end_workflow(delivery, end, result, aftermath, ("failed", "quarantined"))
             .await;
     }
-    shared.metrics.ended(&queue, "", "quarantined");
+    shared.metrics.tasks.ended(&queue, "", "quarantined");
     let id = malformed.id.clone().unwrap_or_default();
     let is_told = !id.is_empty() && is_wanted(shared.config.results.store, None, None, Kind::Failure);
     let result = is_told.then(|| {

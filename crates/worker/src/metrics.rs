@@ -4,15 +4,9 @@ use umbel_telemetry::metrics::counter::Counter;
 use umbel_telemetry::metrics::encoding::EncodeLabelSet;
 use umbel_telemetry::metrics::family::Family;
 use umbel_telemetry::metrics::gauge::Gauge;
-use umbel_telemetry::metrics::histogram::Histogram;
-use umbel_telemetry::metrics::{Registry, SECONDS};
+use umbel_telemetry::metrics::Registry;
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(crate) struct TaskLabels {
-    pub(crate) queue: String,
-    pub(crate) task: String,
-    pub(crate) state: &'static str,
-}
+use crate::counts::Counts;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct QueueLabels {
@@ -35,8 +29,8 @@ pub(crate) struct LevelLabels {
 }
 
 pub(crate) struct Metrics {
-    tasks: Family<TaskLabels, Counter>,
-    runtime: Family<QueueLabels, Histogram, fn() -> Histogram>,
+    /// Ends, runtimes and waits.
+    pub(crate) tasks: Counts,
     pub(crate) slots: Family<StateLabels, Gauge>,
     pub(crate) stuck: Gauge,
     pub(crate) stuck_total: Counter,
@@ -44,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) ack_unknown: Counter,
     pub(crate) reclaimed: Counter,
     pub(crate) repaired: Counter,
+    pub(crate) reconnects: Counter,
     broker_errors: Family<KindLabels, Counter>,
     broker_durability: Family<LevelLabels, Gauge>,
     broker_evicts: Gauge,
@@ -53,10 +48,13 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Metrics {
-        let runtime = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
+        registry.add(
+            "log_dropped",
+            "Lines of the log that nobody read in time, or that found no room",
+            umbel_telemetry::logs::dropped(),
+        );
         Metrics {
-            tasks: registry.add("task", "Tasks that ended, by how", Family::default()),
-            runtime: registry.add("task_runtime_seconds", "Time that tasks ran", runtime),
+            tasks: Counts::new(registry),
             slots: registry.add("worker_slots", "Slots by state", Family::default()),
             stuck: registry.add(
                 "worker_stuck_slots",
@@ -88,6 +86,11 @@ impl Metrics {
                 "Records that this worker's janitor repaired",
                 Counter::default(),
             ),
+            reconnects: registry.add(
+                "broker_reconnects",
+                "New connections of the one that takes messages",
+                Counter::default(),
+            ),
             broker_errors: registry.add("broker_errors", "Calls to Redis that failed, by kind", Family::default()),
             broker_durability: registry.add(
                 "broker_durability",
@@ -117,23 +120,5 @@ impl Metrics {
             level.set(i64::from(survey.durability == Some(one)));
         }
         self.broker_evicts.set(i64::from(survey.eviction.is_some()));
-    }
-
-    pub(crate) fn runtime(&self, queue: &str, took: std::time::Duration) {
-        self.runtime
-            .get_or_create(&QueueLabels {
-                queue: queue.to_owned(),
-            })
-            .observe(took.as_secs_f64());
-    }
-
-    pub(crate) fn ended(&self, queue: &str, task: &str, state: &'static str) {
-        self.tasks
-            .get_or_create(&TaskLabels {
-                queue: queue.to_owned(),
-                task: task.to_owned(),
-                state,
-            })
-            .inc();
     }
 }

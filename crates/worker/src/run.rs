@@ -72,6 +72,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
         let why = if is_expired { "expired" } else { "revoked" };
         return shared.revoke(delivery, why).await;
     }
+    crate::limits::note_start(shared, &message).await;
     if is_early(shared, &message) {
         if !acknowledge_early(shared, &delivery).await {
             shared.leases.stopped(&delivery.lease.lid);
@@ -80,6 +81,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
         delivery.is_early = true;
         shared.leases.keep(&delivery.lease.lid, &message);
     }
+    shared.metrics.tasks.waited(&delivery.queue, since - ready_at(&delivery));
     shared.events.task(|| Event::TaskStarted {
         uuid: message.id.clone(),
     });
@@ -93,7 +95,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
     let ending = execute(job, ctx, args, limits, &shared.abandon).await;
     shared.leases.stopped(&delivery.lease.lid);
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
-    shared.metrics.runtime(&delivery.queue, began.elapsed());
+    shared.metrics.tasks.ran(&delivery.queue, began.elapsed());
     let sent = std::mem::take(&mut *sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     let trail: Vec<Json> = sent.iter().map(ResultTuple::to_json).collect();
     match ending {
@@ -136,6 +138,23 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
         }
         Ending::HandBack => hand_back(shared, delivery, &trail).await,
     }
+}
+
+/// When the message could have run first (Redis time in seconds): when it was sent, where that is known, or was due;
+/// otherwise when this worker took it.
+fn ready_at(delivery: &Delivery) -> f64 {
+    const SENT: &str = "\"umbel_sent_at\":";
+    let message = &delivery.message;
+    let headers = message.headers.as_str();
+    let sent = headers.find(SENT).and_then(|at| {
+        let text = headers[at + SENT.len()..].trim_start();
+        let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+        text[..end].parse::<f64>().ok()
+    });
+    #[allow(clippy::cast_precision_loss)] // Microseconds since 1970.
+    let seen = || delivery.lease.micros as f64 / 1e6;
+    let due = message.eta.map_or(0.0, seconds_of);
+    sent.map_or_else(seen, |sent| sent.max(due))
 }
 
 /// What the message says, then remote control, then the task, then the flags.
@@ -226,7 +245,7 @@ async fn reject(shared: &Arc<Shared>, delivery: Delivery, reason: Option<String>
         uuid: delivery.message.id.clone(),
         requeue,
     };
-    tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, requeue, reason, "rejected by its task");
+    tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, requeue, "rejected by its task");
     if !requeue {
         let why = reason.as_deref().unwrap_or("no reason given").to_owned();
         let failure = Failure::raise("celery.exceptions", "Reject", &(reason, false));

@@ -164,6 +164,12 @@ impl Recovery {
     }
 
     async fn tidy(&self, thorough: bool) {
+        let queues = self.queues.names();
+        let queues: Vec<&str> = queues.iter().map(String::as_str).collect();
+        // Dead letters grow old without anything new; more than one call takes go the next time.
+        if let Err(err) = self.broker.trim_aside(&queues).await {
+            tracing::debug!(error = %chain(&err), "dead letters are bounded later");
+        }
         match self.broker.janitor(thorough).await {
             Ok(report) => {
                 let repairs = report.leases_given + report.leases_removed + report.counts_corrected;
