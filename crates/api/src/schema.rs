@@ -21,3 +21,8 @@ pub(crate) fn opaque_list(_: &mut SchemaGenerator) -> Schema {
 pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "additionalProperties": {"x-kubernetes-int-or-string": true}})
 }
+
+/// A number or a text.
+pub(crate) fn int_or_string(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-int-or-string": true})
+}

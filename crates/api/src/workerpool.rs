@@ -1,9 +1,16 @@
 //! `WorkerPool`: a fleet of workers.
 
+mod scaling;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use scaling::{
+    BrokerPolicy, Calendar, Down, Goal, Mode, OnBrokerError, Paused, Policy, PolicyKind, Scaling, Select, Target,
+    TargetKind, Up,
+};
 
 use crate::{refs::Selector, span::Span};
 
@@ -53,7 +60,7 @@ pub struct WorkerPoolSpec {
     #[schemars(range(min = 1, max = 10_000))]
     pub concurrency: u32,
 
-    /// Size of the fleet while `scaling.mode` is Manual.
+    /// Size of the fleet while `scaling.mode` is Manual or External: what `kubectl scale`, an HPA or KEDA write.
     #[serde(default = "replicas")]
     #[schemars(range(min = 0, max = 10_000))]
     pub replicas: u32,
@@ -61,6 +68,10 @@ pub struct WorkerPoolSpec {
     /// How the fleet gets its size.
     #[serde(default)]
     pub scaling: Scaling,
+
+    /// Takes the fleet to zero, each pod when it is idle, and keeps it there whatever the rest says.
+    #[serde(default)]
+    pub suspend: bool,
 
     /// What a stopping pod may take.
     #[serde(default)]
@@ -82,93 +93,6 @@ pub struct QueueShare {
     /// Name of the TaskQueue.
     #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
-}
-
-/// How a fleet gets its size.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas").message("minReplicas must not be larger than maxReplicas").field_path(".minReplicas"))]
-pub struct Scaling {
-    /// Who decides the size.
-    #[serde(default)]
-    pub mode: Mode,
-    /// The smallest size.
-    #[serde(default)]
-    #[schemars(range(min = 0, max = 10_000))]
-    pub min_replicas: u32,
-    /// The largest size.
-    #[serde(default = "max_replicas")]
-    #[schemars(range(min = 0, max = 10_000))]
-    pub max_replicas: u32,
-    /// Slots that stay free beyond demand.
-    #[serde(default)]
-    #[schemars(range(min = 0, max = 100_000))]
-    pub min_idle_slots: u32,
-    /// A pool of size zero starts when demand is larger than this.
-    #[serde(default)]
-    #[schemars(range(min = 0, max = 1_000_000_000))]
-    pub activation_threshold: u32,
-    /// What the size aims at.
-    #[serde(default)]
-    pub target: Target,
-    /// How the fleet grows.
-    #[serde(default)]
-    pub up: Up,
-    /// How the fleet shrinks.
-    #[serde(default)]
-    pub down: Down,
-}
-
-/// Who decides a fleet's size.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
-pub enum Mode {
-    /// Demand does.
-    #[default]
-    Auto,
-    /// `spec.replicas` does.
-    Manual,
-}
-
-/// What the size aims at.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Target {
-    /// What is measured.
-    #[serde(default, rename = "type")]
-    pub kind: TargetKind,
-    /// Percent of the slots that should be in use.
-    #[serde(default = "utilization")]
-    #[schemars(range(min = 1, max = 100))]
-    pub value: u32,
-}
-
-/// What a target measures.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
-pub enum TargetKind {
-    /// The part of all slots that is in use.
-    #[default]
-    Utilization,
-}
-
-/// How a fleet grows.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Up {
-    /// The smallest size asked for within this time counts.
-    #[serde(default)]
-    pub stabilization: Span,
-}
-
-/// How a fleet shrinks.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Down {
-    /// The largest size asked for within this time counts.
-    #[serde(default = "minute")]
-    pub stabilization: Span,
-    /// The last pods go when nothing was to do for this long.
-    #[serde(default = "minute")]
-    pub cooldown_to_zero: Span,
 }
 
 /// What a stopping pod may take.
@@ -276,48 +200,6 @@ fn concurrency() -> u32 {
 }
 fn replicas() -> u32 {
     1
-}
-fn max_replicas() -> u32 {
-    10
-}
-fn utilization() -> u32 {
-    80
-}
-fn minute() -> Span {
-    Span::secs(60)
-}
-
-impl Default for Scaling {
-    fn default() -> Self {
-        Self {
-            mode: Mode::default(),
-            min_replicas: 0,
-            max_replicas: max_replicas(),
-            min_idle_slots: 0,
-            activation_threshold: 0,
-            target: Target::default(),
-            up: Up::default(),
-            down: Down::default(),
-        }
-    }
-}
-
-impl Default for Target {
-    fn default() -> Self {
-        Self {
-            kind: TargetKind::default(),
-            value: utilization(),
-        }
-    }
-}
-
-impl Default for Down {
-    fn default() -> Self {
-        Self {
-            stabilization: minute(),
-            cooldown_to_zero: minute(),
-        }
-    }
 }
 
 /// What was seen of a fleet, and what was done.

@@ -39,9 +39,9 @@ fn smallest_objects_get_their_defaults() {
         (
             pool.scaling.min_replicas,
             pool.scaling.max_replicas,
-            pool.scaling.target.value
+            pool.scaling.target.value.count()
         ),
-        (0, 10, 80)
+        (0, 10, Some(80))
     );
 
     let task: PeriodicTaskSpec = serde_json::from_str(

@@ -74,6 +74,10 @@ fn pool(patch: &Value) -> Value {
     spec
 }
 
+fn scaling(scaling: &Value) -> Value {
+    pool(&json!({ "scaling": scaling }))
+}
+
 /// What must be taken: smallest objects, and each optional part once.
 fn accepted() -> Vec<(&'static str, Value)> {
     vec![
@@ -128,6 +132,30 @@ fn accepted() -> Vec<(&'static str, Value)> {
             ]}}})),
         ),
         ("WorkerPool", pool(&json!({"drain": {"gracePeriod": "1h30m"}}))),
+        ("WorkerPool", pool(&json!({"suspend": true}))),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "BacklogPerReplica", "value": 200}, "interval": "5s", "paused": "In"})),
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "DrainTime", "value": "1h30m"}})),
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "Latency", "value": "30s"}, "mode": "External"})),
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({
+                "up": {"stabilization": "15s", "selectPolicy": "Min", "policies": [
+                    {"type": "Percent", "value": 200, "periodSeconds": 15}, {"type": "Pods", "value": 4, "periodSeconds": 1800}]},
+                "down": {"cooldownToZero": "10m", "selectPolicy": "Disabled"},
+                "onBrokerError": {"policy": "Fallback", "replicas": 3, "failureThreshold": 10},
+                "schedules": [{"name": "office", "start": "0 8 * * MON-FRI", "end": "0 18 * * MON-FRI",
+                    "timeZone": "Europe/Berlin", "minReplicas": 4, "maxReplicas": 40}],
+            })),
+        ),
         (
             "PeriodicTask",
             schedule(
@@ -259,6 +287,123 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "WorkerPool",
             pool(&json!({"scaling": {"mode": "Sometimes"}})),
             "spec.scaling.mode",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"value": 0}})),
+            "Utilization is a number of percent from 1 to 100",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"value": "80"}})),
+            "Utilization is a number of percent from 1 to 100",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"value": -5}})),
+            "Utilization is a number of percent from 1 to 100",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "BacklogPerReplica", "value": 0}})),
+            "BacklogPerReplica is a number of messages",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "BacklogPerReplica", "value": "5m"}})),
+            "BacklogPerReplica is a number of messages",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "DrainTime"}})),
+            "DrainTime and Latency are durations from 1s to 168h",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "DrainTime", "value": "1y"}})),
+            "spec.scaling.target.value",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "Latency", "value": "-5s"}})),
+            "spec.scaling.target.value",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "Latency", "value": "200h"}})),
+            "spec.scaling.target.value",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"target": {"type": "Luck", "value": 5}})),
+            "spec.scaling.target.type",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"interval": "500ms"})),
+            "an interval lasts from 1s to 5m",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"up": {"stabilization": "25h"}})),
+            "spec.scaling.up.stabilization",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"down": {"cooldownToZero": "169h"}})),
+            "spec.scaling.down.cooldownToZero",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"up": {"policies": [{"type": "Pods", "value": 0, "periodSeconds": 15}]}})),
+            "policies[0].value",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"up": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 1801}]}})),
+            "policies[0].periodSeconds",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"down": {"policies": [{"type": "Share", "value": 1, "periodSeconds": 1}]}})),
+            "policies[0].type",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"paused": "Maybe"})),
+            "spec.scaling.paused",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"onBrokerError": {"policy": "Fallback"}})),
+            "replicas is given with policy Fallback, and only then",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"onBrokerError": {"replicas": 2}})),
+            "replicas is given with policy Fallback, and only then",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"onBrokerError": {"failureThreshold": 0}})),
+            "onBrokerError.failureThreshold",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"schedules": [{"name": "a", "start": "0 8 * * *", "end": "0 9 * * *"}]})),
+            "minReplicas or maxReplicas must be given",
+        ),
+        (
+            "WorkerPool",
+            scaling(&json!({"schedules": [{"name": "a", "start": "0 8 * * *", "end": "0 8 * * *", "minReplicas": 1}]})),
+            "start and end must differ",
+        ),
+        (
+            "WorkerPool",
+            scaling(
+                &json!({"schedules": [{"name": "a", "start": "0 8 * * *", "end": "0 9 * * *", "minReplicas": 3, "maxReplicas": 2}]}),
+            ),
+            "minReplicas must not be larger than maxReplicas",
         ),
         ("WorkerPool", pool(&json!({"concurrency": 0})), "spec.concurrency"),
         ("WorkerPool", pool(&json!({"replicas": -1})), "spec.replicas"),
@@ -460,7 +605,7 @@ async fn kinds_are_taken_defaulted_and_refused() {
         .data;
     assert_eq!(
         made["spec"]["scaling"]["down"],
-        json!({"stabilization": "5s", "cooldownToZero": "1m"})
+        json!({"stabilization": "5s", "cooldownToZero": "1m", "selectPolicy": "Max"})
     );
     assert_eq!(
         made["spec"]["scaling"]["target"],

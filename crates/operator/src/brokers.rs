@@ -15,6 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::broadcast;
 use umbel_api::TaskQueue;
 use umbel_broker::{Broker, QueueDepth, QueueFault, WorkerRecord};
+use umbel_plan::scaling::Pace;
 
 use crate::args::Release;
 
@@ -103,6 +104,8 @@ pub struct Sample {
     pub queues: BTreeMap<String, Result<QueueDepth, QueueFault>>,
     /// Every worker that has an entry.
     pub workers: Vec<WorkerRecord>,
+    /// The pace of each pool that aims at a time, by the pool's uid.
+    pub paces: BTreeMap<String, Pace>,
 }
 
 /// The latest knowledge of one broker.

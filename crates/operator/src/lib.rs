@@ -17,6 +17,7 @@ pub mod carry;
 pub mod children;
 pub mod context;
 pub mod controllers;
+pub mod demand;
 mod failpoint;
 pub mod leader;
 pub mod metrics;

@@ -10,6 +10,7 @@ use umbel_api::condition::{self, Finding, Status};
 use umbel_api::names::pool_condition;
 use umbel_api::workerpool::{Counters, DemandStatus, LastScale, Slots, WorkerPoolStatus};
 use umbel_plan::drain::{self, Gate, World};
+use umbel_plan::explain::{self, Story};
 use umbel_plan::scaling::Decision;
 use umbel_plan::{deployment, scaling};
 
@@ -141,11 +142,28 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         (None, _) if is_whole => Finding::new(pool_condition::READY, true, "Running", progress),
         (None, _) => Finding::new(pool_condition::READY, false, "Progressing", progress),
     };
-    let limited = decision.bound.is_some();
-    let active = decision.reason.is_informed();
-    let sentence = decision.to_string();
+    let active = decision.reason.is_active();
+    let number = |matches: &dyn Fn(&&&drain::Pod) -> bool| {
+        u32::try_from(live.iter().filter(matches).count()).unwrap_or(u32::MAX)
+    };
+    let yielded = foreign_scaler.as_ref().filter(|(_, yields)| *yields);
+    let obstacles = [
+        refused.as_ref().map(|(_, why)| why.clone()),
+        replica_failure.clone(),
+        broker_fault.as_ref().map(|(_, why)| why.clone()),
+        yielded.map(|(manager, _)| format!("{manager}, which writes the Deployment's size again and again")),
+    ];
+    let story = Story {
+        live: number(&|_| true),
+        ready: number(&|pod| pod.is_admitted() && pod.ready),
+        busy: number(&|pod| pod.worker.as_ref().is_some_and(|worker| worker.held > 0)),
+        draining: number(&|pod| pod.worker.as_ref().is_some_and(|worker| worker.gate == Gate::Closed)),
+        decision,
+        turn: &turn.reason,
+        obstacles: obstacles.into_iter().flatten().collect(),
+    };
     let stuck = match (blocked, &turn.reason) {
-        (Some(word), reason) => Finding::new(pool_condition::SCALE_DOWN_BLOCKED, true, word, explain(reason)),
+        (Some(word), reason) => Finding::new(pool_condition::SCALE_DOWN_BLOCKED, true, word, explain::step(reason)),
         (None, _) => Finding::new(
             pool_condition::SCALE_DOWN_BLOCKED,
             false,
@@ -159,18 +177,22 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
             pool_condition::SCALING_ACTIVE,
             active,
             decision.reason.word(),
-            sentence.clone(),
+            story.to_string(),
         ),
-        Finding::new(
-            pool_condition::SCALING_LIMITED,
-            limited,
-            if limited { "Bound" } else { "WithinBounds" },
-            if limited {
-                sentence
-            } else {
-                "the size is what demand asks for".to_owned()
-            },
-        ),
+        match &decision.bound {
+            Some(bound) => Finding::new(
+                pool_condition::SCALING_LIMITED,
+                true,
+                bound.word(),
+                decision.to_string(),
+            ),
+            None => Finding::new(
+                pool_condition::SCALING_LIMITED,
+                false,
+                "WithinBounds",
+                "no bound keeps the size from what is asked for",
+            ),
+        },
         stuck,
         match broker_fault {
             Some((reason, why)) => Finding::new(pool_condition::BROKER_REACHABLE, false, *reason, why.clone()),
@@ -200,32 +222,6 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
             }
         },
     ]
-}
-
-/// A sentence for a scale-down's reason.
-pub fn explain(reason: &drain::Reason) -> String {
-    use drain::Reason;
-    match reason {
-        Reason::Steady => "size and demand agree".into(),
-        Reason::Demand => "more pods are wanted".into(),
-        Reason::Started => "pods started".into(),
-        Reason::NotProcessed => "the last size was not processed yet".into(),
-        Reason::WantedAgain => "pods are wanted again".into(),
-        Reason::Surplus => "fewer pods are wanted".into(),
-        Reason::Draining { busy } => format!("waiting for the tasks of {}", busy.join(", ")),
-        Reason::Replacing => "waiting for replacements of the deleted pods".into(),
-        Reason::Settling => "waiting until Deployment and ReplicaSet agree on the size".into(),
-        Reason::Rollout => "a rollout of the Deployment is under way".into(),
-        Reason::NotReady { pod } => format!("admitted pod {pod} is not Ready"),
-        Reason::NoCandidate => "no pod can be chosen: those left are busy, silent or not Ready".into(),
-        Reason::ReplacementRefused => {
-            format!(
-                "no replacement could be made within {} s",
-                drain::REPLACEMENT_WAIT.as_secs()
-            )
-        }
-        Reason::BrokerUnreachable => "the broker does not answer".into(),
-    }
 }
 
 impl News {

@@ -17,6 +17,7 @@ use umbel_telemetry::chain;
 
 use crate::brokers::{Fault, Sample, Source, View};
 use crate::context::Context;
+use crate::demand;
 
 /// How often a Secret is read again, so that a new address or password is used within 30 s.
 const SECRET_AGE: Duration = Duration::from_secs(10);
@@ -71,28 +72,42 @@ struct Link {
 
 async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: CancellationToken) {
     let mut link = Link::new(source);
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut meters = demand::Meters::default();
+    let mut due = tokio::time::Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = tokio::time::sleep_until(due) => {}
         }
+        due = tokio::time::Instant::now() + period(&context, &link.source, interval);
         let Some(term) = context.leader.term() else { continue };
         let started = Instant::now();
         let seen = tokio::select! {
             () = stop.cancelled() => return,
             seen = tokio::time::timeout(PATIENCE, link.sample(&context, term)) => seen,
         };
-        let seen = seen.unwrap_or_else(|_| {
+        let mut seen = seen.unwrap_or_else(|_| {
             Err(Fault::Unreachable {
                 server: link.server(),
                 why: format!("no answer within {PATIENCE:?}"),
             })
         });
+        if let Ok(sample) = &mut seen {
+            sample.paces = meters.measure(&context, &link.source, sample);
+        }
         context.metrics.sampled(started.elapsed(), seen.is_ok());
         publish(&context, &link, seen);
     }
+}
+
+/// The most eager pool of the namespace says how often, where that is oftener than the operator does by itself.
+fn period(context: &Context, source: &Source, interval: Duration) -> Duration {
+    let pools = context.pools();
+    let asked = pools
+        .iter()
+        .filter(|pool| pool.namespace().as_deref() == Some(&source.namespace))
+        .filter_map(|pool| pool.spec.scaling.interval.map(umbel_api::Span::get));
+    asked.min().map_or(interval, |asked| asked.min(interval))
 }
 
 fn publish(context: &Context, link: &Link, seen: Result<Sample, Fault>) {
@@ -141,7 +156,8 @@ fn differs(old: &Sample, new: &Sample) -> bool {
         };
         sample.workers.iter().map(fact).collect()
     };
-    old.generation != new.generation || old.queues != new.queues || facts(old) != facts(new)
+    let paces = |sample: &Sample| -> Vec<(u64, u64)> { sample.paces.values().map(demand::coarse).collect() };
+    old.generation != new.generation || old.queues != new.queues || facts(old) != facts(new) || paces(old) != paces(new)
 }
 
 impl Link {
@@ -190,6 +206,7 @@ impl Link {
             foreign_unacked: depths.foreign_unacked,
             queues,
             workers,
+            paces: BTreeMap::new(),
         })
     }
 

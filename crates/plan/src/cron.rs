@@ -176,13 +176,8 @@ impl Timetable {
 
     fn unbounded(&self, after: Timestamp) -> Option<Timestamp> {
         match &self.rule {
-            Rule::Cron(cron, zone) => {
-                // Slots are whole seconds, so the part of a second does not matter.
-                let after = whole(after).to_zoned(zone.clone());
-                cron.find_next_occurrence(&after, false)
-                    .ok()
-                    .map(|slot| whole(slot.timestamp()))
-            }
+            // Slots are whole seconds, so the part of a second does not matter.
+            Rule::Cron(cron, zone) => next(cron, zone, after),
             Rule::Every { anchor, step } => {
                 let elapsed = after.as_second().checked_sub(anchor.as_second())?;
                 let index = elapsed.div_euclid(*step).checked_add(1)?.max(0);
@@ -212,15 +207,27 @@ pub fn fingerprint(spec: &PeriodicTaskSpec) -> String {
 }
 
 fn parse(text: &str) -> Result<Cron, ScheduleFault> {
+    pattern(text).map_err(|why| ScheduleFault::Cron {
+        text: text.to_owned(),
+        why,
+    })
+}
+
+/// A cron text of five fields, or what the parser says of it.
+pub(crate) fn pattern(text: &str) -> Result<Cron, String> {
     CronParser::builder()
         .seconds(Seconds::Disallowed)
         .year(Year::Disallowed)
         .build()
         .parse(text)
-        .map_err(|fault| ScheduleFault::Cron {
-            text: text.to_owned(),
-            why: fault.to_string(),
-        })
+        .map_err(|fault| fault.to_string())
+}
+
+/// The first time of a pattern after `after`, in whole seconds.
+pub(crate) fn next(cron: &Cron, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
+    let after = whole(after).to_zoned(zone.clone());
+    let slot = cron.find_next_occurrence(&after, false).ok()?;
+    Some(whole(slot.timestamp()))
 }
 
 fn whole(at: Timestamp) -> Timestamp {

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod cron;
 pub mod deployment;
 pub mod drain;
+pub mod explain;
 pub mod fanout;
 pub mod periodic;
 pub mod pool;

@@ -12,6 +12,8 @@ use umbel_api::names::queue_condition;
 use umbel_api::workerpool::{Jobs, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
+use crate::scaling::calendar::{CalendarFault, Window};
+
 /// What a pool gets beyond the longest task, to hand back and exit.
 const GRACE_MARGIN: Duration = Duration::from_secs(30);
 /// The reason by which the queue's controller says that another object owns the queue.
@@ -108,6 +110,9 @@ pub enum Fault {
         /// What it names.
         zone: String,
     },
+    /// A schedule can't be understood.
+    #[error("spec.{0}")]
+    Schedule(CalendarFault),
     /// The template is no pod template.
     #[error("spec.template: {why}")]
     Template {
@@ -128,6 +133,7 @@ impl Fault {
             Self::QueuesOnSeveralBrokers { .. } => "QueuesOnSeveralBrokers",
             Self::QueuesDiffer { .. } => "QueuesDiffer",
             Self::TimeZone { .. } => "UnknownTimeZone",
+            Self::Schedule(_) => "BadSchedule",
             Self::Template { .. } => "TemplateRefused",
         }
     }
@@ -173,6 +179,8 @@ pub struct Pool {
     pub clusters: Vec<ClusterGrant>,
     /// Jobs that are enabled.
     pub jobs: Jobs,
+    /// Its schedules.
+    pub windows: Vec<Window>,
     /// The install id.
     pub install: String,
 }
@@ -188,6 +196,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         drain,
         cluster_access,
         jobs,
+        suspend: _,
     } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
         return Err(Fault::Bounds {
@@ -195,6 +204,8 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
             max: scaling.max_replicas,
         });
     }
+    let windows = scaling.schedules.iter().map(Window::of).collect::<Result<_, _>>();
+    let windows = windows.map_err(Fault::Schedule)?;
     let mut queues = Vec::new();
     for share in named {
         let name = share.name.clone();
@@ -248,6 +259,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         template: template_of(template.as_ref(), defaults)?,
         clusters,
         jobs: jobs.clone(),
+        windows,
         install: defaults.install.to_owned(),
     })
 }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use umbel_plan::scaling::{Bound, Decision, Demand, History, Limits, Patience, Reading, Reason, Scale, decide};
+use umbel_api::workerpool::{Paused, Policy, PolicyKind, Select};
+use umbel_plan::scaling::{
+    Aim, Bound, Decision, Demand, History, Limits, Patience, Reading, Reason, Scale, Source, Speed, decide,
+};
 
 const T0: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
@@ -14,11 +17,14 @@ fn at(second: i64) -> Timestamp {
 
 fn limits() -> Limits {
     Limits {
-        manual: None,
+        source: Source::Demand,
+        paused: Paused::None,
         min: 0,
         max: 10,
+        min_by: None,
+        max_by: None,
         concurrency: 10,
-        utilization: 80,
+        aim: Aim::Utilization(80),
         min_idle_slots: 0,
         activation_threshold: 0,
         patience: Patience {
@@ -26,6 +32,10 @@ fn limits() -> Limits {
             down: Duration::from_mins(1),
             to_zero: Duration::from_mins(1),
         },
+        up: Speed::default(),
+        down: Speed::default(),
+        fallback: None,
+        sample_max_age: Duration::from_secs(10),
     }
 }
 
@@ -37,6 +47,7 @@ fn sample(second: i64, waiting: u64, in_flight: u64, due_soon: u64) -> Reading {
             in_flight,
             due_soon,
         },
+        pace: None,
     }
 }
 
@@ -65,6 +76,7 @@ impl Run {
     }
 
     fn tick(&mut self, reading: &Reading) -> Decision {
+        self.history.see(self.size, at(self.second));
         let decision = decide(
             &self.limits,
             reading,
@@ -287,7 +299,7 @@ fn maximum_is_named() {
         T0,
     );
     assert_eq!(
-        (decision.replicas, decision.recommended, decision.bound),
+        (decision.replicas, decision.recommended, decision.bound.clone()),
         (10, 50, Some(Bound::Maximum(10)))
     );
     assert_eq!(
@@ -336,7 +348,7 @@ fn small_demand_does_not_start_a_pool_with_a_threshold() {
 #[test]
 fn manual_size_is_what_the_spec_says() {
     let manual = Limits {
-        manual: Some(7),
+        source: Source::Manual(7),
         ..limits()
     };
     for reading in [
@@ -382,12 +394,33 @@ fn shares_leave_nothing_to_nobody() {
     assert_eq!(whole.share(0, 0), Demand::default());
 }
 
+fn any_aim() -> impl Strategy<Value = Aim> {
+    prop_oneof![
+        (1u32..=100).prop_map(Aim::Utilization),
+        (1u32..100).prop_map(Aim::Backlog),
+        (1u64..600).prop_map(|seconds| Aim::DrainTime(Duration::from_secs(seconds))),
+        (1u64..600).prop_map(|seconds| Aim::Latency(Duration::from_secs(seconds))),
+    ]
+}
+
+fn any_speed() -> impl Strategy<Value = Speed> {
+    let kind = prop_oneof![Just(PolicyKind::Pods), Just(PolicyKind::Percent)];
+    let policy = (kind, 1u32..150, 1u32..60).prop_map(|(kind, value, period_seconds)| Policy {
+        kind,
+        value,
+        period_seconds,
+    });
+    let select = prop_oneof![4 => Just(Select::Max), 4 => Just(Select::Min), 1 => Just(Select::Disabled)];
+    (prop::collection::vec(policy, 0..3), select).prop_map(|(policies, select)| Speed::new(&policies, select))
+}
+
 prop_compose! {
-    fn any_limits()(min in 0u32..20, more in 0u32..20, concurrency in 1u32..50, utilization in 1u32..=100,
-                    min_idle_slots in 0u32..30, activation_threshold in 0u32..30,
+    fn any_limits()(min in 0u32..20, more in 0u32..20, concurrency in 1u32..50, aim in any_aim(),
+                    grows in any_speed(), shrinks in any_speed(), min_idle_slots in 0u32..30, activation_threshold in 0u32..30,
                     up in 0u64..100, down in 0u64..100, to_zero in 0u64..100) -> Limits {
-        Limits { manual: None, min, max: min + more, concurrency, utilization, min_idle_slots, activation_threshold,
-            patience: Patience { up: Duration::from_secs(up), down: Duration::from_secs(down), to_zero: Duration::from_secs(to_zero) } }
+        Limits { min, max: min + more, concurrency, aim, min_idle_slots, activation_threshold,
+            patience: Patience { up: Duration::from_secs(up), down: Duration::from_secs(down), to_zero: Duration::from_secs(to_zero) },
+            up: grows, down: shrinks, ..limits() }
     }
 }
 
@@ -409,6 +442,7 @@ proptest! {
         for (reading, busy, pause) in steps {
             second += pause;
             let now = at(second);
+            history.see(size, now);
             let reading = match reading {
                 Some((waiting, in_flight, due_soon)) => sample(second, waiting, in_flight, due_soon),
                 None => Reading::Unreadable { why: "away".into() },
@@ -422,7 +456,9 @@ proptest! {
             if !decision.reason.is_informed() {
                 prop_assert_eq!(decision.replicas, size);
             }
-            let again = decide(&limits, &reading, scale(decision.replicas, busy.min(decision.replicas)), &history, now);
+            let mut seen = history.clone();
+            seen.see(decision.replicas, now);
+            let again = decide(&limits, &reading, scale(decision.replicas, busy.min(decision.replicas)), &seen, now);
             prop_assert_eq!(again.replicas, decision.replicas, "{:?} then {:?}", decision, again);
             history.note(&decision, &limits.patience, now);
             size = decision.replicas;
@@ -432,11 +468,12 @@ proptest! {
     #[test]
     fn settles_under_constant_demand(limits in any_limits(), start in 0u32..50, waiting in 0u64..500) {
         let mut run = Run::new(limits, start);
-        for _ in 0..300 {
+        // Policies of one pod a minute need most of an hour.
+        for _ in 0..4000 {
             run.demand(waiting);
         }
         let settled = run.size;
-        for _ in 0..50 {
+        for _ in 0..100 {
             prop_assert_eq!(run.demand(waiting).replicas, settled);
         }
     }

@@ -14,17 +14,19 @@ use kube::runtime::reflector::ObjectRef;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use umbel_api::names::ANNOTATION_DELETION_COST;
-use umbel_api::workerpool::{LastScale, WorkerPoolSpec};
+use umbel_api::workerpool::LastScale;
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
 use umbel_plan::deployment::{COST_ADMITTED, COST_BUSY};
 use umbel_plan::drain::{self, Turn, Victims};
-use umbel_plan::pool::{Defaults, QueueFacts, Referred, validate};
-use umbel_plan::scaling::{self, Demand, History, Limits, Reading, Scale};
+use umbel_plan::explain;
+use umbel_plan::pool::{Defaults, Pool, QueueFacts, Referred, validate};
+use umbel_plan::scaling::{self, History, Limits, Reading, Scale, calendar};
 
 use crate::brokers::{Sample, Source, View};
 use crate::carry::{self, Done, Pass};
 use crate::children::{self, Applied, Outcome};
 use crate::context::Context;
+use crate::demand;
 use crate::observe::{self, Fleet, Workers, watched};
 use crate::report::{self, Found, News};
 use crate::watch::pool_of;
@@ -35,8 +37,6 @@ const SOON: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(1);
 /// A steady pool is looked at this often, should a change ever be missed.
 const RARELY: Duration = Duration::from_secs(300);
-/// A broker counts as not answering after so many failures in a row.
-const BROKER_FAILURES: u32 = 3;
 /// A pod's deletion cost follows its tasks this slowly, so that short tasks cause no writes.
 const COST_DELAY: Duration = Duration::from_secs(10);
 
@@ -51,6 +51,10 @@ type Memories = Mutex<HashMap<String, Arc<tokio::sync::Mutex<Memory>>>>;
 struct Memory {
     drain: drain::Memory,
     history: Option<History>,
+    /// The reading that counts until `scaling.interval` has passed, the generation that it was made for, and when.
+    reading: Option<(Instant, Option<i64>, Reading)>,
+    /// When the calendar changes the bounds next.
+    calendar: Option<Timestamp>,
     applied: Applied,
     news: News,
     victims: Vec<String>,
@@ -181,7 +185,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
 
     let view = refers.view();
     let workers = view.as_ref().and_then(workers_of);
-    let decision = memory.decide(pool, context, &refers, &fleet, workers.as_ref(), now);
+    let decision = memory.decide(pool, &valid, context, &refers, &fleet, workers.as_ref(), now);
     let mut turn = memory.next(&fleet.world(workers.as_ref(), decision.replicas), now);
     let mut acted = None;
     if turn.action != drain::Action::Wait {
@@ -220,7 +224,12 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         status.busy_replicas,
     );
     let look = memory.tell(pool, context, &status, clock).await?;
-    Ok(Action::requeue(wait(&turn, acted.as_ref(), &decision, look, now)))
+    let looks = [
+        look,
+        memory.rests(pool, clock),
+        memory.calendar.map(|at| until(at, now)),
+    ];
+    Ok(Action::requeue(wait(&turn, acted.as_ref(), &decision, &looks, now)))
 }
 
 /// How long until the next look, should nothing wake it before.
@@ -228,7 +237,7 @@ fn wait(
     turn: &Turn,
     acted: Option<&Done>,
     decision: &scaling::Decision,
-    look: Option<Duration>,
+    looks: &[Option<Duration>],
     now: Timestamp,
 ) -> Duration {
     let by_turn = match (acted, &turn.reason) {
@@ -236,15 +245,14 @@ fn wait(
         (None, drain::Reason::Steady) => RARELY,
         (None, _) => AGAIN,
     };
-    let by_time = decision
-        .reason
-        .until()
-        .map(|until| Duration::try_from(until.duration_since(now)).unwrap_or(SOON).max(SOON));
-    [Some(by_turn), by_time, look]
-        .into_iter()
-        .flatten()
-        .min()
-        .unwrap_or(RARELY)
+    let by_time = decision.reason.until().map(|at| until(at, now));
+    let all = looks.iter().copied().chain([Some(by_turn), by_time]).flatten();
+    all.min().unwrap_or(RARELY)
+}
+
+/// How long until `at`.
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or(SOON).max(SOON)
 }
 
 /// Reads everything again, decides again, and carries that out.
@@ -402,6 +410,8 @@ impl Memory {
         Self {
             drain: drain::Memory::default(),
             history: None,
+            reading: None,
+            calendar: None,
             applied: Applied::default(),
             news: News::default(),
             victims: Vec::new(),
@@ -441,16 +451,20 @@ impl Memory {
         self.corrections.iter().filter(|at| at.elapsed() < YIELD).count() >= CORRECTIONS
     }
 
+    #[expect(clippy::too_many_arguments, reason = "everything that one pass saw")]
     fn decide(
         &mut self,
         pool: &WorkerPool,
+        valid: &Pool,
         context: &Context,
         refers: &Refers,
         fleet: &Fleet,
         workers: Option<&Workers>,
         now: Timestamp,
     ) -> scaling::Decision {
-        let limits = Limits::from(&pool.spec);
+        let (limits, changes) = calendar::apply(Limits::from(&pool.spec), &valid.windows, now);
+        self.calendar = changes;
+        let reading = self.read(pool, context, refers, now);
         let world = fleet.world(workers, 0);
         let busy = world
             .live()
@@ -460,11 +474,47 @@ impl Memory {
             replicas: fleet.size(),
             busy: u32::try_from(busy).unwrap_or(u32::MAX),
         };
-        let history = self.history.get_or_insert_with(|| History::begin(scale.replicas, now));
-        let decision = scaling::decide(&limits, &reading(pool, context, refers, now), scale, history, now);
+        let history = self.history.get_or_insert_with(|| {
+            let begun = History::begin(scale.replicas, now);
+            match pool.status.as_ref().and_then(|status| status.last_scale.as_ref()) {
+                Some(last) => begun.after(last.time.0, last.from, last.to),
+                None => begun,
+            }
+        });
+        history.see(scale.replicas, now);
+        let decision = scaling::decide(&limits, &reading, scale, history, now);
         history.note(&decision, &limits.patience, now);
         self.sentence = decision.why().to_string();
         decision
+    }
+
+    /// What there is to do, looked at once an interval.
+    fn read(&mut self, pool: &WorkerPool, context: &Context, refers: &Refers, now: Timestamp) -> Reading {
+        let clock = Instant::now();
+        let generation = pool.metadata.generation;
+        if self.rests(pool, clock).is_some()
+            && let Some((_, of, reading)) = &self.reading
+            && *of == generation
+        {
+            return reading.clone();
+        }
+        let reading = match refers.view() {
+            Some(view) => demand::reading(pool, context, &view, now),
+            None => Reading::None,
+        };
+        self.reading = Some((clock, generation, reading.clone()));
+        reading
+    }
+
+    /// How long the latest reading still counts, where the pool asks for an interval of its own.
+    fn rests(&self, pool: &WorkerPool, clock: Instant) -> Option<Duration> {
+        let interval = pool.spec.scaling.interval?.get();
+        // What is not known yet is not kept: the first sample counts at once.
+        let (at, _, Reading::Sample { .. }) = self.reading.as_ref()? else {
+            return None;
+        };
+        let left = interval.saturating_sub(clock.duration_since(*at));
+        (!left.is_zero()).then_some(left)
     }
 
     /// Takes note of what an action brought about.
@@ -504,7 +554,7 @@ impl Memory {
                     self.drain.lowered(*to, survivors.clone());
                 }
                 let why = match &turn.reason {
-                    drain::Reason::ReplacementRefused => report::explain(&turn.reason),
+                    drain::Reason::ReplacementRefused => explain::step(&turn.reason),
                     _ => self.sentence.clone(),
                 };
                 let kind = if to < from { "ScaledDown" } else { "ScaledUp" };
@@ -605,59 +655,4 @@ impl Memory {
             Err(error) => Err(Error::Report(error)),
         }
     }
-}
-
-/// What there is to do for this pool: its part of each of its queues.
-fn reading(pool: &WorkerPool, context: &Context, refers: &Refers, now: Timestamp) -> Reading {
-    let Some(view) = refers.view() else {
-        return Reading::None;
-    };
-    if let Some(fault) = &view.fault
-        && (view.failures >= BROKER_FAILURES || view.sample.is_none())
-    {
-        return Reading::Unreadable { why: fault.to_string() };
-    }
-    let Some(sample) = view.sample else {
-        return Reading::None;
-    };
-    let mut sum = Demand::default();
-    for (queue, _, _) in &refers.queues {
-        let depth = match sample.queues.get(&queue.queue_name()) {
-            None => return Reading::None,
-            Some(Err(fault)) => {
-                return Reading::Unreadable {
-                    why: format!("key {}: {}", fault.key, fault.reason),
-                };
-            }
-            Some(Ok(depth)) => depth,
-        };
-        let whole = Demand {
-            waiting: depth.waiting.saturating_add(depth.suspect),
-            in_flight: depth.in_flight,
-            due_soon: depth.due_soon,
-        };
-        let (mine, all) = slots(pool, context, &queue.name_any());
-        sum = sum + whole.share(mine, all);
-    }
-    let age = jiff::SignedDuration::try_from(sample.seen.elapsed()).unwrap_or(jiff::SignedDuration::MAX);
-    Reading::Sample {
-        at: now.checked_sub(age).unwrap_or(now),
-        demand: sum,
-    }
-}
-
-/// The slots that this pool, and all pools of the queue, can have at most.
-fn slots(pool: &WorkerPool, context: &Context, queue: &str) -> (u64, u64) {
-    let most = |spec: &WorkerPoolSpec| u64::from(spec.scaling.max_replicas.max(1)) * u64::from(spec.concurrency);
-    let namespace = pool.namespace();
-    let serves = |other: &WorkerPool| {
-        other.namespace() == namespace && other.spec.queues.iter().any(|share| share.name == queue)
-    };
-    let all = context
-        .pools()
-        .iter()
-        .filter(|other| serves(other))
-        .map(|other| most(&other.spec))
-        .sum();
-    (most(&pool.spec), all)
 }
