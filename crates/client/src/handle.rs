@@ -3,11 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+use umbel_broker::Watch;
 use umbel_codec::{Compression, DEFAULT_MAX_INFLATED, decompress};
 use umbel_protocol::canvas::ResultTuple;
 use umbel_protocol::json::{Json, MAX_DEPTH};
@@ -21,8 +23,8 @@ const KEYS: u32 = 4_000_000;
 const CONFIRMED: Duration = Duration::from_secs(2);
 /// Who waits looks again so often, should nobody have been woken: an ACL may refuse the channel to the worker.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// Members of a group that are asked for beyond the first one that is missing.
-const AHEAD: usize = 500;
+/// Tasks that are looked at together.
+const TOGETHER: usize = 500;
 /// In front of a compressed document (Celery 5.7): then the content type, a zero byte, the compressed document.
 const COMPRESSED: &[u8] = b"\0celery-compressed\0";
 
@@ -279,55 +281,77 @@ impl Client {
         Ok(Some(Handle::new(self, tuple, false)))
     }
 
-    fn wait<'a>(&'a self, result: &'a ResultTuple) -> BoxFuture<'a, Result<Json, ResultError>> {
-        async move {
-            let ids = leaves(result);
-            let mut values: Vec<Option<Json>> = vec![None; ids.len()];
-            let mut first = 0;
-            while first < ids.len() {
-                let ahead = first..ids.len().min(first + AHEAD);
-                let missing: Vec<usize> = ahead.filter(|at| values[*at].is_none()).collect();
-                let asked: Vec<String> = missing.iter().map(|at| ids[*at].clone()).collect();
-                for (at, state) in missing.iter().zip(self.states(&asked).await?) {
-                    if state.is_ready() {
-                        values[*at] = Some(state.outcome(&ids[*at])?);
+    /// Waits for all tasks, or for the first that fails, whichever it is.
+    async fn wait(&self, result: &ResultTuple) -> Result<Json, ResultError> {
+        let ids = leaves(result);
+        let mut values: Vec<Option<Json>> = vec![None; ids.len()];
+        let open =
+            |values: &[Option<Json>]| -> Vec<usize> { (0..values.len()).filter(|at| values[*at].is_none()).collect() };
+        self.look(&ids, &open(&values), &mut values, false).await?;
+        let missing = open(&values);
+        let watches = missing.iter().map(|at| async {
+            let key = self.inner.results.key(&ids[*at]);
+            (*at, self.inner.watcher.watch(&key, CONFIRMED).await)
+        });
+        let mut changes: FuturesUnordered<_> = join_all(watches).await.into_iter().map(changed).collect();
+        // Whoever subscribes first and looks second misses nothing.
+        let mut asked = missing;
+        loop {
+            self.look(&ids, &asked, &mut values, true).await?;
+            if values.iter().all(Option::is_some) {
+                return Ok(shaped(result, &mut values.into_iter().flatten()));
+            }
+            asked.clear();
+            match tokio::time::timeout(LOOK_AGAIN, changes.next()).await {
+                Ok(first) => {
+                    let mut next = first;
+                    while let Some((at, watch)) = next {
+                        if values[at].is_none() {
+                            asked.push(at);
+                            changes.push(changed((at, watch)));
+                        }
+                        next = if asked.len() < TOGETHER {
+                            changes.next().now_or_never().flatten()
+                        } else {
+                            None
+                        };
                     }
                 }
-                while first < ids.len() && values[first].is_some() {
-                    first += 1;
-                }
-                if first < ids.len() && values[first].is_none() {
-                    values[first] = Some(self.wait_one(&ids[first]).await?);
-                }
+                Err(_) => asked = open(&values),
             }
-            let mut values = values.into_iter().flatten();
-            Ok(shaped(result, &mut values))
         }
-        .boxed()
     }
 
-    async fn wait_one(&self, id: &str) -> Result<Json, ResultError> {
-        let key = self.inner.results.key(id);
-        let mut watch = self.inner.watcher.watch(&key, CONFIRMED).await;
+    /// Looks at these tasks, and notes the values of those that have ended. Who waits is patient: results outlive a restart
+    /// or a failover of their server.
+    async fn look(
+        &self,
+        ids: &[String],
+        asked: &[usize],
+        values: &mut [Option<Json>],
+        is_patient: bool,
+    ) -> Result<(), ResultError> {
         let begin = Instant::now();
-        loop {
-            match self.states(&[id.to_owned()]).await {
-                Ok(mut states) => {
-                    if let Some(state) = states.pop().filter(State::is_ready) {
-                        return state.outcome(id);
+        for asked in asked.chunks(TOGETHER) {
+            let some: Vec<String> = asked.iter().map(|at| ids[*at].clone()).collect();
+            let states = loop {
+                match self.states(&some).await {
+                    Ok(states) => break states,
+                    Err(ResultError::Store { id, source }) if is_patient && source.is_connection() => {
+                        let waited = begin.elapsed();
+                        tracing::debug!(task.id = id, error = %source, ?waited, "the result's database is away");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                     }
+                    Err(err) => return Err(err),
                 }
-                // The result outlives a restart or a failover of its server: who waits goes on waiting.
-                Err(ResultError::Store { source, .. }) if source.is_connection() => {
-                    let waited = begin.elapsed();
-                    tracing::debug!(task.id = id, error = %source, ?waited, "the result's database is away");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
+            };
+            for (at, state) in asked.iter().zip(states) {
+                if state.is_ready() {
+                    values[*at] = Some(state.outcome(&ids[*at])?);
                 }
-                Err(err) => return Err(err),
             }
-            let _ = tokio::time::timeout(LOOK_AGAIN, watch.changed()).await;
         }
+        Ok(())
     }
 
     /// The states of these tasks, in order.
@@ -394,6 +418,12 @@ impl Client {
             source,
         }
     }
+}
+
+/// A task whose result has changed, and its watch.
+async fn changed((at, mut watch): (usize, Watch)) -> (usize, Watch) {
+    watch.changed().await;
+    (at, watch)
 }
 
 /// A time with its offset; Celery 5.2 wrote none, in UTC.

@@ -17,6 +17,7 @@ mod remote;
 mod send;
 mod task;
 mod times;
+mod unique;
 
 pub use client::{Client, Options, Retry};
 pub use compose::{chain, chord, chunks, group, map, starmap};
@@ -26,7 +27,7 @@ pub use remote::Revoke;
 pub use task::{Exchange, Task};
 pub use times::When;
 
-pub use umbel_broker::{Config, ExchangeKind, Replicas, result_prefix};
+pub use umbel_broker::{Config, ExchangeKind, Replicas, Until, result_prefix};
 pub use umbel_codec::{Codec, Compression, Serializer};
 pub use umbel_protocol::canvas::{ResultTuple, Signature};
 pub use umbel_protocol::json::Json;

@@ -76,7 +76,7 @@ impl Sendable for Ready {
 
 impl Sendable for Task {
     fn id(&self) -> &str {
-        self.options.id.as_deref().unwrap_or_default()
+        self.id.as_deref().unwrap_or_default()
     }
 
     fn is_idempotent(&self) -> bool {
@@ -109,30 +109,32 @@ impl Client {
     /// be made?
     pub(crate) fn accept(&self, task: &mut Task) -> Result<bool, SendError> {
         let is_plain = self.check(task)?;
-        let options = &mut task.options;
-        if options.id.is_none() {
-            options.id = Some(self.new_id());
+        if task.id.is_none() {
+            task.id = Some(self.new_id());
         }
-        for when in [&mut options.eta, &mut options.expires].into_iter().flatten() {
-            if matches!(when, When::In(_)) {
-                *when = When::At(when.resolve(self.now()).0);
+        if task.options.eta.is_some() || task.options.expires.is_some() {
+            let options = &mut *task.options;
+            for when in [&mut options.eta, &mut options.expires].into_iter().flatten() {
+                if matches!(when, When::In(_)) {
+                    *when = When::At(when.resolve(self.now()).0);
+                }
             }
         }
         Ok(is_plain)
     }
 
     fn check(&self, task: &Task) -> Result<bool, SendError> {
-        let (name, options) = (&task.name, &task.options);
+        let (name, options) = (&task.name, &*task.options);
         if let Some(problem) = &options.problem {
             return Err(refused(name, problem.clone()));
         }
         if name.is_empty() {
             return Err(refused(name, "the name is empty".into()));
         }
-        if options.id.as_deref() == Some("") {
+        if task.id.as_deref() == Some("") {
             return Err(refused(name, "the id is empty".into()));
         }
-        for (what, json) in [("arguments", &task.args), ("keyword arguments", &task.kwargs)] {
+        for (what, json) in [("arguments", task.positional()), ("keyword arguments", task.keywords())] {
             // The body is one level around them.
             check_depth(json, self.inner.options.max_depth.saturating_sub(1))
                 .map_err(|reason| refused(name, format!("the {what}: {reason}")))?;
@@ -151,7 +153,7 @@ impl Client {
     /// # Errors
     /// None for one that was.
     fn call<'a>(&'a self, task: &'a Task) -> Result<Call<'a>, SendError> {
-        let Task { name, args, kwargs, .. } = task;
+        let (name, args) = (&task.name, task.positional());
         let options = &*task.options;
         let settings = &self.inner.options;
         let (serializer, compression) =
@@ -177,7 +179,7 @@ impl Client {
             id: task.id(),
             task: name,
             args,
-            kwargs,
+            kwargs: task.keywords(),
             embed: embed(&options.links, &options.errbacks).map(Cow::Owned),
             routing_key: queue,
             exchange,
@@ -192,7 +194,7 @@ impl Client {
             parent_id: options.parent_id.as_deref(),
             group: None,
             group_index: None,
-            ignore_result: options.ignore_result,
+            ignore_result: task.ignore_result,
             argsrepr,
             kwargsrepr: options.kwargsrepr.as_deref(),
             origin: &self.inner.origin,
@@ -216,7 +218,7 @@ impl Client {
     /// The exchange, how it delivers, and the routing key (for the anonymous exchange, the queue).
     fn target<'a>(&'a self, task: &'a Task) -> Result<(&'a str, Target, &'a str), SendError> {
         let options = &*task.options;
-        let (queue, routing_key) = (options.queue.as_ref(), options.routing_key.as_ref());
+        let (queue, routing_key) = (task.queue.as_ref(), options.routing_key.as_ref());
         let settings = &self.inner.options;
         match options.exchange.as_ref().filter(|exchange| !exchange.name.is_empty()) {
             Some(Exchange { name, kind }) => {

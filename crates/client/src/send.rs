@@ -56,6 +56,9 @@ impl Client {
     pub async fn send<C>(&self, task: Task<C>) -> Result<Handle, SendError> {
         let mut task = task.detached();
         let is_plain = self.accept(&mut task)?;
+        if let Some(unique) = &task.options.unique {
+            return self.send_unique(&task, unique).await;
+        }
         let task = [task];
         self.send_accepted(&task, is_plain).await?;
         Ok(self.handle_of(&task[0]))
@@ -81,12 +84,31 @@ impl Client {
             handles.push(self.handle_of(&task));
             accepted.push(task);
         }
+        if accepted.iter().any(|task| task.options.unique.is_some()) {
+            return self.send_each(&accepted).await;
+        }
         self.send_accepted(&accepted, is_plain).await?;
         Ok(handles)
     }
 
+    /// One at a time, for tasks among which some are unique: the handle of such a one is known when it was sent.
+    async fn send_each(&self, tasks: &[Task]) -> Result<Vec<Handle>, SendError> {
+        let mut handles = Vec::with_capacity(tasks.len());
+        for (at, task) in tasks.iter().enumerate() {
+            let sent = match &task.options.unique {
+                Some(unique) => self.send_unique(task, unique).await,
+                None => {
+                    let sent = self.send_accepted(std::slice::from_ref(task), false).await;
+                    sent.map(|()| self.handle_of(task))
+                }
+            };
+            handles.push(sent.map_err(|err| err.around(ids(&tasks[..at]), ids(&tasks[at + 1..])))?);
+        }
+        Ok(handles)
+    }
+
     fn handle_of(&self, task: &Task) -> Handle {
-        let is_ignored = task.options.ignore_result == Some(true);
+        let is_ignored = task.ignore_result == Some(true);
         Handle::new(self, ResultTuple::task(task.id()), is_ignored)
     }
 
@@ -365,7 +387,7 @@ impl Client {
     }
 
     /// Events are told when they can be: a task is sent with or without.
-    async fn tell<T: Sendable>(&self, items: &[T]) {
+    pub(crate) async fn tell<T: Sendable>(&self, items: &[T]) {
         for items in items.chunks(EVENTS_TOGETHER) {
             let calls = items.iter().filter_map(|item| item.call(self).ok());
             let events: Vec<_> = calls.map(|call| self.sent_event(&call)).collect();

@@ -2,12 +2,15 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use std::ops::{Deref, DerefMut};
+use std::sync::LazyLock;
 use std::time::Duration;
 use umbel_broker::ExchangeKind;
 use umbel_protocol::canvas::Signature;
 use umbel_protocol::json::{Json, JsonError, MAX_DEPTH};
 use umbel_protocol::message::TimeLimit;
 
+use crate::unique::Unique;
 use crate::{Client, Handle, SendError, When};
 
 /// A named exchange, and what it does, if that is known here.
@@ -44,17 +47,37 @@ impl Exchange {
 pub struct Task<C = ()> {
     client: C,
     pub(crate) name: String,
-    pub(crate) args: Json,
-    pub(crate) kwargs: Json,
-    /// In a box: tasks are moved about by the thousand.
-    pub(crate) options: Box<TaskOptions>,
+    /// `None`: there are none.
+    args: Option<Json>,
+    kwargs: Option<Json>,
+    pub(crate) id: Option<String>,
+    pub(crate) queue: Option<String>,
+    pub(crate) ignore_result: Option<bool>,
+    pub(crate) options: Seldom,
+}
+
+/// Options that most calls do not have: tasks are held by the thousand, and what is not there costs nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seldom(Option<Box<TaskOptions>>);
+
+impl Deref for Seldom {
+    type Target = TaskOptions;
+
+    fn deref(&self) -> &TaskOptions {
+        static NONE: LazyLock<TaskOptions> = LazyLock::new(TaskOptions::default);
+        self.0.as_deref().unwrap_or_else(|| &NONE)
+    }
+}
+
+impl DerefMut for Seldom {
+    fn deref_mut(&mut self) -> &mut TaskOptions {
+        self.0.get_or_insert_default()
+    }
 }
 
 /// What a call says beside its name and arguments.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TaskOptions {
-    pub(crate) id: Option<String>,
-    pub(crate) queue: Option<String>,
     pub(crate) exchange: Option<Exchange>,
     pub(crate) routing_key: Option<String>,
     pub(crate) priority: Option<i64>,
@@ -68,7 +91,6 @@ pub(crate) struct TaskOptions {
     pub(crate) stamps: Vec<(String, Json)>,
     pub(crate) shadow: Option<String>,
     pub(crate) reply_to: Option<String>,
-    pub(crate) ignore_result: Option<bool>,
     pub(crate) argsrepr: Option<String>,
     pub(crate) kwargsrepr: Option<String>,
     pub(crate) root_id: Option<String>,
@@ -78,6 +100,7 @@ pub(crate) struct TaskOptions {
     pub(crate) is_transient: bool,
     pub(crate) immutable: bool,
     pub(crate) idempotent: bool,
+    pub(crate) unique: Option<Unique>,
     pub(crate) problem: Option<String>,
 }
 
@@ -93,9 +116,12 @@ impl<C> Task<C> {
         Task {
             client,
             name: name.to_owned(),
-            args: Json::empty_array(),
-            kwargs: Json::empty_object(),
-            options: Box::default(),
+            args: None,
+            kwargs: None,
+            id: None,
+            queue: None,
+            ignore_result: None,
+            options: Seldom::default(),
         }
     }
 
@@ -106,8 +132,21 @@ impl<C> Task<C> {
             name: self.name,
             args: self.args,
             kwargs: self.kwargs,
+            id: self.id,
+            queue: self.queue,
+            ignore_result: self.ignore_result,
             options: self.options,
         }
+    }
+
+    pub(crate) fn positional(&self) -> &Json {
+        static NONE: LazyLock<Json> = LazyLock::new(Json::empty_array);
+        self.args.as_ref().unwrap_or_else(|| &NONE)
+    }
+
+    pub(crate) fn keywords(&self) -> &Json {
+        static NONE: LazyLock<Json> = LazyLock::new(Json::empty_object);
+        self.kwargs.as_ref().unwrap_or_else(|| &NONE)
     }
 
     fn problem(&mut self, what: impl Into<String>) {
@@ -117,7 +156,7 @@ impl<C> Task<C> {
     /// Positional arguments: anything that is an array in JSON, such as `&(2, 3)` or `&["one"]`.
     pub fn args<T: Serialize + ?Sized>(mut self, args: &T) -> Task<C> {
         match typed(args) {
-            Ok(args) if args.is_array() => self.args = args,
+            Ok(args) if args.is_array() => self.args = Some(args),
             Ok(_) => self.problem("the positional arguments are no array: one of them is `&(1,)` or `&[1]`"),
             Err(reason) => self.problem(format!("the positional arguments: {reason}")),
         }
@@ -127,7 +166,7 @@ impl<C> Task<C> {
     /// Keyword arguments: anything that is an object in JSON.
     pub fn kwargs<T: Serialize + ?Sized>(mut self, kwargs: &T) -> Task<C> {
         match typed(kwargs) {
-            Ok(kwargs) if kwargs.is_object() => self.kwargs = kwargs,
+            Ok(kwargs) if kwargs.is_object() => self.kwargs = Some(kwargs),
             Ok(_) => self.problem("the keyword arguments are no object"),
             Err(reason) => self.problem(format!("the keyword arguments: {reason}")),
         }
@@ -139,19 +178,19 @@ impl<C> Task<C> {
         if !(args.is_array() && kwargs.is_object()) {
             self.problem("the arguments are no array, or the keyword arguments no object");
         }
-        (self.args, self.kwargs) = (args, kwargs);
+        (self.args, self.kwargs) = (Some(args), Some(kwargs));
         self
     }
 
     /// The task's id; a v4 UUID otherwise. A task that is sent again under its id can run twice, but has one result.
     pub fn id(mut self, id: &str) -> Task<C> {
-        self.options.id = Some(id.to_owned());
+        self.id = Some(id.to_owned());
         self
     }
 
     /// The queue; [`crate::Options::queue`] otherwise.
     pub fn queue(mut self, queue: &str) -> Task<C> {
-        self.options.queue = Some(queue.to_owned());
+        self.queue = Some(queue.to_owned());
         self
     }
 
@@ -272,7 +311,7 @@ impl<C> Task<C> {
 
     /// Store no result (`true`), or one whatever the worker's setting (`false`).
     pub fn ignore_result(mut self, ignore: bool) -> Task<C> {
-        self.options.ignore_result = Some(ignore);
+        self.ignore_result = Some(ignore);
         self
     }
 
@@ -340,12 +379,14 @@ impl<C> Task<C> {
             name,
             args,
             kwargs,
-            options,
-        } = self;
-        let mut signature = Signature::task(&name, args, kwargs);
-        let TaskOptions {
             id,
             queue,
+            ignore_result,
+            options,
+        } = self;
+        let args = args.unwrap_or_else(Json::empty_array);
+        let mut signature = Signature::task(&name, args, kwargs.unwrap_or_else(Json::empty_object));
+        let TaskOptions {
             exchange,
             routing_key,
             priority,
@@ -359,7 +400,6 @@ impl<C> Task<C> {
             stamps,
             shadow,
             reply_to,
-            ignore_result,
             argsrepr,
             kwargsrepr,
             root_id,
@@ -369,8 +409,9 @@ impl<C> Task<C> {
             is_transient,
             immutable,
             idempotent: _,
+            unique: _, // Its header goes along.
             problem,
-        } = *options;
+        } = options.0.map(|options| *options).unwrap_or_default();
         signature.immutable = immutable;
         let texts = [
             ("task_id", id),
@@ -494,8 +535,13 @@ fn typed<T: Serialize + ?Sized>(value: &T) -> Result<Json, String> {
 /// Refuses what consumers would refuse.
 pub(crate) fn check_depth(json: &Json, limit: u32) -> Result<(), String> {
     // Nothing is deeper than it has brackets, and counting them costs nothing.
-    let opening = |byte: &&u8| matches!(**byte, b'[' | b'{');
-    if json.as_str().as_bytes().iter().filter(opening).count() <= limit as usize {
+    let opening = |count, byte: &u8| count + u8::from((*byte == b'[') | (*byte == b'{'));
+    let stretches = json.as_str().as_bytes().chunks(usize::from(u8::MAX));
+    if stretches
+        .map(|bytes| usize::from(bytes.iter().fold(0, opening)))
+        .sum::<usize>()
+        <= limit as usize
+    {
         return Ok(());
     }
     let (mut depth, mut quoted) = (0_u32, false);

@@ -207,6 +207,55 @@ async fn a_result_wakes_who_waits_for_it() {
     assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
 }
 
+/// Celery's `GroupResult.get` raises as soon as any member has failed; none of the others ever ends here.
+#[tokio::test]
+async fn a_group_ends_with_the_first_failure_whichever_member_it_is() {
+    let redis = Redis::start().await;
+    let client = client(&redis).await;
+    let mut connection = redis.connection().await;
+    for (failing, is_waited_for) in [(0, true), (1, true), (2, true), (2, false)] {
+        let sent = client.apply(group([echo(1), echo(2), echo(3)])).await.unwrap();
+        let ids = sent.ids();
+        let key = format!("celery-task-meta-{}", ids[failing]);
+        let document = json!({"status": "FAILURE", "task_id": ids[failing], "result": {
+            "exc_type": "ValueError", "exc_module": "builtins", "exc_message": [failing]}});
+        let store = {
+            let mut pipe = umbel_testkit::redis::pipe();
+            pipe.set(&key, document.to_string()).publish(&key, document.to_string());
+            pipe
+        };
+        let waiting = tokio::spawn(async move { sent.get(SOON).await });
+        if is_waited_for {
+            eventually_some(SOON, "subscriptions to all members", async || {
+                let mut asked = umbel_testkit::redis::cmd("PUBSUB");
+                asked.arg("NUMSUB").arg(
+                    ids.iter()
+                        .map(|id| format!("celery-task-meta-{id}"))
+                        .collect::<Vec<_>>(),
+                );
+                let counts: Vec<(String, u64)> = asked.query_async(&mut connection).await.unwrap();
+                counts.iter().all(|(_, count)| *count == 1).then_some(())
+            })
+            .await;
+        }
+        let began = std::time::Instant::now();
+        let _: () = store.query_async(&mut connection).await.unwrap();
+        let Err(ResultError::Remote(err)) = waiting.await.unwrap() else {
+            panic!("member {failing} has failed")
+        };
+        assert_eq!(
+            (err.id.as_str(), err.exc_type.as_str()),
+            (ids[failing].as_str(), "ValueError")
+        );
+        // Not by looking again, which happens every two seconds.
+        assert!(
+            began.elapsed() < Duration::from_millis(1500),
+            "{failing}: {:?}",
+            began.elapsed()
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_revoked_task_does_not_run_although_no_worker_was_there_to_hear_it() {
     let redis = Redis::start().await;
