@@ -6,6 +6,9 @@ Of each row: its own value, its ratio to Celery's prefork pool, its share of the
 ASKED = {
     "no-op tasks/s, no results": [("value", ">=", 100_000), ("share", ">=", 0.60), ("ratio", ">=", 65)],
     "no-op tasks/s, with results": [("share", ">=", 0.60)],
+    "no-op tasks/s, append-only file every second": [("share", ">=", 0.60)],
+    "events, cost of throughput (%)": [("value", "<=", 30)],
+    "chord of 10,000, last member sent to result (s)": [("ratio", ">=", 20)],
     "enqueue/s, in bulk": [("value", ">=", 250_000), ("share", ">=", 0.50)],
     "enqueue/s, one by one": [("value", ">=", 13_000), ("share", ">=", 0.50)],
     "enqueue to start, p50 (µs)": [("times", "<=", 2)],
@@ -14,6 +17,14 @@ ASKED = {
     "start to first result (ms)": [("value", "<=", 30)],
     "idle Redis calls/s": [("value", "<=", 1.6)],
     "idle memory, RSS (MiB)": [("value", "<=", 15)],
+    "100,000 parked ETAs, growth of the worker (MiB)": [("value", "<=", 15)],
+    "start after due, p99 at 1,000 due/s (ms)": [("value", "<=", 250)],
+    "100,000 due at once, the last started after (s)": [("value", "<=", 5)],
+    "fresh messages meanwhile, p99 (ms)": [("value", "<=", 250)],
+    "Redis CPU a task, reserve and ack, batched (µs)": [("times", "<=", 1.5)],
+    "Redis CPU a task, reserve and ack, one slot (µs)": [("value", "<=", 60)],
+    "Redis CPU, 1,000 idle workers (% of a core)": [("value", "<=", 2)],
+    "Redis CPU, 1,000 workers, 10 messages/s (% of a core)": [("value", "<=", 25)],
 }
 
 WORDS = {"value": "{0:,g}", "share": "{0:.0%} of the floor", "ratio": "{0:g}×", "times": "{0:g} × the floor"}

@@ -36,9 +36,10 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 WORKER = TARGET / "release" / "umbel-worker"
 TASKS = TARGET / "release" / "examples" / "test_tasks"
 ENQUEUE = TARGET / "release" / "examples" / "enqueue"
+CHORD = TARGET / "release" / "examples" / "chord"
 FLOOR = ROOT / "bench" / "floor" / "target" / "release" / "umbel-bench-floor"
 PEERS = ROOT / "e2e" / "peers"
-PROGRAMS = (WORKER, TASKS, ENQUEUE, FLOOR)
+PROGRAMS = (WORKER, TASKS, ENQUEUE, CHORD, FLOOR)
 CORES = os.cpu_count()
 
 
@@ -59,11 +60,11 @@ def wait(what, condition, seconds=60, pause=0.001):
 class Server:
     """A Redis of its own."""
 
-    def __init__(self):
+    def __init__(self, *settings):
         self.port = free_port()
         self.folder = tempfile.mkdtemp(prefix="umbel-bench-")
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder],
+            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder, *settings],
             stdout=subprocess.DEVNULL,
         )
         self.client = redis.Redis(port=self.port)
@@ -89,6 +90,17 @@ class Server:
                     break
         lines = [line for line in text.splitlines() if line.startswith(b"+") and line != b"+OK"]
         return sum(b" lua] " not in line for line in lines) / seconds
+
+    def cpu(self):
+        """Seconds of processor time used so far."""
+        used = self.client.info("cpu")
+        return used["used_cpu_user"] + used["used_cpu_sys"]
+
+    def busy(self, seconds):
+        """Share of a core that is used, over so many seconds."""
+        begin, used = time.monotonic(), self.cpu()
+        time.sleep(seconds)
+        return (self.cpu() - used) / (time.monotonic() - begin)
 
     def close(self):
         self.process.kill()
@@ -133,9 +145,9 @@ class Worker:
         return total / 1024
 
 
-def umbel(server, queue, concurrency=256, program=WORKER):
+def umbel(server, queue, concurrency=256, program=WORKER, *more):
     flags = ["--redis-url", server.url, "--queue", queue, "--concurrency", str(concurrency), "--standalone"]
-    return Worker("umbel", [program, *flags], {"RUST_LOG": "warn"}, server, queue, "umbel:unacked")
+    return Worker("umbel", [program, *flags, *more], {"RUST_LOG": "warn"}, server, queue, "umbel:unacked")
 
 
 def celery(server, queue, pool):
@@ -176,6 +188,27 @@ def throughput(worker, count, with_results):
     return rate
 
 
+def drain(worker, count, *more, key=None):
+    """Processor time of Redis for each of so many messages that appear in the queue all at once, in microseconds."""
+    client, key = worker.server.client, key or worker.queue
+    floor("fill", "--port", worker.server.port, "--key", "staging", "--messages", count, *more)
+    lists = [(name, key + name.decode().removeprefix("staging")) for name in client.scan_iter("staging*", 5000)]
+    used = worker.server.cpu()
+    pipe = client.pipeline(transaction=False)
+    for staged, name in lists:
+        pipe.rename(staged, name)
+    pipe.execute()
+    # Looked at seldom: asking is work for Redis, too.
+    empty = lambda: client.exists(*(name for _, name in lists)) == 0 and client.hlen(worker.held) == 0  # noqa: E731
+    wait(f"{worker.name} works", empty, 300, 0.05)
+    return (worker.server.cpu() - used) * 1e6 / count
+
+
+def quantile(values, share):
+    values = sorted(values)
+    return values[min(int(len(values) * share), len(values) - 1)]
+
+
 def clear(client):
     for key in client.scan_iter("celery-task-meta-*", 5000):
         client.unlink(key)
@@ -192,13 +225,13 @@ def apart(kind, queue, server):
 class Sizes:
     """How much is measured."""
 
-    rounds: int = 5
-    few: int = 3
+    rounds: int = 3
+    few: int = 2
     ours: int = 60_000
-    celery: int = 6_000
+    celery: int = 4_000
     floor: int = 65_536
-    latency: int = 300
-    seconds: int = 10
+    latency: int = 220
+    seconds: int = 8
     peers: bool = True
 
     def kinds(self):

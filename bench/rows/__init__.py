@@ -1,10 +1,18 @@
 """The measurements: each function takes `(figures, sizes)`; `bench/run --only` calls them by these names."""
 
-from rows import enqueue, idle, latency, throughput
+from rows import chord, cost, enqueue, fleet, idle, later, latency, throughput
 
 ROWS = {
     "noop": throughput.noop,
+    "logged": throughput.logged,
+    "events": throughput.events,
+    "processes": throughput.processes,
     "enqueue": enqueue.enqueue,
+    "chord": chord.chord,
     "latency": latency.latency,
     "idle": idle.idle,
+    "later": later.later,
+    "cost": cost.cost,
+    "growth": cost.growth,
+    "fleet": fleet.fleet,
 }

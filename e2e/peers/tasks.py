@@ -45,3 +45,8 @@ def work_late(self, seconds=0):
 @app.task(name="bench.stamp")
 def stamp():
     return time.time() * 1e6
+
+
+@app.task(name="bench.count")
+def count(results):
+    return len(results)

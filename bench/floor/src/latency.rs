@@ -8,7 +8,7 @@ use crate::{ENVELOPE, message};
 /// The first are left out: caches and scripts are cold.
 const WARM_UP: usize = 20;
 /// Body of a call without arguments.
-const NO_ARGUMENTS: &str = "W1tdLCB7fSwgeyJjYWxsYmFja3MiOiBudWxsLCAiZXJyYmFja3MiOiBudWxsLCAiY2hhaW4iOiBudWxsLCAiY2hvcmQiOiBudWxsfV0=";
+pub const NO_ARGUMENTS: &str = "W1tdLCB7fSwgeyJjYWxsYmFja3MiOiBudWxsLCAiZXJyYmFja3MiOiBudWxsLCAiY2hhaW4iOiBudWxsLCAiY2hvcmQiOiBudWxsfV0=";
 
 fn micros() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64() * 1e6

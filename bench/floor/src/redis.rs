@@ -109,6 +109,15 @@ impl Connection {
         Reply::Other
     }
 
+    /// The text that a command answers.
+    pub fn text(&mut self, parts: &[&[u8]]) -> String {
+        self.command(parts);
+        self.flush();
+        let (kind, length) = self.header();
+        assert_eq!(kind, b'$');
+        String::from_utf8_lossy(&self.bytes(length)).into_owned()
+    }
+
     /// An array of strings.
     pub fn strings(&mut self) -> Vec<Vec<u8>> {
         let (kind, count) = self.header();

@@ -34,6 +34,13 @@ fn report(name: &str, parameters: &str, count: usize, begin: Instant) {
     println!(r#"{{"name": "{name}", "parameters": "{parameters}", "per_second": {rate:.0}}}"#);
 }
 
+/// Seconds of processor time that the server has used.
+fn cpu(connection: &mut Connection) -> f64 {
+    let text = connection.text(&[b"INFO", b"cpu"]);
+    let of = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+    of("used_cpu_user:").unwrap_or_default() + of("used_cpu_sys:").unwrap_or_default()
+}
+
 /// What a producer can do.
 pub fn enqueue(port: u16, count: usize) {
     let mut connection = Connection::open(port);
@@ -88,6 +95,7 @@ fn work(connection: &mut Connection, count: usize, batch: usize, depth: usize, w
     let tags = |call: usize| (1..=batch).map(|n| format!("w:{call}:{n}")).collect::<Vec<_>>();
     let calls = count / batch + depth; // The last ones only acknowledge.
     let (mut sent, mut got) = (0, 0);
+    let used = cpu(connection);
     let begin = Instant::now();
     while got < calls {
         let mut results = 0;
@@ -122,6 +130,10 @@ fn work(connection: &mut Connection, count: usize, batch: usize, depth: usize, w
         got += 1;
     }
     let name = if with_results { "work_with_results" } else { "work" };
-    report(name, &format!("batch {batch}, {depth} on the way"), count, begin);
+    let rate = count as f64 / begin.elapsed().as_secs_f64();
+    let micros = (cpu(connection) - used) * 1e6 / count as f64;
+    println!(
+        r#"{{"name": "{name}", "parameters": "batch {batch}, {depth} on the way", "per_second": {rate:.0}, "redis_us": {micros:.2}}}"#
+    );
     assert_eq!(connection.call(&[b"HLEN", b"floor:unacked"]), Reply::Number(0), "all are acknowledged");
 }

@@ -153,10 +153,176 @@ async fn spin(ctx: JobContext, (seconds,): (f64,)) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Never gives way to anybody, and never ends.
+async fn stuck(ctx: JobContext, (): ()) -> Result<(), Failure> {
+    note(&ctx, Event::Started);
+    loop {
+        std::thread::sleep(Duration::from_secs(1)); // As `loop {}` does, without the heat.
+    }
+}
+
+/// As `stuck`, on a thread of its own.
+#[allow(clippy::needless_pass_by_value)] // As tasks are called.
+fn stuck_thread(ctx: JobContext, (): ()) -> Result<(), Failure> {
+    note(&ctx, Event::Started);
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Ends its worker in one of the ways that no program survives.
+async fn violent(ctx: JobContext, (how,): (String,)) -> Result<usize, Failure> {
+    #[allow(unconditional_recursion)]
+    fn deeper(depth: &[u8; 4096]) -> usize {
+        let mut next = *depth;
+        next[0] = next[0].wrapping_add(1);
+        deeper(std::hint::black_box(&next)) + usize::from(next[1])
+    }
+    note(&ctx, Event::Started);
+    match how.as_str() {
+        "stack" => Ok(deeper(&[0; 4096])),
+        _ => {
+            let mut all = Vec::new();
+            loop {
+                all.push(std::hint::black_box(Vec::<u8>::with_capacity(64 << 20))); // Asked for, not used.
+            }
+        }
+    }
+}
+
+/// Panics; with `late` only when it is dropped at its limit.
+#[allow(clippy::panic)]
+async fn shatter(ctx: JobContext, (late,): (bool,)) -> Result<(), Failure> {
+    struct Fragile;
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "dropped on purpose");
+        }
+    }
+    note(&ctx, Event::Started);
+    let _fragile = Fragile;
+    if late {
+        return std::future::pending().await;
+    }
+    panic!("on purpose")
+}
+
+/// Writes to a target that compares fences: of one order only the first write has an effect.
+async fn fenced(ctx: JobContext, (): ()) -> Result<i64, Failure> {
+    const WRITE: &str = "local old = redis.call('HGET', KEYS[1], 'order')
+        if old and tonumber(old) >= tonumber(ARGV[1]) then return 0 end
+        redis.call('HSET', KEYS[1], 'order', ARGV[1])
+        return redis.call('HINCRBY', KEYS[1], 'effects', 1)";
+    note(&ctx, Event::Started);
+    ctx.checkpoint().await.map_err(lost)?;
+    let broken = |err: redis::RedisError| Failure::transient(err.to_string());
+    let mut target = target().await.map_err(broken)?;
+    let script = redis::Script::new(WRITE);
+    let mut call = script.key("target");
+    call.arg(ctx.order);
+    let is_applied: i64 = call.invoke_async(&mut target).await.map_err(broken)?;
+    note(&ctx, Event::Effect);
+    note(&ctx, Event::Done);
+    Ok(is_applied)
+}
+
+/// A connection to the broker's database.
+async fn target() -> Result<redis::aio::MultiplexedConnection, redis::RedisError> {
+    let url = std::env::args().skip_while(|arg| arg != "--redis-url").nth(1);
+    let client = redis::Client::open(url.unwrap_or_default())?;
+    client.get_multiplexed_async_connection().await
+}
+
+/// Opens files until there are no more to be had, and holds them for so many seconds.
+async fn hoard(ctx: JobContext, (seconds,): (f64,)) -> Result<String, Failure> {
+    note(&ctx, Event::Started);
+    let mut files = Vec::new();
+    let err = loop {
+        match std::fs::File::open("/dev/null") {
+            Ok(file) => files.push(file),
+            Err(err) => break err,
+        }
+        if files.len() > 5000 {
+            return Err(Failure::permanent("RuntimeError", "there is no end of them"));
+        }
+    };
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    note(&ctx, Event::Done);
+    Ok(err.to_string())
+}
+
+/// Leaves a process behind that ends later and that nobody waits for. Answers its id.
+async fn orphan(ctx: JobContext, (): ()) -> Result<String, Failure> {
+    note(&ctx, Event::Started);
+    let shell = std::process::Command::new("/bin/sh")
+        .args(["-c", "sleep 0.2 & echo $!"])
+        .output();
+    let output = shell.map_err(|err| Failure::transient(err.to_string()))?;
+    note(&ctx, Event::Done);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Says which release of the worker ran it.
+async fn release(ctx: JobContext, _args: Arguments) -> Result<u32, Failure> {
+    note(&ctx, Event::Started);
+    note(&ctx, Event::Done);
+    Ok(newest())
+}
+
+/// The newest arguments that this release of the worker reads.
+fn newest() -> u32 {
+    std::env::var("UMBEL_TEST_RELEASE").map_or(1, |release| release.parse().unwrap_or(1))
+}
+
+/// What of a name runs at a time.
+#[derive(serde::Deserialize)]
+struct Exclusive {
+    name: String,
+    seconds: f64,
+    #[allow(dead_code)] // The worker reads it before the task runs.
+    key: String,
+}
+
+/// Counts in Redis how many of its name run at a time, and in which order they came: `most:`, `ran:`.
+async fn exclusive(ctx: JobContext, args: Exclusive) -> Result<i64, Failure> {
+    note(&ctx, Event::Started);
+    let Exclusive { name, seconds, key: _ } = args;
+    let counted = async {
+        let url = std::env::args().skip_while(|arg| arg != "--redis-url").nth(1);
+        let client = redis::Client::open(url.unwrap_or_default())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let script = "redis.call('RPUSH', 'ran:' .. ARGV[1], ARGV[2]) \
+            for _, name in ipairs({ ARGV[1], 'every' }) do \
+            local n = redis.call('INCR', 'running:' .. name) \
+            if n > tonumber(redis.call('GET', 'most:' .. name) or '0') then redis.call('SET', 'most:' .. name, n) end end";
+        let _: () = redis::cmd("EVAL")
+            .arg(script)
+            .arg(0)
+            .arg(&name)
+            .arg(&ctx.id)
+            .query_async(&mut connection)
+            .await?;
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        let left: i64 = connection.decr(format!("running:{name}"), 1).await?;
+        let _: i64 = connection.decr("running:every", 1).await?;
+        Ok::<i64, redis::RedisError>(left)
+    };
+    let left = counted
+        .await
+        .map_err(|err| Failure::permanent("RedisError", err.to_string()))?;
+    note(&ctx, Event::Done);
+    Ok(left)
+}
+
 /// When it started, in microseconds since 1970: for measuring.
 async fn stamp(_ctx: JobContext, (): ()) -> Result<f64, Failure> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     Ok(since.map_or(0.0, |since| since.as_secs_f64() * 1e6))
+}
+
+/// How many results a chord has: for measuring.
+async fn count(_ctx: JobContext, (results,): (Vec<Value>,)) -> Result<usize, Failure> {
+    Ok(results.len())
 }
 
 fn main() -> anyhow::Result<()> {
@@ -174,6 +340,21 @@ fn main() -> anyhow::Result<()> {
         .task("test.soft", soft)
         .task("test.panic", panics)
         .task("test.spin", spin)
+        .task("test.stuck", stuck)
+        .blocking_task("test.stuck_thread", stuck_thread)
+        .task("test.violent", violent)
+        .task("test.shatter", shatter)
+        .task("test.fenced", fenced)
+        .task("test.hoard", hoard)
+        .task("test.orphan", orphan)
+        .task_with("test.release", TaskOptions::new().version(newest()), release)
         .task("bench.stamp", stamp)
+        .task("bench.count", count)
+        .task_with("test.rated", TaskOptions::new().shared_rate_limit("10/s/20"), stamp)
+        .task_with(
+            "test.exclusive",
+            TaskOptions::new().concurrency_key("key", 1),
+            exclusive,
+        )
         .run()
 }
