@@ -28,7 +28,7 @@ pub struct Once {
 impl Once {
     /// The key that says that it has run.
     pub fn key(&self, broker: &Broker) -> String {
-        broker.keys().umbel(&format!("once:{}", self.name))
+        broker.keys().umbel(&format!("copy:{}", self.name))
     }
 }
 

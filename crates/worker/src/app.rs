@@ -16,6 +16,7 @@ use umbel_telemetry::shutdown::Shutdown;
 use crate::args::Config;
 use crate::autoscale::Autoscale;
 use crate::budget::Budget;
+use crate::causes::Causes;
 use crate::clock::RedisClock;
 use crate::consume::{Aside, Consumer};
 use crate::decide::Faults;
@@ -83,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) started: AtomicU64,
     pub(crate) finished: AtomicU64,
     pub(crate) faults: Faults,
+    pub(crate) causes: Causes,
     pub(crate) events: Events,
     pub(crate) revoked: Revoked,
     pub(crate) since: Instant,
@@ -164,6 +166,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         started: AtomicU64::new(0),
         finished: AtomicU64::new(0),
         faults: Faults::default(),
+        causes: Causes::default(),
         config,
     });
     crate::sample::attach(&shared, sample, &registry);
@@ -186,8 +189,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let renewal = renewal.start(renewing.clone()).context("start the renewal thread")?;
     let background = CancellationToken::new();
     spawn_background(&shared, reports_rx, backoff, &background);
-    let watching = crate::server::watch(shared.broker.clone(), Arc::clone(&shared.metrics), survey);
-    spawn_until(&background, watching);
+    spawn_until(&background, crate::server::watch(Arc::clone(&shared), survey));
     let watch = stuck::watch(&shared, stop.quiet.clone()).context("start the thread that watches for stuck slots")?;
     let told = stop.quiet.clone();
     spawn_until(&background, crate::control::run(Arc::clone(&shared), told, backoff));

@@ -4,13 +4,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use umbel_broker::Policy;
+use umbel_broker::{Policy, Rate};
 
 use crate::admit::UnknownTask;
 use crate::autoscale::Bounds;
+use crate::budget::RetryBudget;
+use crate::keyed::KeyRule;
+use crate::limits::{Named, SharedLimits};
 use crate::options::Ack;
+use crate::recycle::RecycleLimits;
 use crate::results::{Results, StoreResults};
 use crate::retry::RetryPolicy;
+use crate::shares::Consumption;
 
 /// Runs tasks from Celery queues on Redis.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
@@ -58,9 +63,38 @@ pub struct Args {
     /// kombu's sep, between a queue and its step; default the two bytes 06 16
     #[arg(long, env = "UMBEL_SEPARATOR")]
     separator: Option<String>,
-    /// Queues to serve
+    /// Queues to serve, with their weights if these differ: NAME or NAME=WEIGHT
     #[arg(long, env = "UMBEL_QUEUE", value_delimiter = ',', default_value = "celery")]
     queue: Vec<String>,
+    /// How several queues share the worker: by weights (NAME=WEIGHT in --queue, 1 if absent), or strictly in their order
+    #[arg(long, env = "UMBEL_CONSUMPTION", value_enum, ignore_case = true, default_value_t)]
+    consumption: Consumption,
+    /// Messages a queue gives to all its workers together, QUEUE=COUNT/PERIOD[/BURST] as in mail=100/s or 10/1m/5; without
+    /// QUEUE= for each queue served. Kept in Redis; the last worker that names one sets it for all
+    #[arg(long, env = "UMBEL_QUEUE_RATE", value_delimiter = ',')]
+    queue_rate: Vec<Named<Rate>>,
+    /// Messages of a queue that all its workers together hold at a time, QUEUE=COUNT or COUNT; as --queue-rate
+    #[arg(long, env = "UMBEL_QUEUE_MAX_IN_FLIGHT", value_delimiter = ',')]
+    queue_max_in_flight: Vec<Named<std::num::NonZeroU64>>,
+    /// Starts of a task on all workers together, GLOB=COUNT/PERIOD[/BURST]; more wait in Redis
+    #[arg(long, env = "UMBEL_TASK_RATE", value_delimiter = ',')]
+    task_rate: Vec<Named<Rate>>,
+    /// Messages that do not run at the same time on any worker: GLOB=KEY or GLOB=KEY=COUNT, KEY a text with {task}, {queue},
+    /// {args.0}, {kwargs.name} or {header.name} in it
+    #[arg(long, env = "UMBEL_PER_KEY", value_delimiter = ';')]
+    per_key: Vec<KeyRule>,
+    /// Run copies of a message (the same id and try) that come within this time once
+    #[arg(long, env = "UMBEL_DEDUPLICATE", value_parser = parse_duration)]
+    deduplicate: Option<Duration>,
+    /// End in order after so many tasks, up to a tenth fewer
+    #[arg(long, env = "UMBEL_MAX_TASKS", value_parser = clap::value_parser!(u64).range(1..))]
+    max_tasks: Option<u64>,
+    /// End in order when more memory is resident, as in 512Mi
+    #[arg(long, env = "UMBEL_MAX_MEMORY", value_parser = crate::recycle::parse_bytes)]
+    max_memory: Option<u64>,
+    /// End in order after this time, up to a tenth earlier
+    #[arg(long, env = "UMBEL_MAX_AGE", value_parser = parse_duration)]
+    max_age: Option<Duration>,
     /// Serve the worker's own queue as well, `<node name>.dq2`: Celery's worker_direct
     #[arg(long, env = "UMBEL_WORKER_DIRECT")]
     worker_direct: bool,
@@ -97,6 +131,9 @@ pub struct Args {
     /// Slots stuck in tasks that ignore their hard limit, at which the worker ends, to be started anew; default half of them
     #[arg(long, env = "UMBEL_STUCK_SLOTS", value_parser = parse_concurrency)]
     stuck_slots: Option<usize>,
+    /// How often a message is left to others on its queue whose task, or whose version of it, is not known here
+    #[arg(long, env = "UMBEL_HAND_BACKS", default_value_t = 30)]
+    hand_backs: u64,
     /// Soft limit of a run whose message names none
     #[arg(long, env = "UMBEL_SOFT_TIME_LIMIT", value_parser = parse_duration)]
     soft_time_limit: Option<Duration>,
@@ -112,9 +149,15 @@ pub struct Args {
     /// Each wait is so many times the one before
     #[arg(long, env = "UMBEL_RETRY_FACTOR", default_value_t = 2.0)]
     retry_factor: f64,
-    /// Share by which waits vary, 0 to 1
+    /// Share by which waits vary, 0 to 1: at 1 anything from none to twice the wait (full jitter)
     #[arg(long, env = "UMBEL_RETRY_JITTER", default_value_t = 0.2)]
     retry_jitter: f64,
+    /// Retries that first runs allow: this share of a retry for each, a queue
+    #[arg(long, env = "UMBEL_RETRY_BUDGET", default_value_t = 0.2)]
+    retry_budget: f64,
+    /// Retries a second that are allowed in any case, a queue; what is over the budget waits longer
+    #[arg(long, env = "UMBEL_RETRY_BUDGET_MIN", default_value_t = 100.0)]
+    retry_budget_min: f64,
     /// The so manieth delivery that kills its worker goes to the dead letters
     #[arg(long, env = "UMBEL_MAX_DELIVERIES", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     max_deliveries: u32,
@@ -216,6 +259,14 @@ pub struct Config {
     pub inherit_priority: bool,
     /// Queues, each once.
     pub queues: Vec<String>,
+    /// Weights of queues that have one; 1 for all others.
+    pub weights: Vec<(String, u32)>,
+    /// How several queues share the worker.
+    pub consumption: Consumption,
+    /// Limits that all workers keep together.
+    pub limits: SharedLimits,
+    /// When the worker ends by itself.
+    pub recycle: RecycleLimits,
     /// Is the worker's own queue served as well?
     pub is_direct: bool,
     /// Fanout exchanges of which the worker gets copies.
@@ -238,12 +289,16 @@ pub struct Config {
     pub name: String,
     /// Hard limit of a run.
     pub time_limit: Duration,
+    /// How often a message is left to others that is not known here.
+    pub hand_backs: u64,
     /// Slots stuck in tasks that ignore their hard limit, at which the worker ends; at least 1.
     pub stuck_slots: usize,
     /// Soft limit of a run.
     pub soft_time_limit: Option<Duration>,
     /// Retries of failed runs.
     pub retry: RetryPolicy,
+    /// How many runs may be retries.
+    pub retry_budget: RetryBudget,
     /// Limits that whoever recovers our messages must know.
     pub policy: Policy,
     /// Time to live of failures in seconds; 0 for ever.
@@ -306,7 +361,10 @@ impl TryFrom<Args> for Config {
         }
         let keys = umbel_broker::Keys::of(&broker);
         let mut queues: Vec<String> = Vec::new();
+        let mut weights = Vec::new();
         for queue in args.queue.iter().map(|queue| queue.trim()) {
+            let (queue, weight) = weighted(queue)?;
+            weights.extend(weight.map(|weight| (queue.to_owned(), weight)));
             check_queue(queue)?;
             if keys.queue_of(&format!("{}{queue}", keys.prefix())) != queue {
                 return Err(wrong("--queue", format!("{queue:?} ends like a list of priority")));
@@ -329,6 +387,12 @@ impl TryFrom<Args> for Config {
         }
         if !(0.0..=1.0).contains(&args.retry_jitter) {
             return Err(wrong("--retry-jitter", "must be between 0 and 1"));
+        }
+        if !(0.0..=1000.0).contains(&args.retry_budget) {
+            return Err(wrong("--retry-budget", "must be between 0 and 1000"));
+        }
+        if !(0.01..=1e6).contains(&args.retry_budget_min) {
+            return Err(wrong("--retry-budget-min", "must be between 0.01 and 1000000"));
         }
         if args.time_limit.is_zero() {
             return Err(wrong("--time-limit", "must be above zero"));
@@ -368,6 +432,20 @@ impl TryFrom<Args> for Config {
             inherit_priority: args.inherit_priority,
             broker,
             queues,
+            weights,
+            consumption: args.consumption,
+            limits: SharedLimits {
+                queue_rates: args.queue_rate,
+                queue_in_flight: args.queue_max_in_flight,
+                task_rates: args.task_rate,
+                keys: args.per_key,
+                deduplicate: args.deduplicate.filter(|kept| !kept.is_zero()),
+            },
+            recycle: RecycleLimits {
+                tasks: args.max_tasks,
+                memory: args.max_memory,
+                age: args.max_age.filter(|age| !age.is_zero()),
+            },
             is_direct: args.worker_direct,
             broadcast: args.broadcast.into_iter().filter(|name| !name.is_empty()).collect(),
             concurrency: args.concurrency,
@@ -379,6 +457,7 @@ impl TryFrom<Args> for Config {
             grace: args.grace,
             name: args.name.unwrap_or_else(|| format!("umbel@{}", hostname())),
             time_limit: args.time_limit,
+            hand_backs: args.hand_backs,
             stuck_slots: args.stuck_slots.unwrap_or_else(|| {
                 let slots = args.autoscale.map_or(args.concurrency, |bounds| bounds.max);
                 (slots / 2).max(1)
@@ -390,6 +469,10 @@ impl TryFrom<Args> for Config {
                 max_backoff: args.retry_max_backoff,
                 factor: args.retry_factor,
                 jitter: args.retry_jitter,
+            },
+            retry_budget: RetryBudget {
+                ratio: args.retry_budget,
+                least: args.retry_budget_min,
             },
             policy: Policy {
                 max_deliveries: args.max_deliveries,
@@ -428,6 +511,18 @@ pub(crate) fn check_queue_name(queue: &str, keys: &umbel_broker::Keys) -> Result
         return Err(format!("{queue:?} ends like a list of priority"));
     }
     Ok(())
+}
+
+/// A queue and the weight behind its last `=`, if that is a number: a name may hold the sign, too.
+fn weighted(text: &str) -> Result<(&str, Option<u32>), ConfigError> {
+    let Some((queue, weight)) = text.rsplit_once('=') else {
+        return Ok((text, None));
+    };
+    match weight.trim().parse::<u32>() {
+        Ok(weight @ 1..=1000) => Ok((queue.trim(), Some(weight))),
+        Ok(_) => Err(wrong("--queue", format!("{text:?}: a weight is 1 to 1000"))),
+        Err(_) => Ok((text, None)),
+    }
 }
 
 /// A queue's key must not be one of ours or kombu's own.
@@ -503,6 +598,21 @@ mod tests {
         for bad in ["unacked", "umbel:lease", "_kombu.binding.x", "", "q\u{6}\u{16}3"] {
             assert!(config(&["--queue", bad]).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn queues_have_weights_and_limits() {
+        let config = config(&["--queue", "a=3,b", "--queue-rate", "a=10/s,5/1m", "--consumption", "strict"]).unwrap();
+        assert_eq!(config.queues, ["a", "b"]);
+        assert_eq!(config.weights, [("a".to_owned(), 3)]);
+        assert_eq!(config.consumption, Consumption::Strict);
+        assert_eq!(config.limits.queue_rates.len(), 2);
+        let all = ["umbel-worker", "--redis-url", "redis://127.0.0.1/0"];
+        for bad in [["--queue-rate", "a=often"], ["--per-key", "x"], ["--max-memory", "much"], ["--max-tasks", "0"], ["--queue-max-in-flight", "0"]] {
+            assert!(Args::try_parse_from(all.iter().chain(&bad)).is_err(), "{bad:?}");
+        }
+        assert!(super::tests::config(&["--queue", "a=0"]).is_err());
+        assert_eq!(super::tests::config(&["--queue", "a=b"]).unwrap().queues, ["a=b"]);
     }
 
     #[test]

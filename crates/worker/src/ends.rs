@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use umbel_broker::{End, FollowUp, ResultStore, Settlement, StoredResult};
 use umbel_protocol::canvas::{Aftermath, after_revoked};
@@ -208,10 +208,16 @@ impl Shared {
         reason: String,
         trail: &[Json],
     ) {
-        tracing::warn!(
-            task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue,
-            reason = %loggable(failure, &reason), "task failed: dead letter"
-        );
+        match self.causes.tell(&delivery.message.task, &failure.exc_type, Instant::now()) {
+            Some(untold) => tracing::warn!(
+                task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue, untold,
+                reason = %loggable(failure, &reason), "task failed: dead letter"
+            ),
+            None => tracing::debug!(
+                task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue,
+                reason = %loggable(failure, &reason), "task failed: dead letter"
+            ),
+        }
         let document = failure.document();
         let text = traceback(failure, &delivery.message.task);
         self.events.task(|| {

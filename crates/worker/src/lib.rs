@@ -34,6 +34,7 @@ mod bodies;
 mod broadcast;
 mod budget;
 mod canvas;
+mod causes;
 mod clock;
 mod consume;
 mod control;

@@ -1,9 +1,13 @@
 //! Options of a task, given where it is registered.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use umbel_broker::Rate;
 use umbel_protocol::control::per_second;
 
+use crate::arguments::Arguments;
+use crate::keyed::KeyOf;
 use crate::retry::RetryPolicy;
 
 /// When a message is acknowledged.
@@ -36,7 +40,11 @@ pub struct TaskOptions {
     pub(crate) time_limit: Option<Duration>,
     pub(crate) soft_time_limit: Option<Duration>,
     pub(crate) rate_limit: Option<String>,
+    pub(crate) shared_rate: Option<Rate>,
+    pub(crate) concurrency_key: Option<(KeyOf, u32)>,
     pub(crate) aliases: Vec<String>,
+    /// The newest version of arguments that it reads; 1 where nothing is said.
+    pub(crate) version: Option<u32>,
 }
 
 impl TaskOptions {
@@ -119,6 +127,48 @@ impl TaskOptions {
             "{rate:?} is no rate such as 10/s, 10/m or 10/h"
         );
         self.rate_limit = Some(rate.to_owned());
+        self
+    }
+
+    /// Starts it at most so often on all workers together: `10/s`, `100/1m`, `100/s/20` with a burst of 20 after a pause.
+    /// What is over the limit waits in Redis.
+    ///
+    /// # Panics
+    /// When it is no rate: a mistake of the program that is seen at its first start.
+    #[must_use]
+    pub fn shared_rate_limit(mut self, rate: &str) -> TaskOptions {
+        let read = rate.parse();
+        assert!(read.is_ok(), "{rate:?} is no rate such as 10/s, 100/1m or 100/s/20");
+        self.shared_rate = read.ok();
+        self
+    }
+
+    /// At most `limit` messages with the same value of this argument run at a time, on all workers together; the others
+    /// wait in Redis, in their order. A message without the argument runs without limit. The argument may be positional
+    /// where the task takes a struct, whose fields are its names.
+    #[must_use]
+    pub fn concurrency_key(mut self, argument: &str, limit: u32) -> TaskOptions {
+        self.concurrency_key = Some((KeyOf::Argument(argument.to_owned()), limit.max(1)));
+        self
+    }
+
+    /// As [`TaskOptions::concurrency_key`], by a key that a function makes of the arguments; `None`: no limit. Called for
+    /// each message before it runs: it should be quick.
+    #[must_use]
+    pub fn concurrency_key_by(
+        mut self,
+        key: impl Fn(&Arguments) -> Option<String> + Send + Sync + 'static,
+        limit: u32,
+    ) -> TaskOptions {
+        self.concurrency_key = Some((KeyOf::Function(Arc::new(key)), limit.max(1)));
+        self
+    }
+
+    /// Reads arguments up to this version; 1 where nothing is said. A message that says in its header `umbel_version` that
+    /// its arguments are newer is left to workers of a newer release.
+    #[must_use]
+    pub fn version(mut self, newest: u32) -> TaskOptions {
+        self.version = Some(newest);
         self
     }
 

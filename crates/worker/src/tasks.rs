@@ -124,6 +124,12 @@ impl Tasks {
         entries.filter_map(|entry| Some((entry.job.name(), entry.options.rate_limit.as_deref()?)))
     }
 
+    /// Every name, the task's own name and what it wants.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &str, &TaskOptions)> {
+        let entries = self.by_name.iter();
+        entries.map(|(name, entry)| (name.as_str(), entry.job.name(), &entry.options))
+    }
+
     pub(crate) fn names(&self) -> Vec<String> {
         self.by_name.keys().cloned().collect()
     }

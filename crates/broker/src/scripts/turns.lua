@@ -71,8 +71,9 @@ local function wait_for_key(m, list, raw)
   local after = math.min(math.max(redis.call('ZCARD', wait) / 50, 60), 600) * (1 + spread(m.lid) / 2)
   local due = seconds(now + after * 1000000)
   local queue = queue_of(list)
-  redis.call('ZADD', wait, 'NX', string.format('%.0f', now), m.id)
-  redis.call('HSET', at, m.id, due .. '|' .. m.lid .. '|' .. queue)
+  -- In the order in which they were taken, whoever asks first.
+  redis.call('ZADD', wait, 'NX', string.match(m.lid, '(%d+)$') or string.format('%.0f', now), m.id)
+  redis.call('HSET', at, m.id, due .. '|' .. record(m.lid, queue))
   redis.call('EXPIRE', wait, 604800)
   redis.call('EXPIRE', at, 604800)
   park(m, list, raw, due)
@@ -83,7 +84,7 @@ end
 local function turn(m)
   local list, raw = leased(m.lid)
   if not list then return { 'lost' } end
-  local once = m.once ~= '' and U .. 'once:' .. m.once
+  local once = m.once ~= '' and U .. 'copy:' .. m.once
   if once then
     local by = redis.call('GET', once)
     if by == 'done' or (by and by ~= m.lid and redis.call('ZSCORE', U .. 'lease', by)) then return { 'duplicate' } end
