@@ -57,7 +57,7 @@ together() {
 packages() {
     missing=
     for package in etcd-server containerd runc containernetworking-plugins nftables iptables conntrack iproute2 \
-        util-linux openssl redis-server unzip binutils python3 python3-venv; do
+        util-linux faketime openssl redis-server unzip binutils python3 python3-venv; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
     [ -n "$missing" ] || return 0

@@ -31,6 +31,9 @@ const TOGETHER: usize = 32;
 /// A message that is handed back is not taken again for so long: others get their chance.
 const HAND_BACK: Duration = Duration::from_secs(1);
 
+/// A message that is to run: its slot, itself, its task.
+pub(crate) type Start = (OwnedSemaphorePermit, Delivery, Arc<dyn Job>);
+
 impl Consumer {
     /// Decides on each message and starts what can run. Told to be quiet, it leaves the rest to the last hello, which
     /// hands back what is not named.

@@ -13,7 +13,7 @@ local function give_up(place, lid, list, raw, deaths)
   local name = string.format('%.0f', token)
   local mine = SWEEPER .. name
   redis.call('SET', U .. 'fence', name)
-  redis.call('HSET', U .. 'unacked', mine, record(list, raw))
+  redis.call('HSET', U .. 'unacked', mine, stored(mine, list, raw))
   redis.call('ZADD', U .. 'lease', seconds(now + tonumber(ARGV[2]) * 1000000), mine)
   redis.call('HINCRBY', U .. 'held', 'w:' .. worker_of(mine), 1)
   redis.call('HINCRBY', U .. 'held', 'q:' .. queue_of(list), 1)

@@ -27,6 +27,7 @@ const SHORT: [&str; 9] = [
 ];
 
 /// The worker with the built-in tasks.
+#[allow(dead_code)] // Not every suite starts it.
 pub(crate) fn umbel_worker(url: &str, flags: &[&str]) -> Process {
     start(Path::new(env!("CARGO_BIN_EXE_umbel-worker")), url, flags, &[])
 }
@@ -38,6 +39,13 @@ pub(crate) fn test_worker(url: &str, history: &History, flags: &[&str]) -> Proce
 
 /// Any worker, with more environment.
 pub(crate) fn start(program: &Path, url: &str, flags: &[&str], more: &[(&str, &str)]) -> Process {
+    let mut env = vec![("RUST_LOG", "info,umbel=debug"), ("RUST_BACKTRACE", "0")];
+    env.extend(more.iter().copied());
+    Process::start(program, self::flags(url, flags), &env)
+}
+
+/// All flags of a worker: those of the test, and ours that it does not give.
+pub(crate) fn flags<'a>(url: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
     // A flag may be given once, so those of the test replace ours.
     let mut args = vec!["--redis-url", url];
     let is_short = std::env::var_os("UMBEL_TEST_DEFAULT_LEASES").is_none(); // A campaign shows the defaults, too.
@@ -52,13 +60,11 @@ pub(crate) fn start(program: &Path, url: &str, flags: &[&str], more: &[(&str, &s
         }
     }
     args.extend(flags);
-    let mut env = vec![("RUST_LOG", "info,umbel=debug"), ("RUST_BACKTRACE", "0")];
-    env.extend(more.iter().copied());
-    Process::start(program, args, &env)
+    args
 }
 
 /// The example beside the worker's binary. Cargo builds it with all tests, but not for a single `--test`.
-fn test_tasks() -> &'static Path {
+pub(crate) fn test_tasks() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let folder = Path::new(env!("CARGO_BIN_EXE_umbel-worker"))

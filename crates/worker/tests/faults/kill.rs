@@ -16,7 +16,7 @@ fn start(redis: &Redis, history: &History, name: &str) -> Process {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_when_workers_are_killed_under_load() {
+async fn w01_workers_are_killed_under_load() {
     let redis = Redis::start().await;
     let history = History::new();
     let mut workers: Vec<Process> = (0..3).map(|_| start(&redis, &history, "w@test")).collect();
@@ -67,7 +67,7 @@ async fn nothing_is_lost_when_workers_are_killed_under_load() {
 }
 
 #[tokio::test]
-async fn a_neighbour_that_restarts_again_and_again_takes_nothing() {
+async fn w26_a_neighbour_of_the_same_name_restarts_again_and_again() {
     let redis = Redis::start().await;
     let history = History::new();
     // One host, one node name, and more slots than tasks: nobody waits.

@@ -44,7 +44,7 @@ async fn settled(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn what_a_cut_reserve_took_comes_back_at_once() {
+async fn w02_the_reply_of_a_reserve_is_lost() {
     let mut stage = stage(&[]).await;
     for round in 1..=5 {
         let cut = stage.relay.cut_reply(script("reserve"));
@@ -69,7 +69,7 @@ async fn what_a_cut_reserve_took_comes_back_at_once() {
 }
 
 #[tokio::test]
-async fn a_cut_acknowledgement_is_repeated_and_counts_once() {
+async fn w04_the_reply_of_an_ack_is_lost() {
     let mut stage = stage(&["--retry-initial-backoff", "200ms"]).await;
     for options in [json!({"ignore_result": true}), json!({})] {
         let cut = stage.relay.cut_reply(script("ack"));
@@ -103,7 +103,7 @@ async fn a_cut_acknowledgement_is_repeated_and_counts_once() {
 }
 
 #[tokio::test]
-async fn a_reserve_that_arrives_late_on_an_old_connection_is_refused() {
+async fn w03_a_reserve_arrives_late_on_an_old_connection() {
     let mut stage = stage(&[]).await;
     let held = stage.relay.hold(script("reserve"));
     let first = stage.celery.send("test.work", json!([0.0]), json!({})).await;
@@ -131,7 +131,7 @@ async fn a_reserve_that_arrives_late_on_an_old_connection_is_refused() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_or_doubled_when_any_reply_is_cut_under_load() {
+async fn w04_any_reply_is_lost_under_load() {
     let mut stage = stage(&["--concurrency", "4"]).await;
     let ids = stage
         .celery
@@ -154,7 +154,7 @@ async fn nothing_is_lost_or_doubled_when_any_reply_is_cut_under_load() {
 }
 
 #[tokio::test]
-async fn after_a_storm_of_short_drops_it_takes_messages_again() {
+async fn w27_a_storm_of_short_drops() {
     let mut stage = stage(&[]).await;
     for _ in 0..5 {
         stage.relay.sever();
@@ -166,4 +166,72 @@ async fn after_a_storm_of_short_drops_it_takes_messages_again() {
         .await;
     let states = stage.celery.wait_all(&ids, Duration::from_secs(6)).await;
     assert_eq!(states.get("SUCCESS"), Some(&10), "{states:?}");
+}
+
+/// Every second call of one that takes messages is given up after 0 to 5 ms, most of these before their answer.
+#[tokio::test]
+async fn w03_reserves_are_cancelled_at_any_moment() {
+    use umbel_broker::{AckGroup, QueueLists, Reserved, Reserver, WorkerIdentity};
+    const MESSAGES: usize = 300;
+    let redis = Redis::start().await;
+    let relay = Relay::before(&redis).await;
+    relay.delay(Duration::from_micros(400));
+    let broker = broker(&relay.url()).await;
+    let raws: Vec<Vec<u8>> = (0..MESSAGES).map(|n| format!("message {n}").into_bytes()).collect();
+    broker.publish("q", 0, &raws).await.expect("published");
+    let identity = WorkerIdentity {
+        worker: "w".into(),
+        install: String::new(),
+        is_standalone: true,
+    };
+    let policies = vec![("q".into(), umbel_broker::Policy::default())];
+    let config = umbel_broker::Config::new(&relay.url());
+    let mut reserver = Reserver::new(config, identity, policies, Duration::from_secs(60), 1000);
+    let lists = [QueueLists::new(broker.keys(), "q")];
+    let (mut seen, mut cancelled) = (Vec::new(), 0);
+    let mut chance = 7_u64; // A line of numbers that is the same in each run.
+    eventually(LATER, "each message was taken", async || {
+        chance = chance
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let patience = if chance >> 63 == 0 {
+            Duration::from_micros((chance >> 33) % 5000)
+        } else {
+            SOON
+        };
+        let asked = tokio::time::timeout(patience, reserver.reserve(4, &lists, Vec::new)).await;
+        let Ok(answer) = asked else {
+            cancelled += 1;
+            return false;
+        };
+        let Ok(Reserved::Batch(batch)) = answer else {
+            return false;
+        };
+        let groups = [AckGroup {
+            queue: "q".into(),
+            leases: batch.taken.iter().map(|one| (one.lid.clone(), String::new())).collect(),
+            ..AckGroup::default()
+        }];
+        seen.extend(batch.taken.into_iter().map(|one| one.raw));
+        if !groups[0].leases.is_empty() {
+            broker.ack("w", 0, false, &groups).await.expect("acknowledged");
+        }
+        seen.len() >= MESSAGES
+    })
+    .await;
+    assert!(cancelled >= 20, "{cancelled} cancelled: this proved nothing");
+    seen.sort();
+    let mut expected = raws;
+    expected.sort();
+    assert!(seen == expected, "each of them once");
+    reserver.forget();
+    reserver.ensure(Vec::new).await.expect("hello");
+    let mut connection = redis.connection().await;
+    for key in ["umbel:unacked", "umbel:att"] {
+        assert_eq!(
+            connection.hlen(key).await,
+            Ok(0),
+            "{key}: nothing is left behind, and nobody charged"
+        );
+    }
 }

@@ -3,10 +3,10 @@
 use serde_json::json;
 use umbel_testkit::{Celery, Event, History, Process, Redis};
 
-use crate::support::{LATER, admitted, borrowed, broker, depth, laid_aside, test_worker};
+use crate::support::{LATER, admitted, borrowed, broker, depth, flags, laid_aside, test_worker};
 
 #[tokio::test]
-async fn a_message_that_kills_its_worker_ends_with_the_third_death_and_its_neighbours_survive() {
+async fn w09_a_message_kills_its_worker_again_and_again() {
     let redis = Redis::start().await;
     let history = History::new();
     let start = || test_worker(&redis.url(), &history, &["--concurrency", "4", "--name", "pod@node"]);
@@ -50,4 +50,43 @@ async fn a_message_that_kills_its_worker_ends_with_the_third_death_and_its_neigh
     let broker = broker(&redis.url()).await;
     let left = depth(&broker, "celery").await;
     assert_eq!((left.waiting, left.suspect, left.in_flight), (0, 0, 0));
+}
+
+/// Whatever way a program can end in, the message is known that it ran.
+#[tokio::test]
+async fn w09_stacks_and_memory_run_out() {
+    for how in ["stack", "memory"] {
+        let redis = Redis::start().await;
+        let history = History::new();
+        let url = redis.url();
+        let start = || {
+            let tasks = crate::support::test_tasks()
+                .to_str()
+                .expect("the checkout's path is text");
+            let mut args = vec!["--as=3000000000", tasks];
+            args.extend(flags(&url, &["--concurrency", "2", "--max-deliveries", "2"]));
+            Process::start(std::path::Path::new("/usr/bin/prlimit"), args, &[history.environment()])
+        };
+        let mut worker = start();
+        // Sweeps in the meantime, so that nobody waits for the grace of the next start.
+        let _neighbour = test_worker(&url, &history, &["--queue", "other", "--max-deliveries", "2"]);
+        admitted(&redis, 2).await;
+        let mut celery = Celery::client(&url).await;
+        let poison = celery.send("test.violent", json!([how]), json!({})).await;
+        history.enqueued([poison.as_str()]);
+        let mut deaths = 0;
+        umbel_testkit::eventually(LATER, "the poison is buried", async || {
+            if worker.exit().is_some() {
+                deaths += 1;
+                worker = start();
+            }
+            !laid_aside(&redis, "dead", "celery").await.is_empty()
+        })
+        .await;
+        assert_eq!(deaths, 2, "{how}");
+        let raised = celery.get(&poison, LATER).await.expect_err("its caller learns it");
+        assert_eq!(raised.exc_type, "WorkerLostError", "{how}");
+        let after = celery.send("test.work", json!([0.0]), json!({})).await;
+        assert_eq!(celery.get(&after, LATER).await, Ok(json!(0.0)), "{how}");
+    }
 }

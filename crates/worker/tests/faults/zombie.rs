@@ -6,7 +6,7 @@ use umbel_testkit::{Celery, Event, History, Redis, Signal, eventually};
 use crate::support::{LATER, SOON, admitted, borrowed, broker, depth, test_worker};
 
 #[tokio::test]
-async fn a_frozen_worker_does_nothing_more_to_what_others_took_over() {
+async fn w05_a_worker_is_frozen_for_longer_than_its_lease() {
     let redis = Redis::start().await;
     let history = History::new();
     let flags = ["--concurrency", "4"];
@@ -47,7 +47,7 @@ async fn a_frozen_worker_does_nothing_more_to_what_others_took_over() {
 }
 
 #[tokio::test]
-async fn tasks_that_keep_every_core_busy_do_not_lose_their_leases() {
+async fn w07_tasks_keep_every_core_busy() {
     let redis = Redis::start().await;
     let history = History::new();
     let _worker = test_worker(&redis.url(), &history, &["--concurrency", "8"]);
