@@ -17,7 +17,7 @@
 //! | `Pumbel:queue:Q`, `Pumbel:limited`, `Pumbel:freed:Q` | what a queue allows (paused, max_in_flight, rate); queues that have such a hash; wake-up |
 //! | `Pumbel:rate:<name>`, `Pumbel:lined:<name>` | a rate shared by all workers; task ids whose turn is promised |
 //! | `Pumbel:key:*:<key>`, `Pumbel:key:most`, `Pumbel:keyed` | concurrency keys: who holds, who waits, who was woken; lease id → key |
-//! | `Pumbel:unique:<key>`, `Pumbel:once:<id>:<try>` | the task that has a unique key; lease id of who runs it, or `done` |
+//! | `Pumbel:unique:<key>`, `Pumbel:copy:<id>:<try>` | the task that has a unique key; lease id of who runs it, or `done` |
 //! | `Pumbel:revoked`, `Pumbel:revoked-stamps` | task ids and stamps that are not to run, by the time until which that holds |
 //! | `Pumbel:revocations` | how often something was revoked |
 //! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
@@ -35,6 +35,7 @@ mod control;
 mod dead;
 mod depth;
 mod documents;
+mod elsewhere;
 mod error;
 mod events;
 mod fanout;
@@ -54,6 +55,7 @@ mod reports;
 mod reserve;
 mod results;
 mod revoke;
+mod rights;
 mod route;
 mod sentinel;
 mod settle;
@@ -72,6 +74,7 @@ pub use connect::{Broker, Config, Endpoint, Sentinel};
 pub use control::{ControlChannel, is_own_question};
 pub use dead::{Aside, AsideFilter, AsideKind, AsidePage, Evicted, Replayed};
 pub use depth::{DepthSample, QueueDepth, QueueFault};
+pub use elsewhere::Elsewhere;
 pub use error::Error;
 pub use fanout::{FanoutBinding, FanoutChannel};
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};

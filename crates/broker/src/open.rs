@@ -190,10 +190,7 @@ impl Config {
         if is_resp3 {
             info = info.set_protocol(ProtocolVersion::RESP3);
         }
-        let explained = |err: RedisError| match tls::reason(&err, &name) {
-            Some(reason) => Refusal::error(Trouble::Tls, format!("TLS: {reason}")),
-            None => err,
-        };
+        let explained = |err| explained(err, &name);
         let (mut inner, driver) = MultiplexedConnection::new_with_config(&info, stream, options.clone())
             .await
             .map_err(explained)?;
@@ -302,13 +299,9 @@ impl Config {
                     self.dial(&address, &primary.host, primary.port).await?
                 }
             };
-            let pubsub =
-                redis::aio::PubSub::new(&opened.info, opened.stream)
-                    .await
-                    .map_err(|err| match tls::reason(&err, &opened.name) {
-                        Some(reason) => Refusal::error(Trouble::Tls, format!("TLS: {reason}")),
-                        None => err,
-                    })?;
+            let pubsub = redis::aio::PubSub::new(&opened.info, opened.stream)
+                .await
+                .map_err(|err| explained(err, &opened.name))?;
             RedisResult::Ok((pubsub, state))
         };
         self.in_time(attempt).await.map_err(|source| self.unconnected(source))
@@ -320,6 +313,20 @@ impl Config {
             source,
         }
     }
+}
+
+/// The precise reason of a refused greeting, where there is one.
+fn explained(err: RedisError, name: &str) -> RedisError {
+    if let Some(reason) = tls::reason(&err, name) {
+        return Refusal::error(Trouble::Tls, format!("TLS: {reason}"));
+    }
+    if err.kind() == redis::ErrorKind::AuthenticationFailed {
+        // The client library leaves out what the server said.
+        let detail = err.detail().map(|text| format!(": {text}")).unwrap_or_default();
+        let reason = format!("WRONGPASS: the server refuses user or password{detail}");
+        return Refusal::error(Trouble::Credentials, reason);
+    }
+    err
 }
 
 /// Leaves a server that takes no writes.

@@ -134,6 +134,13 @@ impl Trouble {
             Some("ERR") if err.detail().is_some_and(|text| text.contains("max number of clients")) => {
                 return Trouble::MaxClients;
             }
+            // What a script may not do is told in words, with another code in each version.
+            _ if err
+                .detail()
+                .is_some_and(|text| SCRIPT_REFUSED.iter().any(|words| text.contains(words))) =>
+            {
+                return Trouble::NoPermission;
+            }
             _ => {}
         }
         match err.kind() {
@@ -149,6 +156,9 @@ impl Trouble {
         matches!(code, "READONLY" | "MASTERDOWN" | "NOAUTH")
     }
 }
+
+/// How servers say that a script of a user went beyond the user's rights.
+const SCRIPT_REFUSED: [&str; 2] = ["user executing the script can't", "ACL failure in script"];
 
 /// A connection that we gave up ourselves, with the reason in words.
 #[derive(Debug, thiserror::Error)]

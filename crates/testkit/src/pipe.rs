@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +27,7 @@ pub struct Flow {
 }
 
 struct Shared {
-    to: u16,
+    to: AtomicU16,
     flow: watch::Sender<(Flow, u64)>,
     reads: AtomicU64,
 }
@@ -48,7 +48,7 @@ impl Pipe {
         let own = crate::free_port();
         let listener = TcpListener::bind(("127.0.0.1", own)).await.expect("the port was free");
         let shared = Arc::new(Shared {
-            to: port,
+            to: AtomicU16::new(port),
             flow: watch::Sender::default(),
             reads: AtomicU64::new(1),
         });
@@ -73,6 +73,11 @@ impl Pipe {
     /// From now on bytes pass in this way.
     pub fn set(&self, flow: Flow) {
         self.shared.flow.send_modify(|(now, _)| *now = flow);
+    }
+
+    /// New connections lead to another port; those that are there stay.
+    pub fn lead_to(&self, port: u16) {
+        self.shared.to.store(port, Ordering::Relaxed);
     }
 
     /// Ends all connections.
@@ -101,7 +106,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn connection(client: TcpStream, shared: &Shared) -> io::Result<()> {
-    let server = TcpStream::connect(("127.0.0.1", shared.to)).await?;
+    let server = TcpStream::connect(("127.0.0.1", shared.to.load(Ordering::Relaxed))).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();

@@ -49,6 +49,11 @@ pub struct Redis {
     extra: Vec<String>,
     running: Option<(Child, Leash)>,
     folder: TempDir,
+    /// Words before the program: another network, another clock.
+    around: Vec<String>,
+    /// Environment of the program.
+    environment: Vec<(String, String)>,
+    host: String,
 }
 
 /// Starting takes some 20 ms; a machine that builds beside the tests takes longer.
@@ -78,22 +83,84 @@ impl Redis {
     /// # Panics
     /// When it does not answer.
     pub async fn start_kind(kind: ServerKind, settings: &[&str]) -> Redis {
-        let extra: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let mut server = Redis {
+        Redis::prepare(kind, settings).launch().await
+    }
+
+    /// Starts one in a namespace of the network, where it has this address.
+    ///
+    /// # Panics
+    /// When it does not answer, or we are not root.
+    pub async fn start_in(namespace: &str, address: &str) -> Redis {
+        let mut server = Redis::prepare(
+            ServerKind::of_this_run(),
+            &["--bind", "0.0.0.0", "--protected-mode", "no"],
+        );
+        server.around = ["ip", "netns", "exec", namespace].map(str::to_owned).to_vec();
+        address.clone_into(&mut server.host);
+        server.launch().await
+    }
+
+    /// Starts one whose wall clock is what the file `clock` in its [`folder`](Redis::folder) says, as libfaketime reads
+    /// it: `+3600` is an hour ahead.
+    ///
+    /// # Panics
+    /// When it does not answer, or libfaketime is missing.
+    pub async fn with_clock(settings: &[&str]) -> Redis {
+        let mut server = Redis::prepare(ServerKind::of_this_run(), settings);
+        let library = std::fs::read_dir("/usr/lib")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
+            .find(|path| path.exists())
+            .expect("libfaketime is installed: `make setup`");
+        server.set_clock("+0");
+        server.environment = vec![
+            ("LD_PRELOAD".into(), library.to_string_lossy().into_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
+            ("FAKETIME_CACHE_DURATION".into(), "1".into()),
+            (
+                "FAKETIME_TIMESTAMP_FILE".into(),
+                server.folder.path().join("clock").to_string_lossy().into_owned(),
+            ),
+        ];
+        server.launch().await
+    }
+
+    /// Sets the clock of [`Redis::with_clock`]; it is so within a second.
+    ///
+    /// # Panics
+    /// When the folder is gone.
+    pub fn set_clock(&self, offset: &str) {
+        std::fs::write(self.folder.path().join("clock"), format!("{offset}\n")).expect("the folder is ours");
+    }
+
+    fn prepare(kind: ServerKind, settings: &[&str]) -> Redis {
+        Redis {
             kind,
             port: 0,
-            extra,
+            extra: settings.iter().map(|&setting| setting.to_owned()).collect(),
             running: None,
             folder: TempDir::new("redis"),
-        };
+            around: Vec::new(),
+            environment: Vec::new(),
+            host: "127.0.0.1".into(),
+        }
+    }
+
+    async fn launch(mut self) -> Redis {
         for _ in 0..10 {
-            server.port = free_port(); // Another test may take it first; then the server ends and the next is tried.
-            server.spawn();
-            if server.answers().await {
-                return server;
+            self.port = free_port(); // Another test may take it first; then the server ends and the next is tried.
+            self.spawn();
+            if self.answers().await {
+                return self;
             }
         }
-        panic!("redis-server does not start:\n{}", server.log())
+        panic!("redis-server does not start:\n{}", self.log())
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Starts one that follows the server on this port of loopback, and waits until it has everything.
@@ -138,7 +205,16 @@ impl Redis {
             .open(self.folder.path().join("redis.log"))
             .expect("the log can be made");
         let errors = log.try_clone().expect("the log can be shared");
-        let child = Command::new(self.kind.program())
+        let mut command = match self.around.split_first() {
+            None => Command::new(self.kind.program()),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(self.kind.program());
+                command
+            }
+        };
+        let child = command
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .args([
                 "--bind",
                 "127.0.0.1",
@@ -200,7 +276,7 @@ impl Redis {
 
     /// Address of one of its databases.
     pub fn database(&self, number: u8) -> String {
-        format!("redis://127.0.0.1:{}/{number}", self.port)
+        format!("redis://{}:{}/{number}", self.host, self.port)
     }
 
     /// A connection to database 0.

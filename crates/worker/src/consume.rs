@@ -14,7 +14,9 @@ use umbel_telemetry::chain;
 
 use crate::app::Shared;
 use crate::limits::Asking;
+use crate::decide::Start;
 use crate::peers::Peers;
+use crate::runners::Runners;
 use crate::shares::{Quota, Shares};
 
 /// Messages in one reserve: Redis is busy for less than a millisecond with so many.

@@ -1,16 +1,21 @@
 //! The servers of a worker: how they are named, what is learned of them, and who is told.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use umbel_broker::{Broker, Error, ServerOptions, Survey};
+use umbel_broker::{Broker, Elsewhere, Error, ServerOptions, Survey};
 use umbel_telemetry::chain;
 
+use crate::app::Shared;
 use crate::args::{ConfigError, wrong};
 use crate::metrics::Metrics;
 
 /// A server's settings are looked at so often: they change while it runs.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A worker to which nothing has come for so long looks where its messages may be instead.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Where broker and results are.
 #[derive(Debug, clap::Args)]
@@ -118,17 +123,69 @@ pub(crate) fn tell(broker: &Broker, survey: &Survey, metrics: &Metrics) {
     metrics.surveyed(survey);
 }
 
+/// Missing rights are asked for no more often than this: somebody is about to give them.
+const EXPLAIN_EVERY: Duration = Duration::from_secs(2);
+
+/// When a refusal was explained last.
+#[derive(Default)]
+pub(crate) struct Explained {
+    at: Option<std::time::Instant>,
+    missing: Vec<String>,
+}
+
+impl Explained {
+    /// Says which command or key a refused user lacks, where that is not known yet.
+    pub(crate) async fn explain(&mut self, broker: &Broker, queues: &[String], err: &Error) {
+        let is_due = self.at.is_none_or(|at| at.elapsed() >= EXPLAIN_EVERY);
+        if err.trouble() != umbel_broker::Trouble::NoPermission || !is_due {
+            return;
+        }
+        self.at = Some(std::time::Instant::now());
+        let asked = broker.missing_rights(queues);
+        let Ok(Ok(missing)) = tokio::time::timeout(EXPLAIN_EVERY, asked).await else {
+            return;
+        };
+        if missing != self.missing {
+            tracing::error!(
+                server = %broker.server(), missing = %missing.join(", "),
+                "the user lacks rights; nothing is taken until it has them"
+            );
+            self.missing = missing;
+        }
+    }
+}
+
 /// Looks at the server now and then, and tells what has changed.
-pub(crate) async fn watch(broker: Broker, metrics: std::sync::Arc<Metrics>, mut known: Survey) {
+pub(crate) async fn watch(shared: Arc<Shared>, mut known: Survey) {
+    tokio::time::sleep(SILENCE).await;
+    hint(&shared).await;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        match broker.survey().await {
+        match shared.broker.survey().await {
             Ok(survey) if survey == known => {}
             Ok(survey) => {
-                tell(&broker, &survey, &metrics);
+                tell(&shared.broker, &survey, &shared.metrics);
                 known = survey;
             }
             Err(err) => tracing::debug!(error = %chain(&err), "looking at the server again"),
         }
+    }
+}
+
+/// A worker that has run nothing says where messages for its queues lie instead, if they do.
+async fn hint(shared: &Shared) {
+    if shared.started.load(Ordering::Relaxed) > 0 {
+        return;
+    }
+    match shared.broker.elsewhere(&shared.queues.names()).await {
+        Ok(found) => {
+            for Elsewhere { queue, place, waiting } in found {
+                tracing::warn!(
+                    server = %shared.broker.server(), queue, waiting,
+                    "nothing has come here, but messages wait in {place}: wrong database or key prefix?"
+                );
+            }
+        }
+        Err(err) => tracing::debug!(error = %chain(&err), "not looked elsewhere"),
     }
 }
