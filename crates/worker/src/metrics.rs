@@ -122,3 +122,27 @@ impl Metrics {
         self.broker_evicts.set(i64::from(survey.eviction.is_some()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_documentation_names_exactly_these() {
+        let mut registry = Registry::new("worker");
+        let _metrics = Metrics::new(&mut registry);
+        let _sample = crate::sample::Sample::new(&mut registry);
+        let document = include_str!("../../../docs/metrics.md");
+        let table = document.split("## The worker").nth(1).and_then(|rest| rest.split("\n## ").next());
+        let told: BTreeSet<String> = table
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .map(|name| name.trim_end_matches("_total").trim_end_matches("_info").to_owned())
+            .collect();
+        let known: BTreeSet<String> = registry.names().iter().cloned().collect();
+        assert_eq!(told, known);
+    }
+}
