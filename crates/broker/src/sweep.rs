@@ -40,6 +40,9 @@ pub struct Reclaim {
     pub lid: String,
     /// Key under which its deaths are counted: the task id, or a hash of a message that cannot be read.
     pub counted_as: String,
+    /// Does the sweeper serve its queue? Otherwise it is given it, where it is to be given up, only after another lease:
+    /// who serves it knows where its results go.
+    pub is_served: bool,
 }
 
 /// A message that nobody is to run any more, under a lease of the sweeper's own: to be ended as a failed run is.
@@ -191,9 +194,15 @@ impl Broker {
             return Ok(Reclaimed::default());
         }
         let mut args = Args::new(&RECLAIM, self.keys.scope()).arg(lease.as_secs_f64());
-        for Reclaim { lid, counted_as } in leases {
+        for Reclaim {
+            lid,
+            counted_as,
+            is_served,
+        } in leases
+        {
             args.push(lid);
             args.push(counted_as);
+            args.push(i32::from(*is_served));
         }
         let mut reply = Reply::of(&RECLAIM, args.call(&mut self.connection.clone()).await?)?;
         let (back, suspected) = (reply.count()?, reply.count()?);

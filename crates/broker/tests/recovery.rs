@@ -59,6 +59,7 @@ fn overdue(lid: &str) -> Reclaim {
     Reclaim {
         lid: lid.into(),
         counted_as: lid.into(),
+        is_served: true,
     }
 }
 
@@ -107,6 +108,7 @@ async fn a_sweeper_that_dies_with_what_it_was_given_leaves_it_to_the_next() {
             let asked = Reclaim {
                 lid: held.clone(),
                 counted_as: "m".into(),
+                is_served: true,
             };
             let mut done = broker.reclaim(moment, &[asked]).await.expect("reclaimed");
             done.given_up.pop()
@@ -136,6 +138,51 @@ async fn a_sweeper_that_dies_with_what_it_was_given_leaves_it_to_the_next() {
     }
     assert_eq!(raw.xlen("umbel:dead:q").await, Ok(1), "one dead letter");
     assert_eq!(raw.hexists("umbel:att", "m").await, Ok(false));
+}
+
+#[tokio::test]
+async fn what_is_given_up_is_left_to_who_serves_its_queue_for_a_lease() {
+    let redis = Redis::start().await;
+    let (broker, mut raw) = parts(&redis).await;
+    let (moment, lease) = (Duration::from_millis(1), Duration::from_secs(1));
+    broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
+    let _: () = raw.hset("umbel:att", "m", 2).await.expect("set");
+    let taken = take(&mut reserver(&redis, "w", moment), 1, &queues(&broker, &["q"]))
+        .await
+        .taken;
+    let asked = |is_served| Reclaim {
+        lid: taken[0].lid.to_string(),
+        counted_as: "m".into(),
+        is_served,
+    };
+    let mut others = Sweeper::new(lease, Duration::ZERO, SOON);
+    let mut own = Sweeper::new(lease, Duration::ZERO, SOON);
+    eventually(SOON, "the grace ends, and the lease is found", async || {
+        let found = others.sweep(&broker, 10, true).await.expect("swept");
+        matches!(found, SweepAnswer::Overdue(found) if found.len() == 1)
+    })
+    .await;
+    let skipped = own.sweep(&broker, 10, false).await.expect("swept");
+    assert!(
+        matches!(skipped, SweepAnswer::Skipped),
+        "another has just swept: {skipped:?}"
+    );
+    // Set back, as if it had run out just now.
+    let now = broker.time().await.expect("time") as f64 / 1000.0;
+    let _: () = raw.zadd("umbel:lease", &*taken[0].lid, now - 0.1).await.expect("set");
+    let done = broker.reclaim(lease, &[asked(false)]).await.expect("reclaimed");
+    assert_eq!(done, umbel_broker::Reclaimed::default(), "left");
+    assert_eq!(raw.hget("umbel:att", "m").await, Ok(2), "and not counted");
+    let found = own.sweep(&broker, 10, false).await.expect("swept");
+    assert!(
+        matches!(found, SweepAnswer::Overdue(_)),
+        "its own come without a pause: {found:?}"
+    );
+    eventually(SOON, "nobody came for a lease", async || {
+        let done = broker.reclaim(lease, &[asked(false)]).await.expect("reclaimed");
+        done.given_up.len() == 1
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -136,12 +136,16 @@ impl Recovery {
             .filter(|one| !one.raw.is_empty())
             .map(Some)
             .collect();
+        let served = self.queues.names();
         let reclaims: Vec<Reclaim> = overdue
             .iter()
             .flatten()
             .map(|one| Reclaim {
                 lid: one.lid.clone(),
                 counted_as: counted_as(&one.raw),
+                is_served: served
+                    .iter()
+                    .any(|queue| queue == self.broker.keys().queue_of(&one.list)),
             })
             .collect();
         let sent = Instant::now();

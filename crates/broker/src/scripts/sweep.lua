@@ -26,7 +26,9 @@ elseif server and run and run ~= server then
 elseif ARGV[6] ~= '' and math.abs(now - tonumber(ARGV[6]) - tonumber(ARGV[7])) > 2 then
   reason = 'the clock of the server jumped'
 end
-if not reason and now - last < tonumber(ARGV[4]) then return { 'skip' } end
+-- What the sweep before has left to workers of other queues, one of these may have come for.
+local is_left = number(redis.call('HGET', key, 'left')) >= last
+if not reason and not is_left and now - last < tonumber(ARGV[4]) then return { 'skip' } end
 redis.call('HSET', key, 'last', string.format('%.6f', now))
 if server then redis.call('HSET', key, 'run', server) end
 if reason then

@@ -328,6 +328,7 @@ impl World {
             .map(|overdue| Reclaim {
                 lid: overdue.lid.clone(),
                 counted_as: id(&overdue.raw),
+                is_served: true,
             })
             .collect();
         let reclaimed = self.broker.reclaim(LEASE, &reclaims).await.expect("the server answers");
