@@ -1,5 +1,7 @@
 //! What to do with a message that was taken. Pure.
 
+use std::time::Duration;
+
 use umbel_protocol::message::TaskMessage;
 
 use crate::clock::seconds_of;
@@ -28,12 +30,24 @@ pub(crate) enum Admission {
     Unknown,
 }
 
+/// Is its time over? Celery's own messages do not say when they were sent: without an expiry they have none.
+pub(crate) fn is_expired(message: &TaskMessage, now: f64, expires_after: Option<Duration>) -> bool {
+    if let Some(expires) = message.expires {
+        return seconds_of(expires) <= now;
+    }
+    let Some(after) = expires_after else {
+        return false;
+    };
+    let sent_at = message.header("umbel_sent_at").and_then(|at| at.to::<f64>().ok());
+    sent_at.is_some_and(|at| at + after.as_secs_f64() <= now)
+}
+
 /// ETAs closer than this are run at once: parking costs about as much.
 const ETA_SLACK: f64 = 0.001;
 
-/// Decides by Redis time `now` in seconds.
-pub(crate) fn admit(message: &TaskMessage, is_known: bool, now: f64) -> Admission {
-    if message.expires.is_some_and(|expires| seconds_of(expires) <= now) {
+/// Decides by Redis time `now` in seconds. `expires_after` is for messages that name no expiry but say when they were sent.
+pub(crate) fn admit(message: &TaskMessage, is_known: bool, now: f64, expires_after: Option<Duration>) -> Admission {
+    if is_expired(message, now, expires_after) {
         return Admission::Expired;
     }
     if !is_known {
@@ -98,7 +112,29 @@ mod tests {
             ),
         ];
         for (name, message, is_known, expected) in cases {
-            assert_eq!(admit(&message, is_known, 100.0), expected, "{name}");
+            assert_eq!(admit(&message, is_known, 100.0, None), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_message_without_expiry_has_that_of_its_queue() {
+        let sent = |seconds: f64| {
+            let header = ("umbel_sent_at".to_owned(), umbel_protocol::json::Json::of(&seconds));
+            message(|task| task.headers = vec![header])
+        };
+        let after = |message: &TaskMessage, after: u64| admit(message, true, 100.0, Some(Duration::from_secs(after)));
+        assert_eq!(after(&sent(90.0), 10), Admission::Expired);
+        assert_eq!(after(&sent(90.1), 10), Admission::Run);
+        assert_eq!(admit(&sent(1.0), true, 100.0, None), Admission::Run);
+        assert_eq!(
+            after(&message(|_| ()), 10),
+            Admission::Run,
+            "nobody knows when it was sent"
+        );
+        assert_eq!(
+            after(&message(|task| task.expires = at(101)), 0),
+            Admission::Run,
+            "its own counts"
+        );
     }
 }

@@ -137,6 +137,9 @@ pub struct Args {
     /// Soft limit of a run whose message names none
     #[arg(long, env = "UMBEL_SOFT_TIME_LIMIT", value_parser = parse_duration)]
     soft_time_limit: Option<Duration>,
+    /// Expiry of messages that name none, counted from when they were sent; those of Celery's own clients do not say that
+    #[arg(long, env = "UMBEL_EXPIRES_AFTER", value_parser = parse_duration)]
+    expires_after: Option<Duration>,
     /// Runs of a failing task, the first included
     #[arg(long, env = "UMBEL_RETRY_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     retry_max_attempts: u32,
@@ -295,6 +298,8 @@ pub struct Config {
     pub stuck_slots: usize,
     /// Soft limit of a run.
     pub soft_time_limit: Option<Duration>,
+    /// Expiry of messages that name none.
+    pub expires_after: Option<Duration>,
     /// Retries of failed runs.
     pub retry: RetryPolicy,
     /// How many runs may be retries.
@@ -463,6 +468,7 @@ impl TryFrom<Args> for Config {
                 (slots / 2).max(1)
             }),
             soft_time_limit: args.soft_time_limit,
+            expires_after: args.expires_after.filter(|after| !after.is_zero()),
             retry: RetryPolicy {
                 max_attempts: args.retry_max_attempts,
                 initial_backoff: args.retry_initial_backoff,

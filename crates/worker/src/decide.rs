@@ -125,7 +125,7 @@ impl Consumer {
             delivery.sends = sends;
             job = Some(builtin);
         }
-        match (admit(&delivery.message, job.is_some(), now), job) {
+        match (admit(&delivery.message, job.is_some(), now, self.shared.config.expires_after), job) {
             (Admission::Run, Some(job)) => {
                 let options = self.shared.tasks.options(&delivery.message.task);
                 if let Some(version) = skew::too_new(&delivery.message, options) {
@@ -270,7 +270,7 @@ impl Consumer {
             };
             shared.rates.waits_no_more(&lid);
             match slot {
-                Ok(slot) => match admit(&delivery.message, true, shared.clock.now()) {
+                Ok(slot) => match admit(&delivery.message, true, shared.clock.now(), shared.config.expires_after) {
                     Admission::Expired => shared.revoke(delivery, "expired").await,
                     Admission::Run | Admission::Later(_) | Admission::Unknown => {
                         run_in(shared, slot, delivery, job).await;

@@ -12,6 +12,7 @@ use umbel_protocol::message::TaskMessage;
 use umbel_protocol::result;
 use umbel_telemetry::chain;
 
+use crate::admit;
 use crate::again::retry;
 use crate::app::Shared;
 use crate::canvas;
@@ -66,7 +67,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
     );
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
     // Since the look at its arrival.
-    let is_expired = message.expires.is_some_and(|expires| seconds_of(expires) <= since);
+    let is_expired = admit::is_expired(&message, since, shared.config.expires_after);
     if is_expired || shared.revoked.contains(message.as_ref(), since) {
         shared.leases.stopped(&delivery.lease.lid);
         let why = if is_expired { "expired" } else { "revoked" };

@@ -131,3 +131,26 @@ async fn room_that_a_dead_worker_held_is_given_back() {
     broker.set_max_in_flight("celery", Some(3)).await.unwrap();
     results::<serde_json::Value>(&short).await;
 }
+
+/// Counted from when it was sent, where the message says that and names no expiry of its own.
+#[tokio::test]
+async fn a_message_that_is_older_than_its_queue_allows_expires() {
+    let stage = Stage::new(1, &["--expires-after", "30s"]).await;
+    let now = stage.client.time().await.unwrap() as f64 / 1000.0;
+    let sent = |seconds: f64| {
+        Task::new("test.work")
+            .args(&(0.0,))
+            .header("umbel_sent_at", &(now - seconds))
+    };
+    let old = stage.client.send(sent(31.0)).await.unwrap();
+    let fresh = stage.client.send(sent(1.0)).await.unwrap();
+    let own = stage
+        .client
+        .send(sent(100.0).expires(Duration::from_secs(60)))
+        .await
+        .unwrap();
+    results::<f64>(&[fresh, own]).await;
+    let err = old.get(SOON).await.expect_err("it must not run");
+    assert!(err.to_string().contains("expired"), "{err}");
+    assert_eq!(stage.history.total(Event::Started), 2);
+}
