@@ -1,5 +1,7 @@
 //! `TaskQueue`: a queue on a broker, and its policies.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use schemars::JsonSchema;
@@ -45,6 +47,14 @@ pub struct TaskQueueSpec {
     #[x_kube(validation = Rule::new("!(self in ['unacked', 'unacked_index', 'unacked_mutex']) && !self.startsWith('umbel:')").message("this queue name belongs to the transport"))]
     pub queue_name: Option<String>,
 
+    /// Nothing of the queue is consumed by any worker of Umbel's; producing goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+
+    /// What the queue allows all its workers together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+
     /// How long a worker holds a message without saying so again.
     #[serde(default)]
     pub lease: Lease,
@@ -65,6 +75,11 @@ pub struct TaskQueueSpec {
     /// After this a task is asked to stop, where its message does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soft_time_limit: Option<Span>,
+
+    /// After this a message that was not started is not run any more, where it names no expiry and says when it was sent
+    /// (Celery's own clients do not say that).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_after: Option<Span>,
 
     /// What is kept of a task's result.
     #[serde(default)]
@@ -171,6 +186,67 @@ pub struct Lease {
     /// How often a holder says that it still works.
     #[serde(default = "renew_every")]
     pub renew_every: Span,
+}
+
+/// What a queue allows all its workers together.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Messages that are held at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub max_in_flight: Option<u64>,
+    /// How often one is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<QueueRate>,
+    /// Messages that do not run at the same time as others with the same key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tasks"]))]
+    pub per_key: Vec<KeyLimit>,
+}
+
+/// How often a message of a queue is taken.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("duration(self.period) >= duration('1ms') && duration(self.period) <= duration('8784h')").message("a period lasts from 1ms to 8784h").field_path(".period"))]
+pub struct QueueRate {
+    /// Messages in each period.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub count: u32,
+    /// The period.
+    #[serde(default = "rate_period")]
+    pub period: Span,
+    /// Messages at once after a pause. Absent: those of a tenth of a second, at least one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub burst: Option<u32>,
+}
+
+/// Messages of some tasks that share turns by a key.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyLimit {
+    /// The tasks, as a glob.
+    #[schemars(length(min = 1, max = 200), pattern(r"^[^\s,;=]+$"))]
+    pub tasks: String,
+    /// The key: a text with `{task}`, `{queue}`, `{args.0}`, `{kwargs.name}` or `{header.name}` in it.
+    #[schemars(
+        length(min = 1, max = 200),
+        pattern(r"^([^\s{};=]|\{(task|queue|args\.[0-9]{1,3}|(kwargs|header)\.[A-Za-z0-9_.-]+)\})+$")
+    )]
+    pub key: String,
+    /// Messages of one key that run at a time.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub limit: u32,
+}
+
+fn rate_period() -> Span {
+    Duration::from_secs(1).into()
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// What happens to a task that asks for a retry.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use scaling::{
     BrokerPolicy, Calendar, Down, Goal, Mode, OnBrokerError, Paused, Policy, PolicyKind, Scaling, Select, Target,
-    TargetKind, Up,
+    TargetKind, Up, Victims,
 };
 
 use crate::{refs::Selector, span::Span};
@@ -55,6 +55,14 @@ pub struct WorkerPoolSpec {
     #[schemars(schema_with = "crate::schema::opaque_object")]
     pub template: Option<serde_json::Value>,
 
+    /// How several queues share a pod.
+    #[serde(default)]
+    pub consumption: Consumption,
+
+    /// When a worker ends by itself and is started anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recycle: Option<Recycle>,
+
     /// Tasks that a pod runs at a time.
     #[serde(default = "concurrency")]
     #[schemars(range(min = 1, max = 10_000))]
@@ -93,6 +101,47 @@ pub struct QueueShare {
     /// Name of the TaskQueue.
     #[schemars(length(min = 1, max = 253), pattern(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
+    /// Its share of what a pod takes, beside those of the other queues, while all have messages.
+    #[serde(default = "weight", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: u32,
+}
+
+const fn weight() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde asks.
+const fn is_one(weight: &u32) -> bool {
+    *weight == 1
+}
+
+/// How several queues share a pool's pods.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Consumption {
+    /// Each gets the share of its weight, as long as it has messages.
+    #[default]
+    Weighted,
+    /// The first that has messages is served first; those behind it get a twentieth.
+    Strict,
+}
+
+/// When a pod's worker ends by itself, in order and with nothing running, and is started anew.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.maxAge) || duration(self.maxAge) >= duration('1s')").message("maxAge is at least 1s").field_path(".maxAge"))]
+pub struct Recycle {
+    /// After so many tasks, up to a tenth fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub max_tasks: Option<u64>,
+    /// After this time, up to a tenth earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Span>,
+    /// When more memory is resident: bytes, or with Ki, Mi, Gi, k, M or G.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 14), pattern(r"^[1-9][0-9]{0,10}(Ki|Mi|Gi|k|M|G)?$"))]
+    pub max_memory: Option<String>,
 }
 
 /// What a stopping pod may take.
@@ -300,7 +349,8 @@ pub struct Counters {
     /// Steps down that were completed.
     #[serde(default)]
     pub scale_downs: u64,
-    /// Pods that held a task when a step down removed them. Stays zero.
+    /// Pods that held a task when a step down removed them. Stays zero unless the pool says how long such pods are
+    /// waited for.
     #[serde(default)]
     pub busy_stopped: u64,
     /// Pods that a step down lost though it had not chosen them.

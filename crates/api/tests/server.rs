@@ -94,6 +94,16 @@ fn accepted() -> Vec<(&'static str, Value)> {
             "TaskQueue",
             json!({"softTimeLimit": "59m", "retry": {"maxAttempts": 1, "factor": 1, "jitter": 0}}),
         ),
+        (
+            "TaskQueue",
+            json!({"paused": true, "expiresAfter": "1h", "limits": {"maxInFlight": 10, "rate": {"count": 100},
+                "perKey": [{"tasks": "bill.*", "key": "acct-{kwargs.account}/{header.tenant}", "limit": 2}]}}),
+        ),
+        (
+            "WorkerPool",
+            json!({"queues": [{"name": "q", "weight": 5}], "consumption": "Strict",
+                "recycle": {"maxTasks": 1000, "maxAge": "24h", "maxMemory": "512Mi"}}),
+        ),
         ("WorkerPool", pool(&json!({}))),
         (
             "WorkerPool",
@@ -150,7 +160,7 @@ fn accepted() -> Vec<(&'static str, Value)> {
             scaling(&json!({
                 "up": {"stabilization": "15s", "selectPolicy": "Min", "policies": [
                     {"type": "Percent", "value": 200, "periodSeconds": 15}, {"type": "Pods", "value": 4, "periodSeconds": 1800}]},
-                "down": {"cooldownToZero": "10m", "selectPolicy": "Disabled"},
+                "down": {"cooldownToZero": "10m", "selectPolicy": "Disabled", "victims": "IdleFirst", "confirmTimeout": "1m", "drainWait": "2h"},
                 "onBrokerError": {"policy": "Fallback", "replicas": 3, "failureThreshold": 10},
                 "schedules": [{"name": "office", "start": "0 8 * * MON-FRI", "end": "0 18 * * MON-FRI",
                     "timeZone": "Europe/Berlin", "minReplicas": 4, "maxReplicas": 40}],
@@ -217,6 +227,23 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.lease.duration",
         ),
         ("TaskQueue", json!({"softTimeLimit": "1h"}), "spec.softTimeLimit"),
+        ("TaskQueue", json!({"limits": {"maxInFlight": 0}}), "spec.limits.maxInFlight"),
+        ("TaskQueue", json!({"limits": {"rate": {"count": 0}}}), "spec.limits.rate.count"),
+        (
+            "TaskQueue",
+            json!({"limits": {"rate": {"count": 1, "period": "0s"}}}),
+            "spec.limits.rate.period",
+        ),
+        (
+            "TaskQueue",
+            json!({"limits": {"perKey": [{"tasks": "*", "key": "{args.x}"}]}}),
+            "spec.limits.perKey[0].key",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"recycle": {"maxMemory": "much"}})),
+            "spec.recycle.maxMemory",
+        ),
         ("TaskQueue", json!({"timeLimit": "0s"}), "spec.timeLimit"),
         ("TaskQueue", json!({"timeLimit": "1y"}), "spec.timeLimit"),
         ("TaskQueue", json!({"timeLimit": "-5s"}), "spec.timeLimit"),
@@ -605,7 +632,7 @@ async fn kinds_are_taken_defaulted_and_refused() {
         .data;
     assert_eq!(
         made["spec"]["scaling"]["down"],
-        json!({"stabilization": "5s", "cooldownToZero": "1m", "selectPolicy": "Max"})
+        json!({"stabilization": "5s", "cooldownToZero": "1m", "selectPolicy": "Max", "victims": "Drained", "confirmTimeout": "15s"})
     );
     assert_eq!(
         made["spec"]["scaling"]["target"],

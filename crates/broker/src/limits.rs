@@ -194,6 +194,47 @@ impl Broker {
         self.change_policy(queue, &[("paused", String::new())]).await
     }
 
+    /// Makes a queue allow what its object says, when the object has changed or Redis has lost what it said: in between,
+    /// what people do by hand stays. True: something was written.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// It may or may not have happened; repeat it.
+    pub async fn apply_queue_policy(&self, queue: &str, policy: &QueuePolicy) -> Result<bool, Error> {
+        let said: Option<String> = redis::cmd("HGET")
+            .arg(self.keys.umbel(&format!("queue:{queue}")))
+            .arg("said")
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call {
+                call: "HGET umbel:queue",
+                source,
+            })?;
+        let QueuePolicy {
+            is_paused,
+            max_in_flight,
+            rate,
+        } = policy;
+        let paused = if *is_paused { "1" } else { "" };
+        let most = max_in_flight.map_or_else(String::new, |most| most.to_string());
+        let rate = rate.map_or_else(String::new, |rate| rate.to_string());
+        let now = format!("{paused}|{most}|{rate}");
+        let is_nothing = *policy == QueuePolicy::default();
+        if said.as_deref() == Some(&now) || (said.is_none() && is_nothing) {
+            return Ok(false);
+        }
+        let said = if is_nothing { String::new() } else { now };
+        let changes = [
+            ("paused", paused.to_owned()),
+            ("max_in_flight", most),
+            ("rate", rate),
+            ("said", said),
+        ];
+        self.change_policy(queue, &changes).await.map(|_| true)
+    }
+
     async fn change_policy(&self, queue: &str, changes: &[(&str, String)]) -> Result<QueuePolicy, Error> {
         let mut args = Args::new(&QUEUE_POLICY, self.keys.scope()).arg(queue);
         for (field, value) in changes {

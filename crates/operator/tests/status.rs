@@ -480,3 +480,49 @@ async fn the_oldest_claim_owns_a_queue_across_namespaces_and_nobody_is_named() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_queue_allows_reaches_its_broker_and_what_people_do_there_stays() {
+    let stage = Stage::start().await;
+    let _operator = stage.operator(&[], &[]);
+    let say = async |spec: Value| {
+        let mut all = json!({ "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } }, "queueName": "mail.out" });
+        let fields = all.as_object_mut().expect("an object");
+        fields.extend(spec.as_object().expect("an object").clone());
+        stage
+            .apply(OURS, "TaskQueue", "taskqueues", "mail", json!({ "spec": all }))
+            .await;
+    };
+    let allows = async |expected: &str| {
+        eventually(LONG, expected, async || {
+            let policy = stage.broker.queue_policy("mail.out").await.expect("the broker answers");
+            let rate = policy.rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
+            let most = policy.max_in_flight.unwrap_or(0);
+            format!("{} {most} {rate}", policy.is_paused) == expected
+        })
+        .await;
+    };
+    say(
+        json!({ "paused": true, "limits": { "maxInFlight": 7, "rate": { "count": 100, "period": "1m", "burst": 5 } } }),
+    )
+    .await;
+    allows("true 7 100/60000/5").await;
+    // By hand: it stays until the object changes.
+    stage.broker.resume("mail.out").await.expect("the broker answers");
+    say(json!({ "paused": true, "limits": { "maxInFlight": 7, "rate": { "count": 100, "period": "1m", "burst": 5 } }, "timeLimit": "2h" })).await;
+    is_ready(&stage, "mail", ("True", "Serving")).await;
+    allows("false 7 100/60000/5").await;
+    say(json!({ "limits": { "maxInFlight": 9 } })).await;
+    allows("false 9 -").await;
+    // Redis has lost it.
+    let mut connection = stage.redis.connection().await;
+    let _: () = connection
+        .del(&["umbel:queue:mail.out", "umbel:limited"][..])
+        .await
+        .expect("deleted");
+    allows("false 9 -").await;
+    say(json!({})).await;
+    allows("false 0 -").await;
+    let left: bool = connection.exists("umbel:limited").await.expect("answered");
+    assert!(!left, "no reserve looks for limits any more");
+}

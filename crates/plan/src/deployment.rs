@@ -16,7 +16,8 @@ use umbel_api::names::{
     ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
     WORKER_CONTAINER,
 };
-use umbel_api::taskqueue::Results;
+use umbel_api::taskqueue::{KeyLimit, Results};
+use umbel_api::workerpool::Recycle;
 use uuid::Uuid;
 
 use crate::access;
@@ -119,6 +120,10 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
     let TaskQueueSpec {
         broker: _,
         queue_name: _,
+        // Workers read it at the broker, where the operator puts it.
+        paused: _,
+        limits,
+        expires_after,
         lease,
         retry,
         max_deliveries,
@@ -143,7 +148,8 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
     let mut env = vec![
         from_secret("UMBEL_REDIS_URL", secret, key),
         text("UMBEL_KEY_PREFIX", pool.key_prefix.clone()),
-        text("UMBEL_QUEUE", pool.queues.join(",")),
+        text("UMBEL_QUEUE", weighted(pool).join(",")),
+        text("UMBEL_CONSUMPTION", word(pool.consumption)),
         text("UMBEL_CONCURRENCY", pool.concurrency.to_string()),
         text("UMBEL_GRACE", seconds(pool.grace)),
         text("UMBEL_LEASE", lease.duration.to_string()),
@@ -173,6 +179,26 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         field("UMBEL_POD_NAME", "metadata.name"),
         field("UMBEL_POD_UID", "metadata.uid"),
     ];
+    env.extend(expires_after.map(|after| text("UMBEL_EXPIRES_AFTER", after.to_string())));
+    let keys = limits.iter().flat_map(|limits| &limits.per_key);
+    let keys: Vec<String> = keys
+        .map(|KeyLimit { tasks, key, limit }| format!("{tasks}={key}={limit}"))
+        .collect();
+    if !keys.is_empty() {
+        env.push(text("UMBEL_PER_KEY", keys.join(";")));
+    }
+    let Recycle {
+        max_tasks,
+        max_age,
+        max_memory,
+    } = &pool.recycle;
+    env.extend(max_tasks.map(|tasks| text("UMBEL_MAX_TASKS", tasks.to_string())));
+    env.extend(max_age.map(|age| text("UMBEL_MAX_AGE", age.to_string())));
+    env.extend(
+        max_memory
+            .as_ref()
+            .map(|memory| text("UMBEL_MAX_MEMORY", memory.clone())),
+    );
     env.extend(soft_time_limit.map(|limit| text("UMBEL_SOFT_TIME_LIMIT", limit.to_string())));
     env.extend(
         results
@@ -189,6 +215,17 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         env.push(text("UMBEL_RESULT_KEY_PREFIX", backend.key_prefix.clone()));
     }
     env
+}
+
+/// The queues, with the weights of those that have one.
+fn weighted(pool: &Pool) -> Vec<String> {
+    let queues = pool.queues.iter().zip(&pool.weights);
+    queues
+        .map(|(queue, weight)| match weight {
+            1 => queue.clone(),
+            weight => format!("{queue}={weight}"),
+        })
+        .collect()
 }
 
 /// A value as the object says it.

@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
-use umbel_api::workerpool::{Jobs, WorkerPoolSpec};
+use umbel_api::taskqueue::Limits;
+use umbel_api::workerpool::{Consumption, Jobs, Recycle, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
 use crate::scaling::calendar::{CalendarFault, Window};
@@ -167,6 +168,12 @@ pub struct Pool {
     pub key_prefix: String,
     /// The queues' names on the broker, in their order.
     pub queues: Vec<String>,
+    /// Their weights, in the same order.
+    pub weights: Vec<u32>,
+    /// How they share a pod.
+    pub consumption: Consumption,
+    /// When a worker ends by itself.
+    pub recycle: Recycle,
     /// What its queues ask of whoever runs their messages; they agree on it.
     pub policy: TaskQueueSpec,
     /// Slots of a pod.
@@ -196,6 +203,8 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         drain,
         cluster_access,
         jobs,
+        consumption,
+        recycle,
         suspend: _,
     } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
@@ -251,6 +260,9 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         secret,
         key_prefix: first.key_prefix().to_owned(),
         queues: queues.iter().map(|facts| facts.queue.queue_name()).collect(),
+        weights: named.iter().map(|share| share.weight).collect(),
+        consumption: *consumption,
+        recycle: recycle.clone().unwrap_or_default(),
         policy: policy(first),
         concurrency: *concurrency,
         grace: drain
@@ -264,11 +276,20 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
     })
 }
 
-/// What a worker must know of a queue: everything but where it is and how it is called.
+/// What a worker must know of a queue: everything but where it is, how it is called, and what every worker reads at the
+/// broker.
 fn policy(queue: &TaskQueue) -> TaskQueueSpec {
+    let keys = |limits: Limits| Limits {
+        max_in_flight: None,
+        rate: None,
+        per_key: limits.per_key,
+    };
+    let limits = queue.spec.limits.clone().map(keys);
     TaskQueueSpec {
         broker: None,
         queue_name: None,
+        paused: false,
+        limits: limits.filter(|limits| !limits.per_key.is_empty()),
         ..queue.spec.clone()
     }
 }

@@ -232,12 +232,13 @@ fn what_a_queue_asks_for_reaches_the_worker() {
     let default = env_of(json!({}));
     let given = env_of(json!({
         "accept": ["json", "msgpack"], "prioritySteps": [0, 5], "timeZone": "Europe/Berlin", "ack": "Early",
-        "allowedTasks": ["proj.*", "umbel.echo"], "onUnknownTask": "DeadLetter",
+        "allowedTasks": ["proj.*", "umbel.echo"], "onUnknownTask": "DeadLetter", "expiresAfter": "10m",
+        "limits": { "perKey": [{ "tasks": "bill.*", "key": "acct-{kwargs.account}" }, { "tasks": "*", "key": "{task}", "limit": 3 }] },
         "results": { "store": "Failures", "maxBytes": "1Mi",
             "backend": { "urlSecretRef": { "name": "results", "key": "address" }, "keyPrefix": "app" } },
     }));
     let secret = json!({ "secretKeyRef": { "name": "results", "key": "address" } });
-    let cases: [(&str, Option<Value>, Value); 10] = [
+    let cases: [(&str, Option<Value>, Value); 12] = [
         ("UMBEL_ACCEPT", Some(json!("json")), json!("json,msgpack")),
         ("UMBEL_PRIORITY_STEPS", Some(json!("0,3,6,9")), json!("0,5")),
         ("UMBEL_TIME_ZONE", Some(json!("UTC")), json!("Europe/Berlin")),
@@ -248,10 +249,62 @@ fn what_a_queue_asks_for_reaches_the_worker() {
         ("UMBEL_RESULT_MAX_BYTES", Some(json!("262144")), json!("1048576")),
         ("UMBEL_RESULT_URL", None, secret),
         ("UMBEL_RESULT_KEY_PREFIX", None, json!("app")),
+        ("UMBEL_EXPIRES_AFTER", None, json!("10m")),
+        (
+            "UMBEL_PER_KEY",
+            None,
+            json!("bill.*=acct-{kwargs.account}=1;*={task}=3"),
+        ),
     ];
     for (name, by_default, as_given) in cases {
         assert_eq!(find(&default, name), by_default, "{name}");
         assert_eq!(find(&given, name), Some(as_given), "{name}");
+    }
+}
+
+#[test]
+fn shares_and_recycling_of_a_pool_reach_the_worker() {
+    let world = World::with(&[
+        ("mail", json!({}), "broker", None),
+        (
+            "bulk",
+            json!({ "paused": true, "limits": { "maxInFlight": 3 } }),
+            "broker",
+            None,
+        ),
+    ]);
+    let env_of = |spec: Value| {
+        let valid = world.validate(spec).unwrap();
+        let env = deployment::plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+        env.as_array()
+            .unwrap()
+            .iter()
+            .map(|one| (one["name"].clone(), one["value"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let plain = env_of(json!({ "queues": [{ "name": "mail" }, { "name": "bulk" }] }));
+    assert!(plain.contains(&(json!("UMBEL_QUEUE"), json!("mail,bulk"))));
+    assert!(plain.contains(&(json!("UMBEL_CONSUMPTION"), json!("Weighted"))));
+    assert!(
+        plain
+            .iter()
+            .all(|(name, _)| !name.as_str().unwrap().starts_with("UMBEL_MAX_TASKS"))
+    );
+    let given = env_of(json!({
+        "queues": [{ "name": "mail", "weight": 5 }, { "name": "bulk" }], "consumption": "Strict",
+        "recycle": { "maxTasks": 1000, "maxAge": "24h", "maxMemory": "512Mi" },
+    }));
+    for (name, value) in [
+        ("UMBEL_QUEUE", "mail=5,bulk"),
+        ("UMBEL_CONSUMPTION", "Strict"),
+        ("UMBEL_MAX_TASKS", "1000"),
+        ("UMBEL_MAX_AGE", "24h"),
+        ("UMBEL_MAX_MEMORY", "512Mi"),
+    ] {
+        assert!(
+            given.contains(&(json!(name), json!(value))),
+            "{name} is not {value}: {given:?}"
+        );
     }
 }
 

@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use umbel_api::TaskQueue;
 use umbel_api::condition::find;
 use umbel_api::names::queue_condition::READY;
-use umbel_api::taskqueue::{Depth, TaskQueueStatus};
-use umbel_broker::QueueDepth;
+use umbel_api::taskqueue::{Depth, QueueRate, TaskQueueStatus};
+use umbel_broker::{QueueDepth, QueuePolicy, Rate};
 use umbel_plan::queue::{Claim, Seen, Worth, owner_before, status, worth};
+use umbel_telemetry::chain;
 
 use crate::apply;
 use crate::brokers::View;
@@ -103,6 +104,9 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
     if let (Seen::Answer { depth: Ok(depth), .. }, None) = (&seen, owner) {
         ctx.metrics.queue(&namespace, &queue.name_any(), depth);
     }
+    if owner.is_none() {
+        allow(&ctx, &queue).await;
+    }
     let new = status(
         &old,
         &seen,
@@ -132,6 +136,41 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
         .insert(uid, Instant::now());
     tell(&ctx, &queue, &old, &new).await;
     Ok(Action::requeue(LOOK))
+}
+
+/// Puts what the queue allows all its workers where they read it. What fails is done at the next look.
+async fn allow(ctx: &Context, queue: &TaskQueue) {
+    let Ok(source) = ctx.brokers.source(queue) else { return };
+    let View {
+        broker: Some(broker),
+        sample: Some(_), // Then the broker knows this leader's term.
+        fault: None,
+        ..
+    } = ctx.brokers.view(&source)
+    else {
+        return;
+    };
+    let limits = queue.spec.limits.clone().unwrap_or_default();
+    let rate = limits.rate.map(|QueueRate { count, period, burst }| match burst {
+        Some(burst) => Rate::new(count, period.get(), burst),
+        None => Rate::even(count, period.get()),
+    });
+    let rate = match rate.transpose() {
+        Ok(rate) => rate,
+        Err(err) => return tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "rate not applied"),
+    };
+    let policy = QueuePolicy {
+        is_paused: queue.spec.paused,
+        max_in_flight: limits.max_in_flight,
+        rate,
+    };
+    match broker.apply_queue_policy(&queue.queue_name(), &policy).await {
+        Ok(false) => {}
+        Ok(true) => tracing::info!(queue = %queue.name_any(), ?policy, "what the queue allows is set at its broker"),
+        Err(err) => {
+            tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "what the queue allows is set later")
+        }
+    }
 }
 
 /// An Event when a queue becomes ready or stops being so.
