@@ -108,6 +108,14 @@ pub struct Sample {
     pub paces: BTreeMap<String, Pace>,
 }
 
+impl Sample {
+    /// The broker's clock now, in Unix seconds, as far as this sample tells.
+    #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit")]
+    pub fn clock(&self) -> f64 {
+        self.taken_at.as_millisecond() as f64 / 1000.0 + self.seen.elapsed().as_secs_f64()
+    }
+}
+
 /// The latest knowledge of one broker.
 #[derive(Clone, Default)]
 pub struct View {

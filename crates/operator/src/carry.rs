@@ -44,6 +44,13 @@ pub enum Done {
     Gates(usize),
     /// These pods were deleted by name.
     Deleted(Vec<String>),
+    /// These pods were deleted by name though so many of them held tasks: their time was over.
+    Stopped {
+        /// Names.
+        pods: Vec<String>,
+        /// Those that held tasks a moment before.
+        busy: u64,
+    },
     /// The size was changed.
     Scaled {
         /// The size before.
@@ -140,6 +147,7 @@ impl Pass<'_> {
             Action::Reopen { pods } => self.open(pods, false).await,
             Action::Drain { pods } => self.drain(pods).await,
             Action::Delete { pods } => self.delete(pods).await,
+            Action::Stop { pods } => self.stop(pods).await,
             Action::Lower { takes } => self.lower(takes).await,
             Action::SettleForLive { to } => {
                 self.confirm(&[]).await?;
@@ -239,29 +247,46 @@ impl Pass<'_> {
     }
 
     async fn delete(&self, pods: &[String]) -> Result<Done, Error> {
-        let names: Vec<Vec<String>> = pods.iter().map(|uid| self.workers.names(uid)).collect();
-        let states = self.confirm(&names.concat()).await?;
-        let mut states = states.into_iter();
-        let mut deleted = Vec::new();
-        for (uid, names) in pods.iter().zip(&names) {
-            let idle: Vec<bool> = states
-                .by_ref()
-                .take(names.len())
-                .map(|state| is_drained(&state))
-                .collect();
-            let Some(pod) = self.fleet.pod(uid) else { continue };
-            if idle.is_empty() || !idle.iter().all(|idle| *idle) || gate_mark(pod).is_none() {
-                continue;
-            }
-            if self.delete_one(pod).await? {
-                deleted.push(pod.name_any());
-            }
-        }
+        let (deleted, _) = self.delete_where(pods, is_drained).await?;
         if deleted.is_empty() {
             Ok(Done::Refused)
         } else {
             Ok(Done::Deleted(deleted))
         }
+    }
+
+    /// As a deletion, but who still holds tasks goes, too: it gets SIGTERM and has its grace period.
+    async fn stop(&self, pods: &[String]) -> Result<Done, Error> {
+        let (pods, busy) = self.delete_where(pods, is_closed).await?;
+        if pods.is_empty() {
+            Ok(Done::Refused)
+        } else {
+            Ok(Done::Stopped { pods, busy })
+        }
+    }
+
+    /// Deletes those whose every worker the broker confirms; answers their names and how many of them hold tasks.
+    async fn delete_where(
+        &self,
+        pods: &[String],
+        may: fn(&(Option<Gate>, u64)) -> bool,
+    ) -> Result<(Vec<String>, u64), Error> {
+        let names: Vec<Vec<String>> = pods.iter().map(|uid| self.workers.names(uid)).collect();
+        let states = self.confirm(&names.concat()).await?;
+        let mut states = states.into_iter();
+        let (mut deleted, mut busy) = (Vec::new(), 0);
+        for (uid, names) in pods.iter().zip(&names) {
+            let states: Vec<_> = states.by_ref().take(names.len()).collect();
+            let Some(pod) = self.fleet.pod(uid) else { continue };
+            if states.is_empty() || !states.iter().all(may) || gate_mark(pod).is_none() {
+                continue;
+            }
+            if self.delete_one(pod).await? {
+                deleted.push(pod.name_any());
+                busy += u64::from(states.iter().any(|(_, held)| *held > 0));
+            }
+        }
+        Ok((deleted, busy))
     }
 
     async fn delete_one(&self, pod: &Pod) -> Result<bool, Error> {
@@ -405,9 +430,14 @@ impl Pass<'_> {
     }
 }
 
-/// Closed and empty: it stays idle until somebody opens it. An entry that is gone is not known to be closed.
-fn is_drained((gate, held): &(Option<Gate>, u64)) -> bool {
-    matches!(gate, Some(Gate::Closed { since: _ })) && *held == 0
+/// Closed and empty: it stays idle until somebody opens it.
+fn is_drained(state: &(Option<Gate>, u64)) -> bool {
+    is_closed(state) && state.1 == 0
+}
+
+/// It takes nothing more. An entry that is gone is not known to be closed.
+fn is_closed((gate, _): &(Option<Gate>, u64)) -> bool {
+    matches!(gate, Some(Gate::Closed { since: _ }))
 }
 
 /// The object is gone, or not as it was read.

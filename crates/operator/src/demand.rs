@@ -74,15 +74,18 @@ fn slots(pool: &WorkerPool, context: &Context, queue: &str) -> (u64, u64) {
     };
     let namespace = pool.namespace();
     let serves = |other: &WorkerPool| {
-        other.namespace() == namespace && other.spec.queues.iter().any(|share| share.name == queue)
+        other.namespace() == namespace
+            && other.uid() != pool.uid()
+            && other.spec.queues.iter().any(|share| share.name == queue)
     };
-    let all = context
-        .pools()
+    // By itself, whether it is listed or not: a pool that was just deleted has no more than its part.
+    let (mine, pools) = (most(&pool.spec), context.pools());
+    let others: u64 = pools
         .iter()
         .filter(|other| serves(other))
         .map(|other| most(&other.spec))
         .sum();
-    (most(&pool.spec), all)
+    (mine, mine + others)
 }
 
 /// Meters of the pools on one broker, by uid.

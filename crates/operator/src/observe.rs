@@ -1,6 +1,7 @@
 //! What a pool looks like: from the watched stores, or read consistently before something is written.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
@@ -31,11 +32,13 @@ pub struct Workers {
     pub generation: String,
     /// Records by the uid of their pod: a pod whose container restarted has several.
     pub by_pod: BTreeMap<String, Vec<WorkerRecord>>,
+    /// The broker's clock, in Unix seconds: gates say by it since when they are closed.
+    pub clock: f64,
 }
 
 impl Workers {
-    /// Sorts records by the pod they run in.
-    pub fn new(generation: String, records: &[WorkerRecord]) -> Self {
+    /// Sorts records by the pod they run in; `clock` is the broker's.
+    pub fn new(generation: String, records: &[WorkerRecord], clock: f64) -> Self {
         let mut by_pod: BTreeMap<String, Vec<WorkerRecord>> = BTreeMap::new();
         for record in records {
             by_pod
@@ -43,7 +46,11 @@ impl Workers {
                 .or_default()
                 .push(record.clone());
         }
-        Self { generation, by_pod }
+        Self {
+            generation,
+            by_pod,
+            clock,
+        }
     }
 
     /// The names of all workers of a pod.
@@ -248,11 +255,16 @@ fn pod(pod: &Pod, workers: Option<&Workers>) -> drain::Pod {
             Gate::Closed { since: _ } => drain::Gate::Closed,
         };
         let (held, alive) = (workers.held(&uid), record.heartbeat.is_some());
+        let closed_for = match record.gate {
+            Gate::Closed { since } => Duration::try_from_secs_f64(workers.clock - since).unwrap_or_default(),
+            Gate::New | Gate::Open => Duration::ZERO,
+        };
         Some(drain::Worker {
             name: record.worker.clone(),
             gate,
             held,
             alive,
+            closed_for,
         })
     });
     drain::Pod {

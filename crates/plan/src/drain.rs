@@ -18,8 +18,10 @@
 //! pods, so that "observed" speaks of a size whose pods are in the list.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use umbel_api::workerpool::{Down, Victims};
 
 /// How long a step waits for replacements before the refusal is taken as final.
 ///
@@ -112,6 +114,8 @@ pub struct Worker {
     pub held: u64,
     /// Whether its heartbeat is fresh.
     pub alive: bool,
+    /// How long its gate has been closed, by the broker's clock; zero while it is not, or that is not known.
+    pub closed_for: Duration,
 }
 
 /// Whether a worker may reserve.
@@ -125,14 +129,39 @@ pub enum Gate {
     Closed,
 }
 
-/// Which pods a scale-down may take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Victims {
-    /// Idle ones first, then the least loaded, whose turn comes when they are idle.
-    #[default]
-    Drained,
-    /// Only those that are idle when they are chosen.
-    IdleOnly,
+/// Which pods a scale-down takes, and for how long it waits for those that work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Which pods.
+    pub victims: Victims,
+    /// How long a pod that shall be idle may hold something after its gate was closed.
+    pub confirm: Duration,
+    /// How long a busy pod is waited for before it is stopped with its tasks; `None`: until they end.
+    pub wait: Option<Duration>,
+    /// No task should run for longer; who waits longer says so.
+    pub longest: Duration,
+}
+
+impl Rules {
+    /// As the object says it; `time_limit` is that of the pool's queues.
+    pub fn new(down: &Down, time_limit: Duration) -> Self {
+        Self {
+            victims: down.victims,
+            confirm: down.confirm_timeout.get(),
+            wait: down.drain_wait.map(umbel_api::Span::get),
+            longest: time_limit,
+        }
+    }
+
+    /// How long a chosen pod may go on with its tasks.
+    fn patience(&self) -> Option<Duration> {
+        match self.victims {
+            Victims::Drained => self.wait,
+            // Who holds something for longer is not chosen any more.
+            Victims::IdleOnly => None,
+            Victims::IdleFirst => Some(self.confirm),
+        }
+    }
 }
 
 /// What a leader remembers of a pool between two passes.
@@ -194,6 +223,11 @@ pub enum Action {
         /// Uids.
         pods: Vec<String>,
     },
+    /// Delete these pods by name although they hold tasks, if Redis confirms that they are closed: their time is over.
+    Stop {
+        /// Uids.
+        pods: Vec<String>,
+    },
     /// Lower the size by as many of these pods as Redis confirms to be unadmitted.
     Lower {
         /// Uids of the unadmitted pods, at most as many as the size may fall.
@@ -232,6 +266,13 @@ pub enum Reason {
         /// Names of pods that are closed and hold tasks.
         busy: Vec<String>,
     },
+    /// The chosen pods still work, for longer than a task may run.
+    DrainOverdue {
+        /// Names of pods that are closed and hold tasks.
+        busy: Vec<String>,
+    },
+    /// The chosen pods still work, and their time is over.
+    TimeOver,
     /// Drained pods were deleted; as many unadmitted ones are awaited.
     Replacing,
     /// The sizes are not settled.
@@ -262,6 +303,8 @@ impl Reason {
             Self::WantedAgain => "WantedAgain",
             Self::Surplus => "Surplus",
             Self::Draining { .. } => "Draining",
+            Self::DrainOverdue { .. } => "DrainOverdue",
+            Self::TimeOver => "DrainTimeOver",
             Self::Replacing => "Replacing",
             Self::Settling => "Settling",
             Self::Rollout => "RolloutInProgress",
@@ -278,6 +321,7 @@ impl Reason {
             Self::Rollout
             | Self::NotReady { .. }
             | Self::NoCandidate
+            | Self::DrainOverdue { .. }
             | Self::ReplacementRefused
             | Self::BrokerUnreachable => true,
             Self::Steady
@@ -287,6 +331,7 @@ impl Reason {
             | Self::WantedAgain
             | Self::Surplus
             | Self::Draining { .. }
+            | Self::TimeOver
             | Self::Replacing
             | Self::Settling => false,
         }
@@ -324,6 +369,13 @@ impl Pod {
 
     fn held(&self) -> u64 {
         self.worker.as_ref().map_or(0, |worker| worker.held)
+    }
+
+    fn closed_for(&self) -> Duration {
+        self.worker
+            .as_ref()
+            .filter(|worker| worker.gate == Gate::Closed)
+            .map_or(Duration::ZERO, |worker| worker.closed_for)
     }
 
     fn has_live_worker(&self) -> bool {
@@ -432,10 +484,12 @@ impl Memory {
 ///
 /// # Guarantees
 /// A pod is named in `Delete` only if it is admitted, closed and empty; in
-/// `Lower` only if nobody admitted it. `Delete` and `Lower` happen only in a
-/// settled world, `Admit` of a new pod only when the last size was processed.
-/// In a steady world the answer is `Wait`.
-pub fn next(world: &World, memory: &Memory, victims: Victims, now: Timestamp) -> Turn {
+/// `Lower` only if nobody admitted it; in `Stop` only if it is admitted, has
+/// been closed for as long as the rules let it go on, and they set such a time.
+/// `Delete`, `Stop` and `Lower` happen only in a settled world, `Admit` of a
+/// new pod only when the last size was processed. In a steady world the answer
+/// is `Wait`.
+pub fn next(world: &World, memory: &Memory, rules: &Rules, now: Timestamp) -> Turn {
     let size = world.deployment.size;
     if world.broker.is_none() {
         return if world.desired > size {
@@ -449,7 +503,7 @@ pub fn next(world: &World, memory: &Memory, victims: Victims, now: Timestamp) ->
     {
         return turn;
     }
-    let chosen = choose(world, victims);
+    let chosen = choose(world, rules);
     if let Some(turn) = reopen(world, memory, &chosen) {
         return turn;
     }
@@ -463,7 +517,7 @@ pub fn next(world: &World, memory: &Memory, victims: Victims, now: Timestamp) ->
         return turn;
     }
     if world.desired < size {
-        return step(world, memory, &chosen, now);
+        return step(world, memory, rules, &chosen, now);
     }
     Turn::wait(Reason::Steady)
 }
@@ -496,7 +550,7 @@ fn verify(world: &World, lowering: &Lowering, late: bool) -> Option<Turn> {
 ///
 /// What counts is how many admitted pods are there, not how far the size is away: pods that are missing (a replacement
 /// on its way) come unadmitted and are taken instead.
-fn choose(world: &World, victims: Victims) -> Vec<&Pod> {
+fn choose<'a>(world: &'a World, rules: &Rules) -> Vec<&'a Pod> {
     let admitted = world.live().filter(|pod| pod.is_admitted()).count();
     let wanted = admitted.saturating_sub(world.desired as usize);
     // A rollout replaces the pods anyway; what it leaves is chosen afterwards.
@@ -506,7 +560,13 @@ fn choose(world: &World, victims: Victims) -> Vec<&Pod> {
     let mut candidates: Vec<&Pod> = world
         .live()
         .filter(|pod| pod.marked && pod.ready && pod.has_live_worker() && pod.gate() != Some(Gate::New))
-        .filter(|pod| victims == Victims::Drained || pod.held() == 0)
+        .filter(|pod| match rules.victims {
+            Victims::Drained | Victims::IdleFirst => true,
+            // One that was idle when it was chosen may have to hand back what it fetched ahead.
+            Victims::IdleOnly => {
+                pod.held() == 0 || (pod.gate() == Some(Gate::Closed) && pod.closed_for() < rules.confirm)
+            }
+        })
         .collect();
     // Idle before busy; among the idle and among the equally busy, those closed already,
     // so that a choice stands; then the newest, which have the least in their caches.
@@ -579,7 +639,7 @@ fn admit(world: &World, memory: &Memory) -> Option<Turn> {
 }
 
 /// One pass of a scale-down, with everything reopened and admitted that shall stay.
-fn step(world: &World, memory: &Memory, chosen: &[&Pod], now: Timestamp) -> Turn {
+fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Timestamp) -> Turn {
     let size = world.deployment.size;
     if world.is_rolling() {
         return Turn::wait(Reason::Rollout);
@@ -615,9 +675,19 @@ fn step(world: &World, memory: &Memory, chosen: &[&Pod], now: Timestamp) -> Turn
     if !idle.is_empty() {
         return Turn::new(Action::Delete { pods: idle }, Reason::Surplus);
     }
+    if let Some(patience) = rules.patience() {
+        let over = chosen.iter().filter(|pod| pod.closed_for() >= patience);
+        let pods: Vec<String> = over.map(|pod| pod.uid.clone()).collect();
+        if !pods.is_empty() {
+            return Turn::new(Action::Stop { pods }, Reason::TimeOver);
+        }
+    }
     let busy: Vec<String> = chosen.iter().map(|pod| pod.name.clone()).collect();
+    let is_overdue = chosen.iter().any(|pod| pod.closed_for() >= rules.longest);
     if busy.is_empty() {
         Turn::wait(Reason::NoCandidate)
+    } else if is_overdue && rules.patience().is_none() {
+        Turn::wait(Reason::DrainOverdue { busy })
     } else {
         Turn::wait(Reason::Draining { busy })
     }

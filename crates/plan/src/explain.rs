@@ -143,6 +143,11 @@ pub fn step(reason: &drain::Reason) -> String {
         Reason::WantedAgain => "pods are wanted again".into(),
         Reason::Surplus => "fewer pods are wanted".into(),
         Reason::Draining { busy } => format!("waiting for the tasks of {}", busy.join(", ")),
+        Reason::DrainOverdue { busy } => format!(
+            "the tasks of {} run for longer than their queue's timeLimit; set scaling.down.drainWait to stop them",
+            busy.join(", ")
+        ),
+        Reason::TimeOver => "pods that were to go still work, and their time is over".into(),
         Reason::Replacing => "waiting for replacements of the deleted pods".into(),
         Reason::Settling => "waiting until Deployment and ReplicaSet agree on the size".into(),
         Reason::Rollout => "a rollout of the Deployment is under way".into(),

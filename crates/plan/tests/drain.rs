@@ -8,11 +8,19 @@
 )]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use umbel_api::workerpool::Victims;
 use umbel_plan::drain::{
-    Action, Broker, Fleet, Gate, Lowering, Memory, Pod, REPLACEMENT_WAIT, Reason, Set, Turn, Victims, Worker, World,
-    next,
+    Action, Broker, Fleet, Gate, Lowering, Memory, Pod, REPLACEMENT_WAIT, Reason, Rules, Set, Turn, Worker, World, next,
+};
+
+const RULES: Rules = Rules {
+    victims: Victims::Drained,
+    confirm: Duration::from_secs(15),
+    wait: None,
+    longest: Duration::from_hours(1),
 };
 
 fn now() -> Timestamp {
@@ -36,6 +44,7 @@ fn pod(number: u8) -> Pod {
             gate: Gate::Open,
             held: 0,
             alive: true,
+            closed_for: Duration::ZERO,
         }),
     }
 }
@@ -86,7 +95,7 @@ fn world(pods: Vec<Pod>, desired: u32) -> World {
 }
 
 fn turn(world: &World) -> Turn {
-    next(world, &Memory::default(), Victims::Drained, now())
+    next(world, &Memory::default(), &RULES, now())
 }
 
 fn uids(names: &[&str]) -> Vec<String> {
@@ -272,7 +281,7 @@ fn nobody_is_admitted_while_a_size_is_on_its_way() {
     };
     let mut lowered = world(vec![pod(1), fresh(2)], 1);
     (lowered.deployment.size, lowered.deployment.observed) = (1, false);
-    assert_eq!(next(&lowered, &memory, Victims::Drained, now()).action, Action::Wait);
+    assert_eq!(next(&lowered, &memory, &RULES, now()).action, Action::Wait);
 }
 
 #[test]
@@ -321,7 +330,7 @@ fn a_verified_lowering_names_who_is_missing() {
         lowering: Some(Lowering { to: 1, survivors }),
         ..Memory::default()
     };
-    let turn = next(&world(vec![pod(1)], 1), &memory, Victims::Drained, now());
+    let turn = next(&world(vec![pod(1)], 1), &memory, &RULES, now());
     assert_eq!(turn.action, Action::Verified { missing: uids(&["p2"]) });
 }
 
@@ -336,14 +345,14 @@ fn refused_replacements_end_the_step_after_a_minute_without_removing_anybody() {
         ..short.clone()
     };
     assert_eq!(
-        next(&closed, &memory, Victims::Drained, now()),
+        next(&closed, &memory, &RULES, now()),
         Turn {
             action: Action::Wait,
             reason: Reason::Settling
         }
     );
     let later = now() + REPLACEMENT_WAIT;
-    let turn = next(&closed, &memory, Victims::Drained, later);
+    let turn = next(&closed, &memory, &RULES, later);
     assert_eq!(
         turn,
         Turn {
@@ -356,17 +365,107 @@ fn refused_replacements_end_the_step_after_a_minute_without_removing_anybody() {
     stale.sets[0].live = 3;
     (stale.deployment.live, stale.deployment.updated) = (3, 3);
     assert_eq!(
-        next(&stale, &memory, Victims::Drained, later).action,
+        next(&stale, &memory, &RULES, later).action,
         Action::Wait,
         "the controller still counts a third pod"
     );
 }
 
+/// A closed pod that holds a task, since so many seconds.
+fn working(number: u8, seconds: u64) -> Pod {
+    let mut pod = with(pod(number), Gate::Closed, 1);
+    pod.worker.as_mut().unwrap().closed_for = Duration::from_secs(seconds);
+    pod
+}
+
 #[test]
-fn only_idle_ones_go_where_the_pool_says_so() {
-    let pods = vec![with(pod(1), Gate::Open, 1), with(pod(2), Gate::Open, 1)];
-    let turn = next(&world(pods, 1), &Memory::default(), Victims::IdleOnly, now());
-    assert_eq!(turn.reason, Reason::NoCandidate);
+fn who_goes_and_who_is_waited_for_is_said_by_the_rules() {
+    let wait = Some(Duration::from_secs(600));
+    let rules = |victims, wait| Rules { victims, wait, ..RULES };
+    let drained = rules(Victims::Drained, None);
+    let (idle_only, idle_first) = (rules(Victims::IdleOnly, wait), rules(Victims::IdleFirst, wait));
+    let busy = || with(pod(1), Gate::Open, 1);
+    let other = || with(pod(2), Gate::Open, 2);
+    let drain = |name: &str| Action::Drain { pods: uids(&[name]) };
+    let stop = |name: &str| Action::Stop { pods: uids(&[name]) };
+    let reopen = |name: &str| Action::Reopen { pods: uids(&[name]) };
+    let waits = Action::Wait;
+    // (rules, pods of which one is to go, action, reason)
+    let table = [
+        // An idle one goes before a busy one, whatever the rules.
+        (drained, vec![pod(1), other()], drain("p1"), "Surplus"),
+        (idle_only, vec![pod(1), other()], drain("p1"), "Surplus"),
+        (idle_first, vec![pod(1), other()], drain("p1"), "Surplus"),
+        // None is idle.
+        (drained, vec![busy(), other()], drain("p1"), "Surplus"),
+        (idle_only, vec![busy(), other()], waits.clone(), "NoCandidate"),
+        (idle_first, vec![busy(), other()], drain("p1"), "Surplus"),
+        // It was closed a moment ago and holds something.
+        (drained, vec![working(1, 14), other()], waits.clone(), "Draining"),
+        (idle_only, vec![working(1, 14), other()], waits.clone(), "Draining"),
+        (idle_first, vec![working(1, 14), other()], waits.clone(), "Draining"),
+        // And for longer than confirmTimeout.
+        (drained, vec![working(1, 15), other()], waits.clone(), "Draining"),
+        (idle_only, vec![working(1, 15), other()], reopen("p1"), "WantedAgain"),
+        (idle_first, vec![working(1, 15), other()], stop("p1"), "DrainTimeOver"),
+        // Nobody set how long to wait: nobody is stopped, however long it takes.
+        (drained, vec![working(1, 3599), other()], waits.clone(), "Draining"),
+        (drained, vec![working(1, 3600), other()], waits.clone(), "DrainOverdue"),
+        // Somebody did.
+        (
+            rules(Victims::Drained, wait),
+            vec![working(1, 599), other()],
+            waits,
+            "Draining",
+        ),
+        (
+            rules(Victims::Drained, wait),
+            vec![working(1, 600), other()],
+            stop("p1"),
+            "DrainTimeOver",
+        ),
+    ];
+    for (rules, pods, action, reason) in table {
+        let turn = next(&world(pods.clone(), 1), &Memory::default(), &rules, now());
+        assert_eq!(
+            (&turn.action, turn.reason.word()),
+            (&action, reason),
+            "{rules:?} {pods:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_pod_whose_time_is_over_is_stopped_only_in_a_settled_world() {
+    let rules = Rules {
+        wait: Some(Duration::from_secs(5)),
+        ..RULES
+    };
+    let pods = || vec![working(1, 60), with(pod(2), Gate::Open, 2)];
+    let turn = |world: &World| next(world, &Memory::default(), &rules, now());
+    let mut unseen = world(pods(), 1);
+    unseen.sets[0].observed = false;
+    assert_eq!(turn(&unseen).action, Action::Wait);
+    let mut unready = world(pods(), 1);
+    unready.pods[1].ready = false;
+    assert_eq!(turn(&unready).reason.word(), "AdmittedPodNotReady");
+    assert_eq!(
+        turn(&world(pods(), 2)).action,
+        Action::Reopen { pods: uids(&["p1"]) },
+        "it is wanted again"
+    );
+    // Idle ones are deleted before, and the replacement of one is taken before anybody else goes.
+    let idle = world(
+        vec![
+            working(1, 60),
+            with(pod(2), Gate::Closed, 0),
+            with(pod(3), Gate::Open, 2),
+        ],
+        1,
+    );
+    assert_eq!(turn(&idle).action, Action::Delete { pods: uids(&["p2"]) });
+    let replaced = world(vec![working(1, 60), fresh(4), with(pod(3), Gate::Open, 2)], 1);
+    assert_eq!(turn(&replaced).action, Action::Lower { takes: uids(&["p4"]) });
 }
 
 #[test]

@@ -149,6 +149,8 @@ pub struct Up {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("duration(self.stabilization) <= duration('24h')").message("stabilization lasts at most 24h").field_path(".stabilization"))]
 #[x_kube(validation = Rule::new("duration(self.cooldownToZero) <= duration('168h')").message("cooldownToZero lasts at most 168h").field_path(".cooldownToZero"))]
+#[x_kube(validation = Rule::new("duration(self.confirmTimeout) <= duration('1h')").message("confirmTimeout lasts at most 1h").field_path(".confirmTimeout"))]
+#[x_kube(validation = Rule::new("!has(self.drainWait) || (duration(self.drainWait) >= duration('1s') && duration(self.drainWait) <= duration('168h'))").message("drainWait lasts from 1s to 168h").field_path(".drainWait"))]
 pub struct Down {
     /// The largest size asked for within this time counts.
     #[serde(default = "minute")]
@@ -163,6 +165,30 @@ pub struct Down {
     /// Which of the policies counts; Disabled: it never shrinks on demand.
     #[serde(default)]
     pub select_policy: Select,
+    /// Which pods go.
+    #[serde(default)]
+    pub victims: Victims,
+    /// How long a chosen pod may hold something after it stopped to take work: with IdleOnly before it works again, with
+    /// IdleFirst before it is stopped.
+    #[serde(default = "confirm_timeout")]
+    pub confirm_timeout: Span,
+    /// With victims Drained: a pod that was to go and still works after this time is stopped, and its tasks have
+    /// `drain.gracePeriod`. Without it: nobody is stopped, and what runs for longer than its queue's timeLimit is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_wait: Option<Span>,
+}
+
+/// Which pods a step down takes. All take those that nobody admitted first, then idle ones, the newest first.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
+pub enum Victims {
+    /// Then the least loaded: they take no more work, and go when they are idle.
+    #[default]
+    Drained,
+    /// Nobody else: busy pods work on, and go when they happen to be idle.
+    IdleOnly,
+    /// Then the least loaded: they take no more work, and are stopped after `confirmTimeout`, their tasks having
+    /// `drain.gracePeriod` to end. For who needs the size soon.
+    IdleFirst,
 }
 
 /// So much in so much time.
@@ -282,6 +308,9 @@ fn utilization() -> Goal {
 fn minute() -> Span {
     Span::secs(60)
 }
+fn confirm_timeout() -> Span {
+    Span::secs(15)
+}
 fn failure_threshold() -> u32 {
     3
 }
@@ -324,6 +353,9 @@ impl Default for Down {
             cooldown_to_zero: minute(),
             policies: Vec::new(),
             select_policy: Select::default(),
+            victims: Victims::default(),
+            confirm_timeout: confirm_timeout(),
+            drain_wait: None,
         }
     }
 }

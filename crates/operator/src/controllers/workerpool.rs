@@ -17,7 +17,7 @@ use umbel_api::names::ANNOTATION_DELETION_COST;
 use umbel_api::workerpool::LastScale;
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
 use umbel_plan::deployment::{COST_ADMITTED, COST_BUSY};
-use umbel_plan::drain::{self, Turn, Victims};
+use umbel_plan::drain::{self, Rules, Turn};
 use umbel_plan::explain;
 use umbel_plan::pool::{Defaults, Pool, QueueFacts, Referred, validate};
 use umbel_plan::scaling::{self, History, Limits, Reading, Scale, calendar};
@@ -186,11 +186,12 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let view = refers.view();
     let workers = view.as_ref().and_then(workers_of);
     let decision = memory.decide(pool, &valid, context, &refers, &fleet, workers.as_ref(), now);
-    let mut turn = memory.next(&fleet.world(workers.as_ref(), decision.replicas), now);
+    let rules = Rules::new(&pool.spec.scaling.down, valid.policy.time_limit.get());
+    let mut turn = memory.next(&fleet.world(workers.as_ref(), decision.replicas), &rules, now);
     let mut acted = None;
     if turn.action != drain::Action::Wait {
         // What the watches show was enough to think of something; what is done is decided on what is there now.
-        let (done, fresh) = act(pool, context, memory, &refers, decision.replicas).await?;
+        let (done, fresh) = act(pool, context, memory, &refers, &rules, decision.replicas).await?;
         (turn, acted) = (fresh, Some(done));
     }
     let world = fleet.world(workers.as_ref(), decision.replicas);
@@ -261,6 +262,7 @@ async fn act(
     context: &Context,
     memory: &mut Memory,
     refers: &Refers,
+    rules: &Rules,
     desired: u32,
 ) -> Result<(Done, Turn), Error> {
     let Some(fleet) = observe::read(context, pool).await.map_err(Error::Observe)? else {
@@ -278,14 +280,21 @@ async fn act(
     };
     let workers = match &broker {
         Some(broker) => match tokio::try_join!(broker.generation(), broker.workers()) {
-            Ok((generation, records)) => Some(Workers::new(generation, &records)),
+            // Of a broker that was never sampled the clock is not known: its gates are closed since now.
+            Ok((generation, records)) => {
+                let clock = refers
+                    .view()
+                    .and_then(|view| view.sample)
+                    .map_or(0.0, |sample| sample.clock());
+                Some(Workers::new(generation, &records, clock))
+            }
             Err(_) => None,
         },
         None => None,
     };
     let world = fleet.world(workers.as_ref(), desired);
-    let turn = memory.next(&world, Timestamp::now());
-    let nobody = Workers::new(String::new(), &[]);
+    let turn = memory.next(&world, rules, Timestamp::now());
+    let nobody = Workers::new(String::new(), &[], 0.0);
     let pass = Pass {
         context,
         pool,
@@ -402,7 +411,7 @@ fn workers_of(view: &View) -> Option<Workers> {
         .sample
         .as_deref()
         .filter(|_| view.fault.is_none() && view.term.is_some())?;
-    Some(Workers::new(sample.generation.clone(), &sample.workers))
+    Some(Workers::new(sample.generation.clone(), &sample.workers, sample.clock()))
 }
 
 impl Memory {
@@ -424,7 +433,7 @@ impl Memory {
         }
     }
 
-    fn next(&mut self, world: &drain::World, now: Timestamp) -> Turn {
+    fn next(&mut self, world: &drain::World, rules: &Rules, now: Timestamp) -> Turn {
         let live: BTreeSet<String> = world.live().map(|pod| pod.uid.clone()).collect();
         if live != self.live {
             // A pod came or went: what the controllers count may be of before, so their time to settle begins anew.
@@ -432,7 +441,7 @@ impl Memory {
             self.live = live;
         }
         self.drain.observe(world, now);
-        let turn = drain::next(world, &self.drain, Victims::Drained, now);
+        let turn = drain::next(world, &self.drain, rules, now);
         let sizes = matches!(
             turn.action,
             drain::Action::Raise { .. } | drain::Action::Lower { .. } | drain::Action::SettleForLive { .. }
@@ -530,6 +539,7 @@ impl Memory {
                 _ => "reopen",
             },
             Done::Deleted(_) => "delete",
+            Done::Stopped { .. } => "stop",
             Done::Scaled { .. } => "scale",
             Done::Verified { .. } => "verify",
         };
@@ -543,6 +553,16 @@ impl Memory {
                         .deleted(u32::try_from(pods.len()).unwrap_or(u32::MAX), broker);
                 }
                 self.victims.extend(pods.iter().cloned());
+            }
+            Done::Stopped { pods, busy } => {
+                if let Some(broker) = &world.broker {
+                    self.drain
+                        .deleted(u32::try_from(pods.len()).unwrap_or(u32::MAX), broker);
+                }
+                self.victims.extend(pods.iter().cloned());
+                self.news.counters.busy_stopped += busy;
+                let note = format!("{}: {}", explain::step(&turn.reason), pods.join(", "));
+                context.fact(pool, EventType::Warning, "StoppedBusy", note).await;
             }
             Done::Scaled { from, to, survivors } => {
                 let victims = if to < from {

@@ -37,7 +37,12 @@ pub struct Stage {
 
 impl Stage {
     pub async fn start() -> Stage {
-        let (plane, redis) = tokio::join!(ControlPlane::start(), Redis::start());
+        Stage::start_with(&[]).await
+    }
+
+    /// With further arguments for the control plane.
+    pub async fn start_with(arguments: &[&str]) -> Stage {
+        let (plane, redis) = tokio::join!(ControlPlane::start_with(arguments), Redis::start());
         let client = plane.client().await;
         install(&client).await;
         let broker = Broker::connect(&Config::new(&redis.url()))

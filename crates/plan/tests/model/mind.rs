@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use umbel_plan::drain::{self, Action, Broker, Fleet, Gate, REPLACEMENT_WAIT, Turn, Victims, World};
+use umbel_api::workerpool::Victims;
+use umbel_plan::drain::{self, Action, Broker, Fleet, Gate, REPLACEMENT_WAIT, Rules, Turn, World};
 
 use crate::search::Fold;
 use crate::state::{Doing, Memory, Numbers, Pods, Since, State, each};
@@ -186,6 +188,7 @@ fn world(view: &View) -> World {
             gate,
             held: has(view.held).into(),
             alive: true,
+            closed_for: Duration::ZERO,
         };
         drain::Pod {
             name: pod.to_string(),
@@ -241,6 +244,7 @@ fn decide(view: &View, off: Off) -> Decision {
     let size = view.numbers.size;
     let (doing, pods, to) = match &turn.action {
         Action::Wait | Action::Verified { .. } => (Doing::Nothing, 0, 0),
+        Action::Stop { .. } => unreachable!("the rules never let a busy pod be stopped"),
         Action::Raise { to } => (Doing::Resize, 0, small(*to)),
         Action::Admit { pods: uids } | Action::Reopen { pods: uids } => (Doing::Mark, pods(uids.iter()), 0),
         Action::Drain { pods: uids } => (Doing::Drain, pods(uids.iter()), 0),
@@ -268,15 +272,23 @@ fn decide(view: &View, off: Off) -> Decision {
     }
 }
 
+/// The default: whoever works is waited for.
+const RULES: Rules = Rules {
+    victims: Victims::Drained,
+    confirm: Duration::from_secs(15),
+    wait: None,
+    longest: Duration::from_hours(1),
+};
+
 /// The real turn, or what an operator without a guard would do instead.
 fn turn(world: &World, memory: &drain::Memory, now: Timestamp, off: Off) -> Turn {
-    let real = drain::next(world, memory, Victims::Drained, now);
+    let real = drain::next(world, memory, &RULES, now);
     let careless = |accepts: fn(&Action) -> bool| {
         let forgetful = drain::Memory {
             lowering: None,
             ..memory.clone()
         };
-        let turn = drain::next(&believed(world), &forgetful, Victims::Drained, now);
+        let turn = drain::next(&believed(world), &forgetful, &RULES, now);
         if real.action == Action::Wait && accepts(&turn.action) {
             turn
         } else {
@@ -313,7 +325,7 @@ fn turn(world: &World, memory: &drain::Memory, now: Timestamp, off: Off) -> Turn
             let mut blind = world.clone();
             let ready = u32::try_from(world.pods.iter().filter(|pod| pod.ready).count()).expect("few");
             blind.sets.iter_mut().for_each(|set| set.ready = ready);
-            drain::next(&blind, memory, Victims::Drained, now)
+            drain::next(&blind, memory, &RULES, now)
         }
         _ => real,
     }

@@ -1,0 +1,399 @@
+//! What a pool's spec says about its size, on a real control plane: each field does something that can be seen.
+
+mod common;
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use common::{Kubelet, LONG, Stage};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::autoscaling::v1::Scale;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use umbel_testkit::eventually;
+
+async fn pool(stage: &Stage, name: &str, more: Value) {
+    let mut spec = json!({ "queues": [{ "name": "mail" }], "concurrency": 2 });
+    spec.as_object_mut()
+        .expect("an object")
+        .extend(more.as_object().expect("an object").clone());
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "WorkerPool",
+            "workerpools",
+            name,
+            json!({ "spec": spec }),
+        )
+        .await;
+}
+
+/// The size of the Deployment, and what the two conditions say of it.
+async fn shows(stage: &Stage, name: &str, size: i32, active: (&str, &str), limited: &str, part: &str) {
+    let seen = Mutex::new(String::new());
+    let is_so = async || {
+        let (is, why, says) = stage.condition(name, "ScalingActive").await.unwrap_or_default();
+        let (_, bound, _) = stage.condition(name, "ScalingLimited").await.unwrap_or_default();
+        let now = stage.size(name).await.unwrap_or(-1);
+        *seen.lock().expect("one at a time") = format!("{now} pods, {is} {why}, {bound}: {says}");
+        now == size && (is.as_str(), why.as_str()) == active && bound == limited && says.contains(part)
+    };
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(LONG, wait).await.is_ok();
+    let seen = seen.lock().expect("one at a time").clone();
+    assert!(
+        in_time,
+        "{name} must have {size} pods, {active:?}, {limited}, …{part}…; it has {seen}"
+    );
+}
+
+/// From an hour ago to an hour from now, whatever the time.
+fn around_now() -> (String, String) {
+    let text = |hours: i64| {
+        let at = (Timestamp::now() + SignedDuration::from_hours(hours)).to_zoned(jiff::tz::TimeZone::UTC);
+        format!("{} {} * * *", at.minute(), at.hour())
+    };
+    (text(-1), text(1))
+}
+
+/// Pods stay pending here: nothing runs, and what is looked at is the size alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_field_of_scaling_moves_the_size_or_holds_it() {
+    let stage = Stage::start_with(&["--cm-arg=--horizontal-pod-autoscaler-sync-period=1s"]).await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    stage.send_sleeps("mail", 100, 0.1).await;
+    stage.secret("dead", "redis://127.0.0.1:1/0").await;
+    let broker = json!({ "redis": { "urlSecretRef": { "name": "dead", "key": "url" } } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "lost",
+            json!({ "spec": { "broker": broker } }),
+        )
+        .await;
+    // Suspended pools have no part of the queue, so what follows is `waits` alone: one pool at a time.
+    let (start, end) = around_now();
+    let slow = json!({ "policies": [{ "type": "Pods", "value": 2, "periodSeconds": 1800 }] });
+    let backlog = json!({ "type": "BacklogPerReplica", "value": 25 });
+    let never = json!({ "type": "DrainTime", "value": "5m" });
+    let office = json!({ "name": "office", "start": start, "end": end, "minReplicas": 3 });
+    let quiet = json!({ "name": "quiet", "start": start, "end": end, "maxReplicas": 2 });
+    let yes = |reason| ("True", reason);
+    let no = |reason| ("False", reason);
+    let table = [
+        (
+            json!({ "scaling": { "target": backlog } }),
+            4,
+            yes("Steady"),
+            "WithinBounds",
+            "asks for 4, one for each 25 that wait",
+        ),
+        (
+            json!({ "scaling": { "target": never, "maxReplicas": 5 } }),
+            5,
+            yes("Steady"),
+            "AtMaximum",
+            "no rate was measured yet for DrainTime",
+        ),
+        (
+            json!({ "scaling": { "up": slow } }),
+            2,
+            yes("Limited"),
+            "ScaleUpLimit",
+            "up.policies allow 2 now",
+        ),
+        (
+            json!({ "scaling": { "paused": "Out" } }),
+            0,
+            no("Paused"),
+            "Paused",
+            "scaling.paused is Out",
+        ),
+        (
+            json!({ "scaling": { "schedules": [quiet] } }),
+            2,
+            yes("Steady"),
+            "AtScheduledMaximum",
+            "maxReplicas of schedule quiet is 2",
+        ),
+        (
+            json!({ "scaling": { "schedules": [office], "target": { "type": "BacklogPerReplica", "value": 1000 } } }),
+            3,
+            yes("Steady"),
+            "AtScheduledMinimum",
+            "minReplicas of schedule office is 3",
+        ),
+        (
+            json!({ "suspend": true, "scaling": { "minReplicas": 5 } }),
+            0,
+            no("Suspended"),
+            "WithinBounds",
+            "the pool is suspended",
+        ),
+        (
+            json!({ "replicas": 3, "scaling": { "mode": "Manual" } }),
+            3,
+            yes("Manual"),
+            "WithinBounds",
+            "spec.replicas says so",
+        ),
+        (
+            json!({ "queues": [{ "name": "lost" }], "scaling": { "onBrokerError": { "policy": "Fallback", "replicas": 2, "failureThreshold": 1 } } }),
+            2,
+            no("Fallback"),
+            "WithinBounds",
+            "onBrokerError asks for at least 2 meanwhile",
+        ),
+        (
+            json!({ "queues": [{ "name": "lost" }] }),
+            0,
+            no("BrokerUnreadable"),
+            "WithinBounds",
+            "an outage is not an empty queue",
+        ),
+    ];
+    for (number, (spec, size, active, limited, part)) in table.into_iter().enumerate() {
+        let name = format!("p{number}");
+        pool(&stage, &name, spec).await;
+        shows(&stage, &name, size, active, limited, part).await;
+        stage
+            .pools()
+            .delete(&name, &kube::api::DeleteParams::default())
+            .await
+            .expect("it goes");
+        eventually(LONG, "the pool has no part of the queue any more", async || {
+            stage
+                .pools()
+                .get_opt(&name)
+                .await
+                .expect("the API server answers")
+                .is_none()
+        })
+        .await;
+    }
+
+    // A look every five minutes: what comes in between is not seen, but a change of the spec is.
+    pool(
+        &stage,
+        "rare",
+        json!({ "scaling": { "interval": "5m", "target": backlog } }),
+    )
+    .await;
+    shows(&stage, "rare", 4, yes("Steady"), "WithinBounds", "100 waiting").await;
+    stage.send_sleeps("mail", 100, 0.1).await;
+    eventually(LONG, "the operator saw more", async || {
+        let status = stage.queues().get("mail").await.expect("it is there").status;
+        status
+            .and_then(|status| status.depth)
+            .is_some_and(|depth| depth.waiting == 200)
+    })
+    .await;
+    shows(&stage, "rare", 4, yes("Steady"), "WithinBounds", "100 waiting").await;
+    pool(
+        &stage,
+        "rare",
+        json!({ "scaling": { "interval": "4m", "target": backlog } }),
+    )
+    .await;
+    shows(&stage, "rare", 8, yes("Steady"), "WithinBounds", "200 waiting").await;
+
+    let nonsense = json!({ "name": "a", "start": "at noon", "end": "0 1 * * *", "minReplicas": 1 });
+    pool(&stage, "bad", json!({ "scaling": { "schedules": [nonsense] } })).await;
+    eventually(LONG, "a bad schedule is named", async || {
+        let (is, why, says) = stage.condition("bad", "Ready").await.unwrap_or_default();
+        (is.as_str(), why.as_str()) == ("False", "BadSchedule")
+            && says.starts_with("spec.scaling.schedules[a].start \"at noon\"")
+    })
+    .await;
+
+    // A real HorizontalPodAutoscaler on the pool. Its bounds are what it needs no metrics for.
+    pool(
+        &stage,
+        "hpa",
+        json!({ "replicas": 1, "scaling": { "mode": "External", "maxReplicas": 5 } }),
+    )
+    .await;
+    shows(
+        &stage,
+        "hpa",
+        1,
+        yes("External"),
+        "WithinBounds",
+        "which another scaler writes, is 1",
+    )
+    .await;
+    let scaler = |min: u32, max: u32| {
+        json!({ "spec": {
+            "scaleTargetRef": { "apiVersion": "umbel.dev/v1alpha1", "kind": "WorkerPool", "name": "hpa" },
+            "minReplicas": min, "maxReplicas": max,
+            "metrics": [{ "type": "External", "external": { "metric": { "name": "none" }, "target": { "type": "Value", "value": "1" } } }],
+        }})
+    };
+    let apply = async |spec| {
+        stage
+            .apply(
+                "autoscaling/v2",
+                "HorizontalPodAutoscaler",
+                "horizontalpodautoscalers",
+                "hpa",
+                spec,
+            )
+            .await;
+    };
+    apply(scaler(3, 4)).await;
+    shows(&stage, "hpa", 3, yes("External"), "WithinBounds", "is 3").await;
+    apply(scaler(7, 9)).await;
+    shows(&stage, "hpa", 5, yes("External"), "AtMaximum", "maxReplicas is 5").await;
+    apply(scaler(1, 2)).await;
+    shows(&stage, "hpa", 2, yes("External"), "WithinBounds", "is 2").await;
+    let scale: Scale = stage.pools().get_scale("hpa").await.expect("it has a scale");
+    let selector = scale.status.and_then(|status| status.selector);
+    assert_eq!(selector.as_deref(), Some("umbel.dev/pool=hpa"));
+}
+
+async fn scale(stage: &Stage, name: &str, replicas: u32) {
+    let body = json!({ "spec": { "replicas": replicas } });
+    stage
+        .pools()
+        .patch_scale(name, &PatchParams::default(), &Patch::Merge(body))
+        .await
+        .expect("the scale is written");
+}
+
+/// Somebody scales the pool through its scale subresource while pods work: those that hold a task stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_is_said_by_the_victims() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    for name in ["idle", "soon", "wait"] {
+        stage.queue(name).await;
+    }
+    let spec = |name: &str, mode: &str, down: Value| {
+        json!({
+            "queues": [{ "name": name }], "concurrency": 1, "replicas": 3, "drain": { "gracePeriod": "20s" },
+            "scaling": { "mode": mode, "down": down },
+        })
+    };
+    pool(
+        &stage,
+        "idle",
+        spec("idle", "External", json!({ "victims": "IdleOnly" })),
+    )
+    .await;
+    pool(
+        &stage,
+        "soon",
+        spec(
+            "soon",
+            "Manual",
+            json!({ "victims": "IdleFirst", "confirmTimeout": "1s" }),
+        ),
+    )
+    .await;
+    pool(&stage, "wait", spec("wait", "Manual", json!({ "drainWait": "4s" }))).await;
+    for (name, seconds) in [("idle", 20.0), ("soon", 10.0), ("wait", 10.0)] {
+        stage.ready(name, 3).await;
+        // Two of three pods work.
+        stage.send_sleeps(name, 2, seconds).await;
+        eventually(LONG, "two pods are busy", async || {
+            stage.status(name).await.busy_replicas == 2
+        })
+        .await;
+        scale(&stage, name, 1).await;
+    }
+    let of = |name: &str| -> Vec<u64> {
+        let removals = kubelet.removals();
+        let gone = removals.iter().filter(|one| one.pool == name && one.admitted);
+        gone.map(|one| one.held).collect()
+    };
+    // The idle pod goes, the others are let alone.
+    eventually(LONG, "no pod can be chosen any more", async || {
+        let blocked = stage.condition("idle", "ScaleDownBlocked").await.unwrap_or_default();
+        of("idle") == [0] && (blocked.0.as_str(), blocked.1.as_str()) == ("True", "NoCandidate")
+    })
+    .await;
+    let says = stage.condition("idle", "ScalingActive").await.unwrap_or_default().2;
+    assert!(
+        says.contains("1 wanted") && says.contains("no pod can be chosen") && says.contains("Next: nothing, until"),
+        "{says}"
+    );
+    eventually(
+        LONG,
+        "busy pods are stopped where the pool says so, after the idle one",
+        async || of("soon") == [0, 1] && of("wait") == [0, 1],
+    )
+    .await;
+    // Nobody's task is lost: who was stopped ended it within its grace, or handed it back.
+    for name in ["idle", "soon", "wait"] {
+        stage.drained(name, LONG).await;
+        eventually(LONG, "one pod is left", async || stage.size(name).await == Some(1)).await;
+        let counters = stage.status(name).await.counters.expect("counters are shown");
+        let stopped = u64::from(name != "idle");
+        assert_eq!(
+            (counters.busy_stopped, counters.wrong_victims),
+            (stopped, 0),
+            "{name}\n{}",
+            operator.log()
+        );
+    }
+    assert_eq!(of("idle"), [0, 0], "{}", operator.log());
+    let sample = stage
+        .broker
+        .depths(&["idle", "soon", "wait"].map(str::to_owned))
+        .await
+        .expect("the broker answers");
+    assert!(
+        sample
+            .queues
+            .iter()
+            .all(|queue| queue.as_ref().is_ok_and(|queue| queue.dead == 0))
+    );
+    let events = stage.events().await;
+    assert_eq!(
+        events.iter().filter(|event| event.starts_with("StoppedBusy")).count(),
+        2,
+        "{events:#?}"
+    );
+}
+
+/// A pool that aims at a time begins by Utilization, and follows the rate once its workers showed one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_is_measured_and_then_followed() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    // 60 tasks of 0.5 s on two slots a pod: Utilization asks for the maximum, a minute of time for one pod.
+    let target = json!({ "type": "DrainTime", "value": "1m" });
+    let down = json!({ "stabilization": "0s" });
+    pool(
+        &stage,
+        "mail",
+        json!({ "scaling": { "target": target, "maxReplicas": 2, "down": down } }),
+    )
+    .await;
+    stage.send_sleeps("mail", 160, 0.5).await;
+    shows(
+        &stage,
+        "mail",
+        2,
+        ("True", "Steady"),
+        "AtMaximum",
+        "by Utilization, because no rate was measured yet for DrainTime",
+    )
+    .await;
+    eventually(LONG, "the rate is known, and asks for less", async || {
+        let says = stage.condition("mail", "ScalingActive").await.unwrap_or_default().2;
+        says.contains("to be done within 1m, at 0.5") && stage.status("mail").await.desired_replicas == 1
+    })
+    .await;
+    drop(operator);
+}
