@@ -398,6 +398,7 @@ fn held(of: &Value) -> TaskRequest {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let info = &of["delivery_info"];
     TaskRequest {
+        shown: (None, None),
         id: text(&of["id"]),
         name: text(&of["name"]),
         task: text(&of["type"]),

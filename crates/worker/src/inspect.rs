@@ -1,6 +1,7 @@
 //! What the worker shows of itself. Messages are read from Redis when somebody asks: keeping them costs tasks nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use umbel_broker::Error;
 use umbel_protocol::control::{Autoscaler, Broker, Configuration, Consumed, Pool, Stats, TaskRequest, Usage, answer};
@@ -9,6 +10,7 @@ use umbel_protocol::message::{Limits, TaskMessage};
 
 use crate::app::Shared;
 use crate::lease::Run;
+use crate::options::Ack;
 
 /// Tasks in one answer.
 const MOST: usize = 500;
@@ -95,12 +97,38 @@ pub(crate) async fn stamped(
 
 /// Tasks that this worker knows, with those of these attributes that are set; asked for none: with Celery's choice.
 pub(crate) fn registered(shared: &Shared, items: &[String]) -> Json {
-    let is_wanted = |item: &str| items.is_empty() || items.iter().any(|known| known == item);
+    let items: Vec<&str> = if items.is_empty() {
+        vec!["rate_limit"]
+    } else {
+        items.iter().map(String::as_str).collect()
+    };
     answer::names(shared.tasks.names().into_iter().map(|name| {
-        let rate = shared.rates.of(&name).filter(|_| is_wanted("rate_limit"));
-        let attributes: Vec<(&str, &str)> = rate.iter().map(|rate| ("rate_limit", rate.as_str())).collect();
-        answer::registered(&name, &attributes)
+        let values = items.iter().filter_map(|item| Some((*item, attribute(shared, &name, item)?)));
+        let values: Vec<(&str, String)> = values.collect();
+        let shown: Vec<(&str, &str)> = values.iter().map(|(item, value)| (*item, value.as_str())).collect();
+        answer::registered(&name, &shown)
     }))
+}
+
+/// What Celery calls this attribute of a task, as Python shows it; `None` for those that only Python's have.
+fn attribute(shared: &Shared, task: &str, item: &str) -> Option<String> {
+    let options = shared.tasks.options(task)?;
+    let truth = |is: bool| if is { "True" } else { "False" }.to_owned();
+    let seconds = |limit: Option<Duration>| Some(Json::of(&limit?.as_secs_f64()).to_string());
+    match item {
+        "name" => Some(task.to_owned()),
+        "rate_limit" => shared.rates.of(task),
+        "max_retries" => {
+            let policy = options.retry(&shared.config.retry);
+            Some(policy.max_attempts.saturating_sub(1).to_string())
+        }
+        "time_limit" => seconds(options.time_limit.or(Some(shared.config.time_limit))),
+        "soft_time_limit" => seconds(options.soft_time_limit.or(shared.config.soft_time_limit)),
+        "ignore_result" => Some(truth(options.ignore_result)),
+        "track_started" => Some(truth(options.track_started || shared.config.results.track_started)),
+        "acks_late" => Some(truth(options.ack.unwrap_or(shared.config.ack) == Ack::Late)),
+        _ => None,
+    }
 }
 
 async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequest>, Error> {

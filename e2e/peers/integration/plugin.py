@@ -1,9 +1,33 @@
-"""Runs Celery's integration tests without Celery's worker: ours runs already, as a process of its own."""
+"""Runs Celery's integration tests without Celery's worker: ours runs, as a process of its own."""
+
+import os
+import pathlib
+import subprocess
 
 import pytest
 from deviations import EXPECTED_FAILURES, NOT_APPLICABLE, PASSED_HERE
 
 import celery.contrib.pytest
+from celery.utils.nodenames import anon_nodename
+
+WORKER = None
+FLAGS = ["--standalone", "--concurrency", "1", "--result-extended"]
+
+
+def pytest_sessionstart():
+    """The tests of remote control ask for a worker of this name."""
+    global WORKER
+    with open(os.environ["UMBEL_INTEGRATION_WORKER_LOG"], "wb") as log:
+        command = [os.environ["UMBEL_INTEGRATION_WORKER"], *FLAGS, "--name", anon_nodename()]
+        WORKER = subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def pytest_sessionfinish():
+    if WORKER.poll() is not None:
+        print(pathlib.Path(os.environ["UMBEL_INTEGRATION_WORKER_LOG"]).read_text(errors="replace")[-4000:])
+        pytest.exit(f"the worker ended: {WORKER.returncode}", returncode=1)
+    WORKER.kill()
+    WORKER.wait()
 
 
 @pytest.fixture(scope="session")

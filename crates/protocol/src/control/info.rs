@@ -19,6 +19,8 @@ pub struct TaskRequest {
     pub args: Json,
     /// Keyword arguments.
     pub kwargs: Json,
+    /// How the sender shows the positional arguments, and the keyword arguments.
+    pub shown: (Option<String>, Option<String>),
     /// This node.
     pub hostname: String,
     /// Unix time of its start.
@@ -47,6 +49,7 @@ impl TaskRequest {
             task: message.task.clone(),
             args: message.args.clone(),
             kwargs: message.kwargs.clone(),
+            shown: (message.argsrepr.clone(), message.kwargsrepr.clone()),
             hostname: hostname.to_owned(),
             time_start: None,
             acknowledged: false,
@@ -58,12 +61,13 @@ impl TaskRequest {
         }
     }
 
-    /// As Celery writes it; `safe` shows the arguments as their repr.
+    /// As Celery writes it; `safe` shows the arguments as their sender does, or as their repr.
     pub fn to_json(&self, safe: bool) -> Json {
         let (args, kwargs) = if safe {
+            let (args, kwargs) = self.shown.clone();
             (
-                Json::string(&self.args.repr_as_arguments()),
-                Json::string(&self.kwargs.repr()),
+                Json::string(&args.unwrap_or_else(|| self.args.repr_as_arguments())),
+                Json::string(&kwargs.unwrap_or_else(|| self.kwargs.repr())),
             )
         } else {
             (self.args.clone(), self.kwargs.clone())

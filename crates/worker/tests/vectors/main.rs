@@ -10,6 +10,7 @@ mod consume;
 mod control;
 mod effects;
 mod events;
+mod exchanges;
 mod monitor;
 mod pitfalls;
 mod publish;

@@ -1,6 +1,11 @@
 //! Where Celery on Redis loses, doubles or blocks work: shown not to happen here. The letters are those of the list in
 //! docs/compatibility.md; pitfalls that a capture shows are with that capture's test.
 
+mod doubled;
+mod lost;
+mod seen;
+mod stuck;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +18,7 @@ use crate::effects::Effects;
 use crate::results::call;
 use crate::stage::{SOON, Stage, start};
 
-async fn push(stage: &mut Stage, key: &str, task: &NewTask) -> Vec<u8> {
+pub(crate) async fn push(stage: &mut Stage, key: &str, task: &NewTask) -> Vec<u8> {
     let raw = task.encode();
     stage
         .send(&[b"LPUSH".to_vec(), key.as_bytes().to_vec(), raw.clone()])
@@ -21,7 +26,7 @@ async fn push(stage: &mut Stage, key: &str, task: &NewTask) -> Vec<u8> {
     raw
 }
 
-async fn holds(stage: &Stage, count: u64) {
+pub(crate) async fn holds(stage: &Stage, count: u64) {
     let mut connection = stage.connection.clone();
     eventually(SOON, "so many are held", async || {
         connection.hlen::<_, u64>("umbel:unacked").await.unwrap() == count
@@ -60,7 +65,7 @@ async fn a9_an_unknown_task_goes_back_to_who_knows_it() {
     let url = stage.redis.url();
     let flags = ["--redis-url", &url, "--standalone", "--name", "w2@lab"];
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_umbel-worker"));
-    let mut other = Process::start(program, flags, &[("RUST_LOG", "info,umbel=debug")]);
+    let mut other = Process::start(program, flags, &[("UMBEL_LOG", "info,umbel=debug")]);
     let raw = push(&mut stage, "celery", &call("known", "proj.add", &json!([1, 1]))).await;
     other.says(SOON, "handed back to others").await;
     let ours = stage.until("known", &[raw], |ours| ours.documents.len() == 2).await;

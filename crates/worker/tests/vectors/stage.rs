@@ -247,12 +247,12 @@ pub(crate) fn start(url: &str, flags: &[&str]) -> Process {
     Process::start(
         program(),
         &args,
-        &[("RUST_LOG", "info,umbel=debug"), ("RUST_BACKTRACE", "0")],
+        &[("UMBEL_LOG", "info,umbel=debug"), ("RUST_BACKTRACE", "0")],
     )
 }
 
 /// The example beside the worker's binary. Cargo builds it with all tests, but not for a single `--test`.
-fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let folder = Path::new(env!("CARGO_BIN_EXE_umbel-worker"))
