@@ -14,9 +14,30 @@ pub(crate) struct Script {
     hash: String,
 }
 
+/// Scripts that a server also runs when its memory is full: they free memory in the end, or keep what is held from being
+/// taken for abandoned. The others are refused then.
+const WITHOUT_MEMORY: [&str; 10] = [
+    "ack",
+    "close_self",
+    "early",
+    "gate",
+    "goodbye",
+    "heartbeat",
+    "renew",
+    "settle",
+    "step",
+    "store_result",
+];
+
 impl Script {
     fn new(name: &'static str, text: &str) -> Script {
-        let body = format!("{}{text}", needed(text));
+        // Read by servers as the first line of a script; the newline keeps it apart.
+        let flags = if WITHOUT_MEMORY.contains(&name) {
+            "#!lua flags=allow-oom\n"
+        } else {
+            ""
+        };
+        let body = format!("{flags}{}{text}", needed(text));
         let hash = Sha1::digest(body.as_bytes())
             .iter()
             .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
@@ -74,6 +95,7 @@ scripts! {
     GATE = "gate";
     GOODBYE = "goodbye";
     HELD = "held";
+    HEARTBEAT = "heartbeat";
     HELLO = "hello";
     JANITOR = "janitor";
     LEAD = "lead";
@@ -110,14 +132,10 @@ pub(crate) struct Args<'a> {
 
 impl<'a> Args<'a> {
     pub(crate) fn new(script: &'a Script, prefix: &str) -> Args<'a> {
-        Args::with_keys(script, prefix, &[])
-    }
-
-    /// With declared keys. Only tracking needs them: Redis 7 reports changes of the keys that a script *declares*, newer
-    /// servers of those that it reads.
-    pub(crate) fn with_keys(script: &'a Script, prefix: &str, keys: &[String]) -> Args<'a> {
+        // No keys are declared: a cluster is not served, and on a connection with CLIENT TRACKING Redis 7.0 would remember
+        // all of them again with each read of the script.
         let mut cmd = Cmd::new();
-        cmd.arg("EVALSHA").arg(&script.hash).arg(keys.len()).arg(keys);
+        cmd.arg("EVALSHA").arg(&script.hash).arg(0);
         Args { script, cmd }.arg(prefix)
     }
 

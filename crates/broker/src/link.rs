@@ -1,6 +1,6 @@
 //! Connections: one that ends when it should lead elsewhere, and one that makes itself anew.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -139,6 +139,8 @@ struct Failure {
 }
 
 struct Shared {
+    /// Gives up a connection that has become stale while nobody calls: an old password is not used any longer.
+    _watching: Option<Driver>,
     config: Config,
     current: RwLock<Option<Connection>>,
     /// Held while somebody connects.
@@ -155,7 +157,11 @@ impl Link {
     /// Connects, and fails at once where that is not possible.
     pub(crate) async fn connect(config: &Config) -> RedisResult<Link> {
         let first = config.open().await?;
-        Ok(Link(Arc::new(Shared {
+        Ok(Link(Arc::new_cyclic(|shared| Shared {
+            _watching: config
+                .place
+                .is_watched()
+                .then(|| Driver::new(watch(Weak::clone(shared), config.place.follow()))),
             config: config.clone(),
             current: RwLock::new(Some(first)),
             connecting: tokio::sync::Mutex::new(None),
@@ -216,6 +222,16 @@ impl Link {
     fn leave(&self, left: &Connection) {
         let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|connection| connection.is_same(left)) {
+            *current = None;
+        }
+    }
+}
+
+async fn watch(shared: Weak<Shared>, mut state: watch::Receiver<State>) {
+    while state.changed().await.is_ok() {
+        let Some(shared) = shared.upgrade() else { return };
+        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(Connection::is_stale) {
             *current = None;
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
@@ -203,6 +203,37 @@ impl Config {
         Ok(Connection::new(inner, driver, &self.place, born))
     }
 
+    /// A server that has no room says so and hangs up before it has read anything, and our own words on their way make
+    /// the wire forget what it said. So after such an end it is listened to once more, in silence.
+    async fn with_parting_words<T>(
+        &self,
+        greeted: RedisResult<T>,
+        address: &Address,
+        host: &str,
+        port: u16,
+    ) -> RedisResult<T> {
+        let err = match greeted {
+            Err(err) if Trouble::of(&err) == Trouble::Connection => err,
+            other => return other,
+        };
+        let Ok(mut stream) = tcp(self, address, host, port).await else {
+            return Err(err);
+        };
+        let mut words = [0; 256];
+        let heard = tokio::time::timeout(PARTING, stream.read(&mut words)).await;
+        let Ok(Ok(length @ 1..)) = heard else { return Err(err) };
+        let words = String::from_utf8_lossy(&words[..length]);
+        let Some(words) = words.strip_prefix('-').and_then(|words| words.lines().next()) else {
+            return Err(err);
+        };
+        let trouble = if words.contains("max number of clients") {
+            Trouble::MaxClients
+        } else {
+            Trouble::Connection
+        };
+        Err(Refusal::error(trouble, format!("the server says: {words}")))
+    }
+
     async fn open_as(&self, options: AsyncConnectionConfig, is_resp3: bool) -> RedisResult<Connection> {
         let options = options
             .set_connection_timeout(Some(self.connect_timeout))
@@ -211,13 +242,9 @@ impl Config {
         let places = match &address.place {
             Where::Tcp(host, port) => {
                 let attempt = async {
-                    self.greet(
-                        self.dial(&address, host, *port).await?,
-                        &options,
-                        is_resp3,
-                        Born::In(state),
-                    )
-                    .await
+                    let opened = self.dial(&address, host, *port).await?;
+                    let greeted = self.greet(opened, &options, is_resp3, Born::In(state)).await;
+                    self.with_parting_words(greeted, &address, host, *port).await
                 };
                 return self.in_time(attempt).await;
             }
@@ -239,7 +266,9 @@ impl Config {
         for primary in places {
             let attempt = async {
                 let opened = self.dial(&address, &primary.host, primary.port).await?;
-                self.greet(opened, &options, is_resp3, Born::At(primary.clone())).await
+                let greeted = self.greet(opened, &options, is_resp3, Born::At(primary.clone())).await;
+                self.with_parting_words(greeted, &address, &primary.host, primary.port)
+                    .await
             };
             match self.in_time(attempt).await {
                 Ok(connection) => return Ok(connection),
@@ -359,5 +388,7 @@ async fn check_role(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     }
 }
 
+/// For so long a server that has hung up is listened to.
+const PARTING: Duration = Duration::from_millis(200);
 /// A greeting that fails says why; the whole attempt ends a little later.
 const TLS_MARGIN: Duration = Duration::from_millis(500);

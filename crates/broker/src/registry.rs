@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::call::{Args, HEARTBEAT};
 use crate::gate::Gate;
 use crate::{Broker, Error};
 
@@ -113,17 +114,13 @@ impl Broker {
     /// [`Error::Call`].
     pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Error> {
         let body = serde_json::to_string(heartbeat).unwrap_or_default();
-        redis::cmd("SET")
-            .arg(self.keys.umbel(&format!("hb:worker:{}", heartbeat.worker)))
+        Args::new(&HEARTBEAT, self.keys.scope())
+            .arg(&heartbeat.worker)
             .arg(body)
-            .arg("EX")
             .arg(HEARTBEAT_EXPIRES)
-            .query_async(&mut self.connection.clone())
+            .call(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "SET heartbeat",
-                source,
-            })
+            .map(|_| ())
     }
 
     /// All workers that Redis has a gate entry for, with their heartbeats: two round trips. Entries that are not ours

@@ -121,8 +121,8 @@ fn version_of(text: &str) -> (u32, u32, u32) {
     (part(), part(), part())
 }
 
-/// The oldest server whose scripts, streams and tracking are as ours use them.
-const OLDEST: (u32, u32, u32) = (6, 2, 0);
+/// The oldest server whose scripts can be told to run without memory, and whose streams and tracking are as we use them.
+const OLDEST: (u32, u32, u32) = (7, 0, 0);
 
 /// Weaknesses by program: the first version of each line in which they are mended; lines below the first have no remedy.
 fn weaknesses(software: &str, version: (u32, u32, u32)) -> Vec<&'static str> {
@@ -130,7 +130,7 @@ fn weaknesses(software: &str, version: (u32, u32, u32)) -> Vec<&'static str> {
     const LUA: &str = "CVE-2025-49844, -46817, -46818, -46819: scripts can take over or stop the server";
     const UNBLOCK: &str = "CVE-2026-23479: unblocking a client can corrupt the server's memory";
     let lua: &[(u32, u32, u32)] = match software {
-        "redis" => &[(6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)],
+        "redis" => &[(7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)],
         "valkey" => &[(7, 2, 11), (8, 0, 6), (8, 1, 4)],
         _ => return Vec::new(),
     };
@@ -162,7 +162,7 @@ fn judge(info: &Facts, config: &Facts) -> Result<Survey, String> {
     };
     let parsed = version_of(version);
     if software != "unknown" && software != "dragonfly" && parsed < OLDEST {
-        return Err(format!("{software} {version} is too old: 6.2 or newer is needed"));
+        return Err(format!("{software} {version} is too old: 7.0 or newer is needed"));
     }
     if text("cluster_enabled") == Some("1") || text("redis_mode") == Some("cluster") {
         return Err(
@@ -246,12 +246,13 @@ impl Broker {
             server: self.server(),
             reason,
         };
+        let survey = judge(&info, &config).map_err(unsupported)?;
         if let Some(Err(err)) = replies.next()
             && crate::Trouble::of(&err) == crate::Trouble::Other
         {
             return Err(unsupported(format!("it does not run our scripts: {err}")));
         }
-        judge(&info, &config).map_err(unsupported)
+        Ok(survey)
     }
 }
 
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn servers_that_cannot_serve_us_are_named() {
         let cases = [
-            ("redis_version:6.0.16", "too old"),
+            ("redis_version:6.2.20", "too old"),
             ("redis_version:7.2.4 cluster_enabled:1", "Redis Cluster"),
             ("redis_version:7.2.4 redis_mode:sentinel", "sentinel://"),
         ];
@@ -335,7 +336,7 @@ mod tests {
             assert!(reason.contains(part), "{reason}");
         }
         for info in [
-            "redis_version:6.2.0",
+            "redis_version:7.0.0",
             "redis_version:7.2.4 valkey_version:8.1.1",
             "dragonfly_version:1.3",
             "",
@@ -352,8 +353,6 @@ mod tests {
             (has("49844"), has("23479"))
         };
         let table = [
-            ("redis_version:6.2.19", (true, true)),
-            ("redis_version:6.2.20", (false, true)),
             ("redis_version:7.0.15", (true, true)),
             ("redis_version:7.2.10", (true, true)),
             ("redis_version:7.4.6", (false, true)),

@@ -56,6 +56,50 @@ pub struct Redis {
     host: String,
 }
 
+/// Loaded before the C library: the wall clock, and as many seconds more as a file says. (libfaketime does not get along
+/// with the server's allocator.)
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static long ahead(void) {
+    char text[32] = {0};
+    const char *path = getenv("UMBEL_TEST_CLOCK");
+    int file = path ? syscall(SYS_openat, AT_FDCWD, path, O_RDONLY, 0) : -1;
+    if (file < 0) return 0;
+    long length = syscall(SYS_read, file, text, sizeof text - 1);
+    syscall(SYS_close, file);
+    return length > 0 ? strtol(text, 0, 10) : 0;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int answer = syscall(SYS_clock_gettime, clock, now);
+    if (answer == 0 && clock == CLOCK_REALTIME) now->tv_sec += ahead();
+    return answer;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec exact;
+    (void)zone;
+    int answer = clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return answer;
+}
+
+time_t time(time_t *to) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (to) *to = exact.tv_sec;
+    return exact.tv_sec;
+}
+"#;
+
 /// Starting takes some 20 ms; a machine that builds beside the tests takes longer.
 const START: Duration = Duration::from_secs(20);
 
@@ -100,38 +144,42 @@ impl Redis {
         server.launch().await
     }
 
-    /// Starts one whose wall clock is what the file `clock` in its [`folder`](Redis::folder) says, as libfaketime reads
-    /// it: `+3600` is an hour ahead.
+    /// Starts one whose wall clock a test can set: [`Redis::set_clock`]. Its monotonic clock is the machine's.
     ///
     /// # Panics
-    /// When it does not answer, or libfaketime is missing.
+    /// When it does not answer, or there is no compiler for what stands between it and the clock.
     pub async fn with_clock(settings: &[&str]) -> Redis {
         let mut server = Redis::prepare(ServerKind::of_this_run(), settings);
-        let library = std::fs::read_dir("/usr/lib")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
-            .find(|path| path.exists())
-            .expect("libfaketime is installed: `make setup`");
-        server.set_clock("+0");
+        let (source, library, clock) = (
+            server.folder.path().join("clock.c"),
+            server.folder.path().join("clock.so"),
+            server.folder.path().join("clock"),
+        );
+        std::fs::write(&source, CLOCK).expect("the folder is ours");
+        server.set_clock(0);
+        let made = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([&library, &source])
+            .output()
+            .expect("a C compiler is installed");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let text = |path: PathBuf| path.to_str().expect("the folder's name is ours").to_owned();
         server.environment = vec![
-            ("LD_PRELOAD".into(), library.to_string_lossy().into_owned()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
-            ("FAKETIME_CACHE_DURATION".into(), "1".into()),
-            (
-                "FAKETIME_TIMESTAMP_FILE".into(),
-                server.folder.path().join("clock").to_string_lossy().into_owned(),
-            ),
+            ("LD_PRELOAD".into(), text(library)),
+            ("UMBEL_TEST_CLOCK".into(), text(clock)),
         ];
         server.launch().await
     }
 
-    /// Sets the clock of [`Redis::with_clock`]; it is so within a second.
+    /// From now on the clock of [`Redis::with_clock`] is so many seconds ahead.
     ///
     /// # Panics
     /// When the folder is gone.
-    pub fn set_clock(&self, offset: &str) {
-        std::fs::write(self.folder.path().join("clock"), format!("{offset}\n")).expect("the folder is ours");
+    pub fn set_clock(&self, seconds: i32) {
+        // In one step: a file that is being written would be read as no offset.
+        let (next, clock) = (self.folder.path().join("next"), self.folder.path().join("clock"));
+        std::fs::write(&next, seconds.to_string()).expect("the folder is ours");
+        std::fs::rename(next, clock).expect("the folder is ours");
     }
 
     fn prepare(kind: ServerKind, settings: &[&str]) -> Redis {
@@ -277,6 +325,12 @@ impl Redis {
     /// Address of one of its databases.
     pub fn database(&self, number: u8) -> String {
         format!("redis://{}:{}/{number}", self.host, self.port)
+    }
+
+    /// A connection to database 0, if it takes one now.
+    pub async fn try_connection(&self) -> Option<MultiplexedConnection> {
+        let client = redis::Client::open(self.url()).ok()?;
+        client.get_multiplexed_async_connection().await.ok()
     }
 
     /// A connection to database 0.

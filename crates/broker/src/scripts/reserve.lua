@@ -163,11 +163,13 @@ if count > 0 then
       leases[2 * at - 1], leases[2 * at] = deadline, lid
     end
   end
-  redis.call('HSET', U .. 'unacked', unpack(bodies))
-  redis.call('ZADD', U .. 'lease', unpack(leases))
+  -- The bodies last: a key of another type ends this before there is a second copy of a message, and what was written
+  -- (counts, leases without a body) is the janitor's to take away.
   redis.call('HINCRBY', U .. 'held', 'w:' .. worker, count)
-  redis.call('SET', U .. 'fence', string.format('%.0f', token - 1))
   for queue, by in pairs(held) do redis.call('HINCRBY', U .. 'held', 'q:' .. queue, by) end
+  redis.call('SET', U .. 'fence', string.format('%.0f', token - 1))
+  redis.call('ZADD', U .. 'lease', unpack(leases))
+  redis.call('HSET', U .. 'unacked', unpack(bodies))
 end
 -- Not RPOP: that would hand the bytes over once more.
 for index, gone in pairs(taken) do redis.call('LTRIM', lists[index], 0, -1 - gone) end

@@ -19,7 +19,7 @@ async fn r21_a_server_whose_clock_jumps_takes_no_lease_back_and_freezes_none() {
     );
     admitted(&redis, 1).await;
     let mut connection = redis.connection().await;
-    for (name, offset) in [("ahead", "+3600"), ("back", "-3600")] {
+    for (name, offset) in [("ahead", 3600), ("back", -3600)] {
         send(&mut connection, &history, &ids(name, 6), 4.0).await.expect("sent");
         let begun = history.total(Event::Started);
         eventually(SOON, "they run", async || {

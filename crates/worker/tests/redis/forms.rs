@@ -288,11 +288,11 @@ async fn r19_narrow_rights_are_named_by_command_and_by_key_without_a_crash_loop(
     send(&mut connection, &history, &ids("kept", 3), 0.0)
         .await
         .expect("sent");
-    worker.says(SOON, "key celery").await;
+    worker.says(SOON, "\"key\":\"celery\"").await;
     assert!(worker.exit().is_none(), "no crash loop: {}", worker.tail());
     assert_eq!(history.total(Event::Started), 0);
     eventually(SOON, "it is counted", async || {
-        admin.metric("umbel_worker_broker_errors_total", "no_permission").await > 0.0
+        admin.metric("umbel_broker_errors_total", "no_permission").await > 0.0
     })
     .await;
     told(&mut connection, &["ACL", "SETUSER", "w", "~*"]).await;

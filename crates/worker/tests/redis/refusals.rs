@@ -54,7 +54,7 @@ async fn r08_every_kind_of_refusal_is_waited_out_and_reaches_no_task() {
         ),
     ];
     for (label, reply) in table {
-        let before = admin.metric("umbel_worker_broker_errors_total", label).await;
+        let before = admin.metric("umbel_broker_errors_total", label).await;
         // Whatever is called next: taking, looking, settling, renewing.
         relay.answer(reply, 4, |command| command.is("EVALSHA") || command.is("EVAL"));
         send(&mut connection, &history, &ids(label, 8), 0.05)
@@ -63,7 +63,7 @@ async fn r08_every_kind_of_refusal_is_waited_out_and_reaches_no_task() {
         let verdict = all_done(&history, SOON).await;
         assert_eq!(verdict.rerun, 0, "{label}: {verdict}");
         eventually(SOON, "it is counted under its name", async || {
-            admin.metric("umbel_worker_broker_errors_total", label).await > before
+            admin.metric("umbel_broker_errors_total", label).await > before
         })
         .await;
         settled(&mut connection).await;
@@ -130,7 +130,7 @@ async fn r10_an_evicting_server_is_told_and_refused_where_that_is_asked_for() {
     let mut lax = test_worker(&redis.url(), &history, &["--admin-addr", admin.address()]);
     lax.says(SOON, "maxmemory-policy is allkeys-lru").await;
     admitted(&redis, 1).await;
-    assert!((admin.metric("umbel_worker_broker_eviction_risk", "").await - 1.0).abs() < 0.1);
+    assert!((admin.metric("umbel_broker_eviction_risk", "").await - 1.0).abs() < 0.1);
     lax.kill();
     let mut connection = redis.connection().await;
     told(&mut connection, &["FLUSHALL"]).await;
