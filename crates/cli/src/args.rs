@@ -1,6 +1,8 @@
 //! Flags and commands.
 
+mod pool;
 mod queue;
+mod server;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,9 +11,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use umbel_api::Span;
 
+pub(crate) use pool::{PoolCommand, PoolDrain, PoolLs};
 pub(crate) use queue::{
     AsideCommand, AsideLs, AsidePurge, AsideReplay, Names, Peek, Purge, QueueCommand, QueueLs, Recover, Which,
 };
+
+pub(crate) use server::Server;
 
 use crate::signing::Signing;
 
@@ -47,16 +52,8 @@ pub(crate) struct Global {
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t, help_heading = "Global")]
     pub(crate) output: Format,
-    /// Redis of the broker; without it the TaskQueue's Secret says it
-    #[arg(
-        long,
-        global = true,
-        env = "UMBEL_REDIS_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        help_heading = "Global"
-    )]
-    pub(crate) redis_url: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: Server,
     /// Prefix of all keys in the Redis that --redis-url names (kombu's `global_keyprefix`)
     #[arg(
         long,
@@ -99,16 +96,6 @@ pub(crate) struct Global {
         help_heading = "Global"
     )]
     pub(crate) result_key_prefix: String,
-    /// Redis of the results, where that is not the broker
-    #[arg(
-        long,
-        global = true,
-        env = "UMBEL_RESULT_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        help_heading = "Global"
-    )]
-    pub(crate) result_url: Option<String>,
 }
 
 /// How to print.
@@ -130,7 +117,7 @@ pub(crate) enum Command {
     /// Look at queues; purge, pause and recover them; put dead letters back
     #[command(subcommand)]
     Queue(QueueCommand),
-    /// Look at worker pools
+    /// Look at worker pools; empty them and start them again
     #[command(subcommand)]
     Pool(PoolCommand),
     /// Bring clusters in as targets of jobs
@@ -177,8 +164,8 @@ pub(crate) enum TaskCommand {
     Revoke(Revoke),
     /// Revoke tasks wherever they are, and say what became of them; exit code 1 if one runs on
     #[command(
-        after_help = "A task that waits or is delayed is dropped when its turn comes, for a week or until it is due. One that runs\n\
-                      goes on without --terminate.\n\nExample:\n  umbel task cancel 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate"
+        after_help = "A task that waits or is delayed is dropped when its turn comes, for a week or until it is due.\n\
+                      One that runs goes on without --terminate.\n\nExample:\n  umbel task cancel 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate"
     )]
     Cancel(Cancel),
     /// Put failed tasks back into their queues, byte for byte, from the dead letters
@@ -302,6 +289,15 @@ pub(crate) struct Send {
     /// Id of the task; without it a new one
     #[arg(long)]
     pub(crate) id: Option<String>,
+    /// Not while another task with this key is on its way; then that one's id is answered
+    #[arg(long, value_name = "KEY", conflicts_with = "exchange")]
+    pub(crate) unique: Option<String>,
+    /// Until when the key is taken
+    #[arg(long, value_name = "END", value_parser = ["started", "done"], default_value = "done", requires = "unique")]
+    pub(crate) unique_until: String,
+    /// For how long it is taken at most
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h", requires = "unique")]
+    pub(crate) unique_ttl: Duration,
     /// A named exchange instead of a queue
     #[arg(long, requires = "exchange_type")]
     pub(crate) exchange: Option<String>,
@@ -383,15 +379,6 @@ pub(crate) struct Get {
     pub(crate) queue: Option<String>,
     #[command(flatten)]
     pub(crate) wait: Wait,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PoolCommand {
-    /// Say how large a pool is, how large it wants to be, why, and what holds it back
-    Explain {
-        /// Name of the WorkerPool
-        name: String,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -338,3 +338,32 @@ async fn wrong_calls_are_told_before_anything_is_sent() {
         assert!(done.err.contains(words), "{args:?}: {}", done.err);
     }
 }
+
+#[tokio::test]
+async fn a_unique_task_is_on_its_way_once() {
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let mut connection = redis.connection().await;
+    let send = async || {
+        let args = [
+            "task",
+            "send",
+            "t",
+            "--queue",
+            "q",
+            "--unique",
+            "nightly",
+            "--unique-ttl",
+            "1h",
+        ];
+        good(umbel(&url, &args).await).trim().to_owned()
+    };
+    let first = send().await;
+    assert_eq!(send().await, first, "the answer is the task that is on its way");
+    assert_eq!(connection.llen::<_, u64>("q").await.unwrap(), 1);
+    let kept: i64 = connection.ttl("umbel:unique:nightly").await.unwrap();
+    assert!((3500..=3600).contains(&kept), "{kept} s");
+    let _: () = connection.del("umbel:unique:nightly").await.unwrap();
+    assert_ne!(send().await, first);
+    assert_eq!(connection.llen::<_, u64>("q").await.unwrap(), 2);
+}

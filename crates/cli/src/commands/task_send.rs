@@ -6,7 +6,7 @@ use std::time::Instant;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use umbel_client::{Client, Exchange, Handle, Json, Task};
+use umbel_client::{Client, Exchange, Handle, Json, Task, Until};
 use umbel_protocol::message::{Limits, NewTask, decode};
 
 use super::{task_canvas, task_get};
@@ -169,6 +169,9 @@ fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
         expires,
         priority,
         id,
+        unique,
+        unique_until,
+        unique_ttl,
         exchange,
         exchange_type,
         routing_key,
@@ -228,6 +231,9 @@ fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
     }
     if let Some(id) = id {
         task = task.id(id);
+    }
+    if let Some(key) = unique {
+        task = task.unique(key, Until::named(unique_until).unwrap_or_default(), *unique_ttl);
     }
     if let (Some(exchange), Some(kind)) = (exchange, exchange_type) {
         let kind = kind
