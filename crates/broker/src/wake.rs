@@ -127,7 +127,7 @@ impl Waker {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let mut args = Args::with_keys(&LOOK, self.keys.scope(), &self.watched())
+        let mut args = Args::new(&LOOK, self.keys.scope())
             .arg(&self.worker)
             .arg(self.queues.len());
         for queue in &self.queues {
@@ -136,7 +136,18 @@ impl Waker {
         for list in self.queues.iter().flat_map(|queue| &queue.lists) {
             args.push(&**list);
         }
-        let value = args.call(&mut connection).await?;
+        // Armed first, looked second, so that nothing is missed between: reading a key on this connection, also a missing
+        // one, has Redis report its next change. Both travel together.
+        let mut arm = redis::cmd("EXISTS");
+        arm.arg(self.watched());
+        let mut same = connection.clone();
+        let (armed, value) = tokio::join!(
+            biased;
+            arm.query_async::<()>(&mut same),
+            args.call(&mut connection)
+        );
+        armed.map_err(|source| Error::Call { call: "EXISTS", source })?;
+        let value = value?;
         self.connection = Some(connection);
         let mut reply = Reply::of(&LOOK, value)?;
         let waiting = reply.count()?;

@@ -1,7 +1,5 @@
--- look: what there is to do, without taking anything. Run on a connection with CLIENT TRACKING it also arms the
--- wake-up: every declared key, also a missing one, is reported once when it changes.
--- KEYS: the lists, suspects and delayed sets of the queues; umbel:workers while the gate is not open; umbel:freed of
---       each queue while a limit keeps messages from being taken.
+-- look: what there is to do, without taking anything. It declares no keys: on a connection with CLIENT TRACKING, Redis 7.0
+-- would remember all of them again with each read.
 -- ARGV: prefix, worker, number of queues, queues, then their lists.
 -- Returns: waiting, suspects, next due time in seconds or '', Redis time in seconds, state of the gate or ''.
 local queues = tonumber(ARGV[3])
@@ -18,10 +16,6 @@ end
 for i = 4 + queues, #ARGV do
   local n = redis.pcall('LLEN', ARGV[i])
   if type(n) == 'number' then waiting = waiting + n end
-end
--- Newer servers track what is read.
-for _, key in ipairs(KEYS) do
-  if string.sub(key, 1, #U + 6) == U .. 'freed:' then redis.call('EXISTS', key) end
 end
 local g = gate(ARGV[2])
 return { waiting, suspects, due and string.format('%.6f', due) or '', seconds(micros()), g and g.state or '' }
