@@ -49,7 +49,8 @@ impl Broker {
         let key = self.keys.umbel(set);
         let mut pipe = redis::pipe();
         for chunk in members.chunks(CHUNK) {
-            let command = pipe.cmd("ZADD").arg(&key);
+            // GT: who revokes for a shorter time does not take back what holds for a longer one.
+            let command = pipe.cmd("ZADD").arg(&key).arg("GT");
             for member in chunk {
                 command.arg(format!("{until:.3}")).arg(member);
             }

@@ -30,8 +30,8 @@ impl Way {
     /// A client for the queue.
     pub(crate) async fn client(self, global: &Global, options: Options) -> anyhow::Result<Client> {
         let Way { broker, queue, results } = self;
-        let results = match (&global.result_url, results) {
-            (Some(url), _) => ResultStore::connect(&config(global, url)?).await?,
+        let results = match (named_results(global)?, results) {
+            (Some(named), _) => ResultStore::connect(&named).await?,
             (None, Some(results)) => ResultStore::connect(&results).await?,
             (None, None) => ResultStore::of(&broker),
         };
@@ -41,9 +41,9 @@ impl Way {
 
 /// The broker and the name of a queue.
 pub(crate) async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Result<Way> {
-    if let Some(url) = &global.redis_url {
+    if global.server.is_given() {
         return Ok(Way {
-            broker: connect(&config(global, url)?).await?,
+            broker: connect(&named_broker(global)?).await?,
             queue: queue.unwrap_or(DEFAULT_QUEUE).to_owned(),
             results: None,
         });
@@ -71,7 +71,7 @@ pub(crate) async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Re
 pub(crate) async fn of_queues(global: &Global, names: &[String]) -> anyhow::Result<Vec<(String, Way)>> {
     let mut ways: Vec<(String, Way)> = Vec::with_capacity(names.len());
     for name in names {
-        let way = match ways.first().filter(|_| global.redis_url.is_some()) {
+        let way = match ways.first().filter(|_| global.server.is_given()) {
             Some((_, first)) => Way {
                 broker: first.broker.clone(),
                 queue: name.clone(),
@@ -100,10 +100,10 @@ pub(crate) async fn sender(global: &Global, queue: Option<&str>, options: Option
 
 /// A client that reads results and revokes: with a result database alone, no broker is asked for.
 pub(crate) async fn reader(global: &Global, queue: Option<&str>) -> anyhow::Result<Client> {
-    match (&global.result_url, &global.redis_url) {
-        (Some(url), None) => {
-            let results = ResultStore::connect(&config(global, url)?).await?;
-            let broker = connect(&config(global, url)?).await?;
+    match (named_results(global)?, global.server.is_given()) {
+        (Some(named), false) => {
+            let results = ResultStore::connect(&named).await?;
+            let broker = connect(&named).await?;
             Ok(Client::over(broker, results, Options::default()))
         }
         _ => Ok(client(global, queue).await?.0),
@@ -205,9 +205,19 @@ async fn one_queue(home: &Home, name: Option<&str>) -> anyhow::Result<TaskQueue>
     }
 }
 
-/// The broker at an address that somebody named, with what they said of it.
-pub(crate) fn config(global: &Global, url: &str) -> anyhow::Result<Config> {
-    let mut config = Config::new(url);
+/// The broker that somebody named.
+pub(crate) fn named_broker(global: &Global) -> anyhow::Result<Config> {
+    said_of(global, global.server.broker()?)
+}
+
+/// The results' server that somebody named.
+fn named_results(global: &Global) -> anyhow::Result<Option<Config>> {
+    let named = global.server.results()?;
+    named.map(|config| said_of(global, config)).transpose()
+}
+
+/// With what somebody said of it.
+fn said_of(global: &Global, mut config: Config) -> anyhow::Result<Config> {
     config.key_prefix.clone_from(&global.key_prefix);
     config.result_prefix = umbel_broker::result_prefix(&global.result_key_prefix);
     match umbel_broker::parse_steps(&global.priority_steps) {

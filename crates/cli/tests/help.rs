@@ -12,11 +12,27 @@ const COMMANDS: &[&[&str]] = &[
     &["task", "get"],
     &["task", "canvas"],
     &["task", "revoke"],
+    &["task", "cancel"],
+    &["task", "retry"],
     &["task", "forget"],
     &["queue"],
     &["queue", "ls"],
+    &["queue", "peek"],
+    &["queue", "purge"],
+    &["queue", "pause"],
+    &["queue", "resume"],
+    &["queue", "recover"],
+    &["queue", "dead"],
+    &["queue", "dead", "ls"],
+    &["queue", "dead", "replay"],
+    &["queue", "dead", "purge"],
+    &["queue", "quarantine"],
+    &["queue", "quarantine", "replay"],
     &["pool"],
     &["pool", "explain"],
+    &["pool", "ls"],
+    &["pool", "drain"],
+    &["pool", "resume"],
     &["cluster"],
     &["cluster", "join"],
     &["version"],
@@ -99,6 +115,19 @@ fn completions_are_scripts_for_each_shell() {
     ] {
         let (code, out, _) = umbel(&["completion", shell]);
         assert!(code == 0 && out.contains(words), "{shell}");
+        for command in [
+            "cancel",
+            "retry",
+            "peek",
+            "purge",
+            "pause",
+            "resume",
+            "recover",
+            "quarantine",
+            "replay",
+        ] {
+            assert!(out.contains(command), "{shell}: {command}");
+        }
     }
 }
 

@@ -513,26 +513,50 @@ async fn a_pool_is_explained_from_its_status() {
     let unseen = good(at(&flags, &["pool", "explain", "w"]).await);
     assert_eq!(
         unseen,
-        "WorkerPool pools/w\n  Current   nothing is known yet: no operator has seen this pool\n"
+        "WorkerPool pools/w\n  Says       nothing is known yet: no operator has seen this pool\n"
     );
 
+    let sentence = "3 pods (3 ready, 1 busy, 0 draining), 1 wanted: demand asks for 1. Held back by nothing. Next: 2 pods go, each when it is idle.";
     let status = json!({"status": {"replicas": 3, "readyReplicas": 3, "busyReplicas": 1, "idleReplicas": 2, "desiredReplicas": 1,
-        "recommendedReplicas": 1, "drainingReplicas": 0,
-        "conditions": [{"type": "ScalingActive", "status": "True", "reason": "LessDemand", "message": "3 -> 1: demand asks for no more than 1",
+        "recommendedReplicas": 1, "drainingReplicas": 0, "slots": {"total": 6, "busy": 1},
+        "conditions": [{"type": "ScalingActive", "status": "True", "reason": "LessDemand", "message": sentence,
             "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     pools
         .patch_status("w", &PatchParams::default(), &Patch::Merge(&status))
         .await
         .unwrap();
     let lines = good(at(&flags, &["pool", "explain", "w"]).await);
-    assert!(
-        lines.contains("  Why       3 -> 1: demand asks for no more than 1\n"),
-        "{lines}"
+    assert_eq!(
+        lines,
+        format!("WorkerPool pools/w\n  Says       {sentence}\n  Slots      1 of 6 in use\n")
     );
-    assert!(
-        lines.ends_with("  Held by   nothing\n  Next      2 pods will go, each when it is idle\n"),
-        "{lines}"
+    let listed = good(at(&flags, &["pool", "ls", "-o", "wide"]).await);
+    let row: Vec<&str> = listed.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(
+        row[..12],
+        ["pools", "w", "q", "-", "3", "1", "1", "0", "1/6", "-", "-", "LessDemand"],
+        "{listed}"
     );
+    assert!(listed.trim_end().ends_with(sentence), "{listed}");
+
+    // Nobody empties the pool here, so the wait ends without success; what is wanted stands in the spec.
+    let late = at(&flags, &["pool", "drain", "w", "--timeout", "1s"]).await;
+    assert!(
+        late.code == 1 && late.err.contains("WorkerPool pools/w has 3 pods after 1s; it goes on to empty itself"),
+        "{}",
+        late.err
+    );
+    let spec = async || pools.get("w").await.unwrap().spec.suspend;
+    assert!(spec().await);
+    let empty = json!({"status": {"replicas": 0, "observedGeneration": pools.get("w").await.unwrap().metadata.generation}});
+    pools
+        .patch_status("w", &PatchParams::default(), &Patch::Merge(&empty))
+        .await
+        .unwrap();
+    let done = at(&flags, &["pool", "drain", "w", "--timeout", "1m"]).await;
+    assert!(done.code == 0 && done.err.contains("WorkerPool pools/w is empty"), "{}", done.err);
+    good(at(&flags, &["pool", "resume", "w"]).await);
+    assert!(!spec().await);
     let absent = at(&flags, &["pool", "explain", "nope"]).await;
     assert!(
         absent.code == 1

@@ -19,8 +19,8 @@ pub(crate) enum QueueCommand {
     /// Remove what waits; running tasks go on, and nothing is stored as a result
     #[command(
         after_help = "Examples:\n  umbel queue purge mail --dry-run\n  umbel queue purge mail --in waiting --yes\n\n\
-                            It removes as many messages as there were when it began, the oldest first. Members of a schedule's\n\
-                            run are settled as revoked. Interrupted, it has removed what it says."
+                            It removes as many messages as there were when it began, the oldest first. Members of a\n\
+                            schedule's run are settled as revoked. Interrupted, it has removed what it says."
     )]
     Purge(Purge),
     /// Stop consuming queues, everywhere; running tasks go on, and so does sending
@@ -29,9 +29,9 @@ pub(crate) enum QueueCommand {
     Resume(Names),
     /// Hand back at once what workers hold that do not live any more, instead of when their leases end
     #[command(
-        after_help = "A worker that has sent no heartbeat for 15 s counts as gone. What it held goes to the head of its list,\n\
-                      uncharged. With --all everything goes back, as before Umbel is uninstalled: tasks that run are then run\n\
-                      a second time.\n\nExamples:\n  umbel queue recover mail --dry-run\n  umbel queue recover mail"
+        after_help = "A worker that has sent no heartbeat for 15 s counts as gone. What it held goes to the head of\n\
+                      its list, uncharged. With --all everything goes back, as before Umbel is uninstalled: tasks\n\
+                      that run are then run a second time.\n\nExamples:\n  umbel queue recover mail --dry-run\n  umbel queue recover mail"
     )]
     Recover(Recover),
     /// Dead letters: what failed for good
@@ -177,8 +177,8 @@ pub(crate) enum AsideCommand {
     Ls(AsideLs),
     /// Put messages back to the end of their lists, byte for byte, with their deaths forgotten
     #[command(
-        after_help = "Each message is moved in one step: never lost, never twice. What fails again while this goes on is not\n\
-                      put back again.\n\nExamples:\n  umbel queue dead replay mail --id 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11\n  \
+        after_help = "Each message is moved in one step: never lost, never twice. What fails again while this\n\
+                      goes on is not put back again.\n\nExamples:\n  umbel queue dead replay mail --id 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11\n  \
                       umbel queue dead replay mail --task 'mail.*' --rate 50\n  umbel queue dead replay mail --all --dry-run"
     )]
     Replay(AsideReplay),

@@ -31,9 +31,10 @@ struct Seen {
 }
 
 pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<ExitCode> {
-    let seen = match &global.redis_url {
-        Some(url) => on_broker(&broker::connect(&broker::config(global, url)?).await?, &ls.names).await?,
-        None => of_objects(&Home::open(global).await?, ls).await?,
+    let seen = if global.server.is_given() {
+        on_broker(&broker::connect(&broker::named_broker(global)?).await?, &ls.names).await?
+    } else {
+        of_objects(&Home::open(global).await?, ls).await?
     };
     let columns = [
         Column("NAMESPACE", !ls.all_namespaces),

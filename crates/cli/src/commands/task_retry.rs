@@ -65,7 +65,7 @@ pub(crate) async fn queues(
     named: Option<&str>,
     kinds: &[&str],
 ) -> anyhow::Result<Vec<String>> {
-    if named.is_some() || global.redis_url.is_none() {
+    if named.is_some() || !global.server.is_given() {
         return Ok(vec![way.queue.clone()]);
     }
     Ok(way.broker.queues_with(kinds).await?)
