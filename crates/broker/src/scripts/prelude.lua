@@ -123,11 +123,10 @@ end
 -- while anybody has such limits.
 local function let_go(queue, after, lids)
   if redis.call('EXISTS', U .. 'keyed', U .. 'limited') == 0 then return end
-  for _, lid in ipairs(lids) do
-    local key = redis.call('HGET', U .. 'keyed', lid)
+  for i, key in ipairs(redis.call('HMGET', U .. 'keyed', unpack(lids))) do
     if key then
-      redis.call('HDEL', U .. 'keyed', lid)
-      redis.call('ZREM', U .. 'key:held:' .. key, lid)
+      redis.call('HDEL', U .. 'keyed', lids[i])
+      redis.call('ZREM', U .. 'key:held:' .. key, lids[i])
       wake_key(key)
     end
   end

@@ -8,6 +8,7 @@ mod rates;
 mod recycle;
 mod retries;
 mod stage;
+#[allow(dead_code, reason = "shared with another target")]
 #[path = "../worker/support.rs"]
 mod support;
 mod unique;

@@ -63,8 +63,8 @@ impl Stage {
     }
 
     /// Calls that Redis has carried out so far.
-    pub(crate) async fn commands(&self) -> u64 {
-        self.info("total_commands_processed").await as u64
+    pub(crate) async fn commands(&self) -> f64 {
+        self.info("total_commands_processed").await
     }
 
     /// Seconds of CPU that the server has used.
