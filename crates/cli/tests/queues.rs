@@ -852,3 +852,33 @@ async fn r24_a_queue_may_vanish_while_its_tasks_run() {
     let held: std::collections::HashMap<String, i64> = redis.hgetall("umbel:held").await.unwrap();
     assert!(held.values().all(|count| *count == 0), "{held:?}");
 }
+
+#[tokio::test]
+async fn an_address_may_stand_in_a_file_and_a_certificate_is_not_waived() {
+    let server = Redis::start().await;
+    let folder = umbel_testkit::TempDir::new("address");
+    let file = folder.path().join("url");
+    std::fs::write(&file, format!("{}\n", server.url())).unwrap();
+    let run = async |flags: &[&str]| {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_umbel"))
+            .args(["queue", "ls", "q", "-o", "json"])
+            .args(flags)
+            .env_remove("UMBEL_REDIS_URL")
+            .env_remove("UMBEL_REDIS_URL_FILE")
+            .env("HOME", "/nonexistent")
+            .output()
+            .await
+            .unwrap();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, err) = run(&["--redis-url-file", file.to_str().unwrap()]).await;
+    assert_eq!(code, 0, "{err}");
+    let (code, err) = run(&["--redis-url-file", "/nonexistent/url"]).await;
+    assert!(code == 2 && err.contains("/nonexistent/url"), "{code}: {err}");
+    // A server that speaks no TLS is refused, not asked in the clear.
+    let (code, err) = run(&["--redis-url", &server.url().replace("redis://", "rediss://")]).await;
+    assert!(code == 1 && err.contains("connect to redis"), "{code}: {err}");
+}
