@@ -1,7 +1,9 @@
 //! One file a command.
 
 mod cluster_join;
+mod pool_drain;
 mod pool_explain;
+mod pool_ls;
 mod queue_aside;
 mod queue_ls;
 mod queue_pause;
@@ -47,7 +49,10 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Queue(QueueCommand::Quarantine(command)) => {
             return queue_aside::run(global, AsideKind::Quarantine, command).await;
         }
+        Command::Pool(PoolCommand::Ls(ls)) => pool_ls::run(global, ls).await?,
         Command::Pool(PoolCommand::Explain { name }) => pool_explain::run(global, name).await?,
+        Command::Pool(PoolCommand::Drain(drain)) => return pool_drain::run(global, drain).await,
+        Command::Pool(PoolCommand::Resume { name }) => pool_drain::resume(global, name).await?,
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,
         Command::Version { client } => version::run(global, *client).await?,
         Command::Completion { shell } => {
