@@ -22,6 +22,7 @@ use crate::app::Shared;
 use crate::errback;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::results::{Kind, is_wanted};
+use crate::settle::is_refused;
 
 /// Pause between two attempts to count a part.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -81,10 +82,10 @@ pub(crate) fn after_failure(
     })
 }
 
-/// Turns an aftermath into operations on Redis. Counts chord parts on the way, again and again for up to a lease.
+/// Turns an aftermath into operations on Redis. Counts chord parts on the way, again and again until Redis answers.
 ///
 /// # Errors
-/// Redis did not answer for a whole lease: do not settle, the message will be delivered again.
+/// Redis refused it for a whole lease: do not settle, the message will be delivered again.
 pub(crate) async fn resolve(
     shared: &Arc<Shared>,
     message: &TaskMessage,
@@ -226,7 +227,7 @@ async fn count(
                 tracing::error!(task.id = %message.id, group = %part.group, error = %chain(&err), "the chord cannot be counted and will not end");
                 return Ok(Vec::new());
             }
-            Err(err) if began.elapsed() > shared.config.lease => return Err(err),
+            Err(err) if is_refused(&err) && began.elapsed() > shared.config.lease => return Err(err),
             Err(err) => {
                 tracing::debug!(error = %chain(&err), "counting a chord's part again");
                 tokio::time::sleep(AGAIN).await;

@@ -1,8 +1,8 @@
 //! From the end of a run to Redis: result first, then the acknowledgement, in one script where both share a database.
 //!
 //! # Guarantees
-//! A settlement is repeated until Redis answers it or until a whole lease has passed without an answer; then the lease
-//! is let go and the message will be delivered again. Nothing is acknowledged whose result could not be stored.
+//! A settlement is repeated until Redis answers it; one that Redis itself refuses, for a whole lease. Then the lease is
+//! let go and the message will be delivered again. Nothing is acknowledged whose result could not be stored.
 //!
 //! Ends are gathered: what has arrived while the last call was on its way goes with the next one.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
-use umbel_broker::{AckGroup, Broker, End, Error, FollowUp, ResultStore, Settlement};
+use umbel_broker::{AckGroup, Broker, End, Error, FollowUp, ResultStore, Settlement, Trouble};
 use umbel_telemetry::chain;
 
 use crate::lease::Leases;
@@ -228,10 +228,14 @@ impl Settler {
     async fn again(&self, settlement: &Settlement) {
         let one = std::slice::from_ref(settlement);
         let answer = self.repeat("settle", || self.broker.settle(self.dead_kept, one)).await;
-        self.finish(std::iter::once(&settlement.lid), answer.map(|(lost, _)| (lost.len() as u64, true)));
+        self.finish(
+            std::iter::once(&settlement.lid),
+            answer.map(|(lost, _)| (lost.len() as u64, true)),
+        );
     }
 
-    /// Calls until there is an answer; answers it with whether the call was repeated. `None` after a whole lease.
+    /// Calls until there is an answer; answers it with whether the call was repeated. `None` after a whole lease of
+    /// refusals. A server that is away is waited for: however long that takes, the lease may be ours when it is back.
     async fn repeat<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: &'static str,
@@ -243,7 +247,7 @@ impl Settler {
         loop {
             match call().await {
                 Ok(answer) => return Some((answer, is_repeated)),
-                Err(err) if began.elapsed() > self.lease => {
+                Err(err) if is_refused(&err) && began.elapsed() > self.lease => {
                     tracing::error!(call = what, error = %chain(&err), "given up: the message will be delivered again");
                     return None;
                 }
@@ -276,6 +280,26 @@ impl Settler {
 
     fn let_go(&self, settlements: &[Settlement]) {
         self.leases.remove(settlements.iter().map(|settlement| &settlement.lid));
+    }
+}
+
+/// Does the server refuse this very call? Otherwise it is away or in trouble, and will take the call one day.
+pub(crate) fn is_refused(err: &Error) -> bool {
+    match err.trouble() {
+        Trouble::NoPermission | Trouble::WrongType | Trouble::Other => !err.is_connection(),
+        Trouble::Connection
+        | Trouble::Timeout
+        | Trouble::Tls
+        | Trouble::Credentials
+        | Trouble::Loading
+        | Trouble::MasterDown
+        | Trouble::ReadOnly
+        | Trouble::NoReplicas
+        | Trouble::TryAgain
+        | Trouble::Busy
+        | Trouble::Misconfigured
+        | Trouble::OutOfMemory
+        | Trouble::MaxClients => false,
     }
 }
 
