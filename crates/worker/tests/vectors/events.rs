@@ -220,3 +220,49 @@ async fn of_a_worker_is_told_what_celery_tells() {
     let theirs = Effects::of(&Capture::of("events-11-worker-offline").commands, &[]).events;
     assert_eq!(match_all("worker-offline", &ours, &theirs, &mut Names::new()), Ok(()));
 }
+
+/// Nobody has asked for events: a worker with `-E` tells of its tasks all the same, and of what they send where that is
+/// wanted, on the exchange that it is given.
+#[tokio::test]
+async fn a_worker_tells_of_tasks_from_the_start_where_it_is_told_to() {
+    let flags = ["-E", "--task-sent-events", "--event-exchange", "shopev"];
+    let mut stage = Stage::with(&flags).await;
+    let raw = call("parent", "proj.spawn", &json!([1])).encode();
+    stage.forget();
+    stage.send(&[b"LPUSH".to_vec(), b"celery".to_vec(), raw.clone()]).await;
+    let ours = stage
+        .until("parent and child", &[raw], |ours| ours.documents.len() == 2)
+        .await;
+    let child = ours.messages[0]["headers"]["id"].as_str().unwrap().to_owned();
+    let mut told: Vec<Value> = Vec::new();
+    eventually(SOON, "all is told", async || {
+        let published = stage.done().into_iter().filter(|command| command.text(0) == "PUBLISH");
+        told = published
+            .filter(|command| command.text(1).starts_with("/0.shopev/task."))
+            .map(|command| crate::effects::body(&serde_json::from_slice(&command.parts[2]).unwrap()))
+            .flat_map(|body| body.as_array().cloned().unwrap_or_else(|| vec![body]))
+            .collect();
+        told.iter().filter(|event| event["type"] == "task-succeeded").count() == 2
+    })
+    .await;
+    let of = |uuid: &str| -> Vec<&str> {
+        let events = told.iter().filter(|event| event["uuid"] == uuid);
+        events.map(|event| event["type"].as_str().unwrap()).collect()
+    };
+    assert_eq!(of("parent"), ["task-received", "task-started", "task-succeeded"]);
+    assert_eq!(
+        of(&child),
+        ["task-sent", "task-received", "task-started", "task-succeeded"]
+    );
+    let sent = told.iter().find(|event| event["type"] == "task-sent").unwrap();
+    let theirs = Effects::of(&Capture::of("publish-34-task-sent-event").commands, &[]).events;
+    let theirs = theirs
+        .iter()
+        .find(|event| event["body"]["type"] == "task-sent")
+        .unwrap();
+    for key in theirs["body"].as_object().unwrap().keys() {
+        assert!(sent.get(key).is_some(), "{key}: {sent}");
+    }
+    assert_eq!(sent["parent_id"], json!("parent"));
+    assert!(stage.all_effects().events.is_empty(), "nothing on celeryev");
+}

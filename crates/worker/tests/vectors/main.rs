@@ -14,5 +14,6 @@ mod exchanges;
 mod monitor;
 mod pitfalls;
 mod publish;
+mod reading;
 mod results;
 mod stage;

@@ -267,6 +267,23 @@ async fn signed_messages_run_where_their_certificate_counts() {
     assert_eq!(ours.documents[0]["document"]["status"], "FAILURE");
 }
 
+/// One worker for producers of both: Celery's workers of the one read none of the other.
+#[tokio::test]
+async fn e9_both_generations_of_signatures_are_read() {
+    let names = ["publish-50-signed-auth", "compat-03-signed-auth-celery-5.2"];
+    let folder = umbel_testkit::TempDir::new("generations");
+    let pem = Capture::of(names[0]).expect["certificate_pem"].clone();
+    std::fs::write(folder.path().join("lab.pem"), pem.as_str().unwrap()).unwrap();
+    let certificates = folder.path().to_str().unwrap();
+    let mut stage = Stage::with(&["--accept", "auth", "--security-certificates", certificates]).await;
+    let mut statuses = Vec::new();
+    for name in names {
+        let (_, ours) = push(&mut stage, name, 1).await;
+        statuses.push(ours.documents[0]["document"]["status"].clone());
+    }
+    assert_eq!(statuses, ["SUCCESS", "SUCCESS"]);
+}
+
 /// Integers of any size, NaN and the infinities come back byte for byte.
 #[tokio::test]
 async fn d8_numbers_that_json_has_not_come_back_as_they_came() {

@@ -190,6 +190,8 @@ async fn results_live_as_long_as_they_are_told_to() {
     all_run(&["--result-ttl", "0s"], vec![forever]).await;
     let short = of("result-24-expires-short", "proj.add", &json!([2, 3]));
     all_run(&["--result-ttl", "10s"], vec![short]).await;
+    let failure = of("result-23-failure-expires", "proj.fail", &json!(["x"]));
+    all_run(&["--result-failure-ttl", "60s"], vec![failure]).await;
 }
 
 /// Celery's worker outlives its pool process and tells at once. Ours is the process: whoever finds its lease tells, and
