@@ -19,12 +19,22 @@ for Umbel whichever way the figure counts.
 The *floor* is what bare Redis work allows: a client of a few hundred lines that does a queue's commands in the best
 batches and nothing else: it decodes nothing, schedules nothing and survives nothing. `bench/floor`.
 
+* *Asked* is what the figure shall reach: its own value, a multiple of Celery's prefork pool (×), a share of the floor, or a
+  multiple of it. What is not met is said so.
 * Messages are 1.1 KiB as Celery sends them, the task is `umbel.echo` with one argument of 100 characters.
 * Umbel runs with `--concurrency 256` for throughput, with 10 slots otherwise. Celery runs a child per core, without
   gossip, mingle and heartbeats, and with a prefetch multiplier of 64; the default of 4 measures the same for such tasks.
 * Celery acknowledges before it runs a task (its default), Umbel after: a killed worker loses work there and not here.
-* Enqueue: Umbel's library (`umbel-client`), many in one call, and one call after the other; Celery's `send_task` sends
-  one and has no call for many, so its figure stands beside both.
+* Enqueue: Umbel's library (`umbel-client`), 20,000 in a call, and one call after the other; Celery's `send_task` sends one and
+  has no call for many, so its figure stands beside both.
+* Chord: 10,000 members and a body, sent by Umbel's library to both; from when the last member was sent until the result of
+  the body is there. Celery's takes most of a minute, so it runs once.
+* Events: nobody listens to them; the cost is that of the worker and of Redis.
+* More processes than cores share them with Redis and each other.
+* Redis CPU is what the server says it used, over all its threads; for each task, that of reserving and acknowledging messages
+  that wait already, without their enqueueing.
+* ETAs: 100,000 for the same moment and 10,000 before it, spread over ten seconds; each task returns when it started. Fresh
+  messages are sent one by one around the moment in which all are due.
 * A machine that does other work besides (see its load) slows Celery down more than Umbel: compare runs at rest.
 * Memory is RSS, with children. Redis calls are counted as they arrive; a script is one call.
 

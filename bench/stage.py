@@ -165,7 +165,8 @@ def celery(server, queue, pool):
 
 
 def floor(*args):
-    output = subprocess.run([FLOOR, *map(str, args)], capture_output=True, text=True, check=True).stdout
+    # Its errors go where ours go.
+    output = subprocess.run([FLOOR, *map(str, args)], stdout=subprocess.PIPE, text=True, check=True).stdout
     return [json.loads(line) for line in output.splitlines()]
 
 
