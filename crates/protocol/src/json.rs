@@ -209,6 +209,9 @@ impl Json {
 
     /// The value under `key`; `None` if there is none or this is no object. Of doubled keys the last one counts.
     pub fn get(&self, key: &str) -> Option<Json> {
+        if !self.may_name(key) {
+            return None;
+        }
         let mut found = None;
         self.scanner()
             .object(|inner, name| {
@@ -220,6 +223,13 @@ impl Json {
             })
             .ok()?;
         found.map(Json::trusted)
+    }
+
+    /// Most keys that are asked for are not there, and a search for a word is many times faster than a scan. Only `\u`
+    /// spells a letter in another way.
+    fn may_name(&self, key: &str) -> bool {
+        let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        !is_plain || self.0.contains(key) || self.0.contains("\\u")
     }
 
     /// The entries of an object in their order, doubled keys included; empty if this is no object.

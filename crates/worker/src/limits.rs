@@ -172,7 +172,7 @@ pub(crate) async fn note_start(shared: &Shared, message: &TaskMessage) {
     let Some((key, Until::Started)) = unique(message) else {
         return;
     };
-    if let Err(err) = shared.broker.release_unique(&key, &message.id).await {
+    if let Err(err) = Box::pin(shared.broker.release_unique(&key, &message.id)).await {
         tracing::warn!(task.id = %message.id, error = %chain(&err), "unique key kept until its time is over");
     }
 }

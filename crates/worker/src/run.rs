@@ -153,13 +153,17 @@ fn ready_at(delivery: &Delivery) -> f64 {
     let message = &delivery.message;
     let headers = message.headers.as_str();
     // Asked for first: a look at a whole word is many times faster than a search for its place.
-    let sent = headers.contains(SENT).then(|| headers.find(SENT)).flatten().and_then(|at| {
-        let text = headers[at + SENT.len()..].trim_start();
-        let end = text
-            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-            .unwrap_or(text.len());
-        text[..end].parse::<f64>().ok()
-    });
+    let sent = headers
+        .contains(SENT)
+        .then(|| headers.find(SENT))
+        .flatten()
+        .and_then(|at| {
+            let text = headers[at + SENT.len()..].trim_start();
+            let end = text
+                .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+                .unwrap_or(text.len());
+            text[..end].parse::<f64>().ok()
+        });
     #[allow(clippy::cast_precision_loss)] // Microseconds since 1970.
     let seen = || delivery.lease.micros as f64 / 1e6;
     let due = message.eta.map_or(0.0, seconds_of);
@@ -221,7 +225,7 @@ async fn track_started(shared: &Shared, message: &TaskMessage) {
         result::started(ctx.id, std::process::id(), &shared.hostname, &ctx.meta)
     });
     if let Some(stored) = stored
-        && let Err(err) = shared.store.store(&[stored]).await
+        && let Err(err) = Box::pin(shared.store.store(&[stored])).await
     {
         tracing::warn!(task.id = %message.id, error = %chain(&err), "STARTED not stored");
     }
@@ -311,9 +315,7 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
     if bytes > most {
         let why = format!("the result has {bytes} bytes, more than the limit of {most}");
         let failure = Failure::permanent("ValueError", why.as_str());
-        return shared
-            .bury_with(delivery, &failure, format!("ran, but {why}"), &trail)
-            .await;
+        return Box::pin(shared.bury_with(delivery, &failure, format!("ran, but {why}"), &trail)).await;
     }
     let mut aftermath = std::mem::take(&mut delivery.sends);
     match canvas::after_success(shared, &delivery.message, value) {
@@ -324,7 +326,7 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
         Err(malformed) => {
             let why = Failure::permanent("ValueError", format!("what follows cannot be read: {malformed}"));
             let reason = format!("ran, but what follows cannot be read: {malformed}");
-            return shared.bury_with(delivery, &why, reason, &trail).await;
+            return Box::pin(shared.bury_with(delivery, &why, reason, &trail)).await;
         }
     }
     shared.events.task(|| Event::TaskSucceeded {

@@ -5,7 +5,8 @@
 //!
 //! # Guarantees
 //! There are as many runners as the runtime has threads, and each takes one message at a time from a queue that they
-//! share: a run that computes keeps back nobody but itself, as long as a thread is free.
+//! share: a run that computes keeps back nobody but itself, as long as a thread is free. Not the ends of those before it,
+//! either: these lie where all runners gather, and a watcher sees to it that none lies there for long.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,7 +14,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::OptionFuture;
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,18 +23,20 @@ use crate::app::Shared;
 use crate::settle::Ended;
 
 /// Ends that are handed to the settler together.
-const TOGETHER: usize = 64;
-/// An end waits no longer for others.
-const WAIT: Duration = Duration::from_micros(500);
+const TOGETHER: usize = 128;
+/// So long an end waits for others at first, and at most, where nothing more ends.
+const WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 /// What there is to start, and who starts it.
 pub(crate) struct Runners<S> {
     state: Mutex<State<S>>,
+    gathered: Mutex<Gathered>,
 }
 
 struct State<S> {
     waiting: VecDeque<S>,
     running: usize,
+    is_watched: bool,
 }
 
 impl<S> Default for Runners<S> {
@@ -41,9 +44,11 @@ impl<S> Default for Runners<S> {
         let state = State {
             waiting: VecDeque::new(),
             running: 0,
+            is_watched: false,
         };
         Runners {
             state: Mutex::new(state),
+            gathered: Mutex::default(),
         }
     }
 }
@@ -61,6 +66,28 @@ impl<S> Runners<S> {
             state.running -= 1;
         }
         next
+    }
+
+    /// Adds to what has gathered; answers how many ends that are now.
+    fn gather(&self, more: &mut Gathered) -> usize {
+        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        gathered.ended.append(&mut more.ended);
+        if let Some(slots) = more.slots.take() {
+            gathered.free(slots);
+        }
+        gathered.ended.len()
+    }
+
+    /// Hands to the settler what has gathered; false if that is nothing.
+    async fn hand_over(&self, shared: &Shared) -> bool {
+        let gathered = std::mem::take(&mut *self.gathered.lock().unwrap_or_else(PoisonError::into_inner));
+        let Gathered { mut ended, slots } = gathered;
+        let is_any = !ended.is_empty();
+        if is_any {
+            shared.send_all(&mut ended).await;
+        }
+        drop(slots); // After the settlements are on their way: a slow Redis slows the taking down.
+        is_any
     }
 }
 
@@ -91,13 +118,12 @@ impl<S: Send + 'static> Runners<S> {
         }
     }
 
-    async fn work<F>(&self, shared: &Arc<Shared>, run: impl Fn(Arc<Shared>, S) -> F)
+    async fn work<F>(self: &Arc<Self>, shared: &Arc<Shared>, run: impl Fn(Arc<Shared>, S) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let mut gathered = Gathered::default();
         let mut place: Option<Pin<Box<OptionFuture<F>>>> = None;
-        let mut since = Instant::now();
         while let Some(next) = self.next() {
             let future = OptionFuture::from(Some(run(Arc::clone(shared), next)));
             let mut running = match place.take() {
@@ -116,13 +142,42 @@ impl<S: Send + 'static> Runners<S> {
                 Some(Poll::Pending) => drop(tokio::spawn(running)),
                 None => tracing::error!("a run panicked outside of its task: its lease returns the message"),
             }
-            if gathered.ended.len() >= TOGETHER || since.elapsed() > WAIT {
-                gathered.hand_over(shared).await;
+            let ends = self.gather(&mut gathered);
+            if ends >= TOGETHER {
+                self.hand_over(shared).await;
                 tokio::task::yield_now().await; // What was woken meanwhile has its turn.
-                since = Instant::now();
+            } else if ends > 0 {
+                self.see_to_it(shared);
             }
         }
-        gathered.hand_over(shared).await;
+        self.hand_over(shared).await;
+    }
+
+    /// Sees to it that what has gathered goes on although the next run may compute for long.
+    fn see_to_it(self: &Arc<Self>, shared: &Arc<Shared>) {
+        let mut state = self.lock();
+        if state.is_watched || state.waiting.is_empty() {
+            return;
+        }
+        state.is_watched = true;
+        drop(state);
+        let (this, shared) = (Arc::clone(self), Arc::clone(shared));
+        tokio::spawn(async move {
+            let mut wait = WAIT.0;
+            loop {
+                tokio::time::sleep(wait).await;
+                wait = if this.hand_over(&shared).await {
+                    WAIT.0
+                } else {
+                    (wait * 2).min(WAIT.1)
+                };
+                let mut state = this.lock();
+                if state.running == 0 {
+                    state.is_watched = false; // Who was dismissed has handed over what was left, or is about to.
+                    return;
+                }
+            }
+        });
     }
 }
 
@@ -147,11 +202,11 @@ impl Gathered {
         polled.ok()
     }
 
-    async fn hand_over(&mut self, shared: &Shared) {
-        if !self.ended.is_empty() {
-            shared.send_all(&mut self.ended).await;
+    fn free(&mut self, slot: OwnedSemaphorePermit) {
+        match &mut self.slots {
+            Some(slots) => slots.merge(slot),
+            none => *none = Some(slot),
         }
-        self.slots = None; // After the settlements are on their way: a slow Redis slows the taking down.
     }
 }
 
@@ -170,10 +225,7 @@ pub(crate) fn gather(ended: Ended) -> Option<Ended> {
 pub(crate) fn give_back(slot: OwnedSemaphorePermit) {
     GATHERED.with_borrow_mut(|gathered| {
         if let Some(gathered) = gathered {
-            match &mut gathered.slots {
-                Some(slots) => slots.merge(slot),
-                none => *none = Some(slot),
-            }
+            gathered.free(slot);
         }
     });
 }
