@@ -11,6 +11,9 @@ use crate::arguments::Arguments;
 /// Longer keys are replaced by a hash: they become key names of Redis.
 const LONGEST: usize = 200;
 
+/// A program's own way to make a key.
+pub(crate) type KeyFunction = Arc<dyn Fn(&Arguments) -> Option<String> + Send + Sync>;
+
 /// Where a task's key comes from.
 #[derive(Clone)]
 pub(crate) enum KeyOf {
@@ -19,7 +22,7 @@ pub(crate) enum KeyOf {
     /// A text with places for arguments and headers.
     Template(KeyTemplate),
     /// Whatever the program says; `None`: no key.
-    Function(Arc<dyn Fn(&Arguments) -> Option<String> + Send + Sync>),
+    Function(KeyFunction),
 }
 
 impl fmt::Debug for KeyOf {
