@@ -63,6 +63,19 @@ async fn errback_new(failed: Failed, (): ()) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A command of the application's own.
+async fn doubled(arguments: Doubled) -> Result<Value, Failure> {
+    if arguments.number < 0 {
+        return Err(Failure::permanent("ValueError", "below zero"));
+    }
+    Ok(serde_json::json!({"ok": arguments.number * 2}))
+}
+
+#[derive(serde::Deserialize)]
+struct Doubled {
+    number: i64,
+}
+
 async fn noresult(_ctx: JobContext, (): ()) -> Result<u32, Failure> {
     Ok(1)
 }
@@ -244,6 +257,7 @@ fn main() -> anyhow::Result<()> {
         .task("proj.late", sleeps)
         .task("proj.errback_old", errback_old)
         .errback("proj.errback_new", errback_new)
+        .command("doubled", doubled)
         .task("proj.noresult", noresult)
         .task("proj.autoretry", autoretry)
         .task("proj.hardie", hardie)

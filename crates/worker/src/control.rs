@@ -15,6 +15,7 @@ use umbel_protocol::result;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
+use crate::command;
 use crate::inspect;
 use crate::queues::Wanted;
 use crate::results::{Kind, is_wanted};
@@ -116,8 +117,24 @@ async fn serve(shared: &Arc<Shared>, payload: &[u8], quiet: &CancellationToken) 
     tracing::debug!(method = %request.method, "control request");
     let answer = match Command::of(&request) {
         Ok(command) => obey(shared, &request, command, quiet).await,
-        Err(refusal) => Some(refusal.answer()),
+        Err(refusal) => match shared.tasks.command(&request.method) {
+            None => Some(refusal.answer()),
+            // It may take its time: the next request does not wait for it.
+            Some(own) => {
+                let shared = Arc::clone(shared);
+                tokio::spawn(async move {
+                    let said = command::run(own, request.arguments.clone()).await;
+                    reply(&shared, &request, Some(said)).await;
+                });
+                return;
+            }
+        },
     };
+    reply(shared, &request, answer).await;
+}
+
+async fn reply(shared: &Shared, request: &Request, answer: Option<Json>) {
+    let node = &shared.config.name;
     let reply = answer.and_then(|answer| {
         let tag = uuid::Uuid::new_v4().to_string();
         request.reply(node, &answer, shared.events.lamport(), &tag)

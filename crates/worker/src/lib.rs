@@ -36,6 +36,7 @@ mod budget;
 mod canvas;
 mod causes;
 mod clock;
+mod command;
 mod consume;
 mod control;
 mod counts;
@@ -165,6 +166,21 @@ impl Worker {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
     {
         self.tasks.add_errback(name, errback::function(call));
+        self
+    }
+
+    /// Adds a command for remote control: an async function of the request's arguments, as a struct or a map, whose value
+    /// is this worker's answer. Python asks by `app.control.broadcast(name, arguments={…}, reply=True)`, or by
+    /// `celery inspect` where the program has registered it, too. Celery's own commands go before one of their names.
+    #[must_use]
+    pub fn command<A, R, F, Fut>(mut self, name: &str, call: F) -> Worker
+    where
+        A: FromArguments + Send + 'static,
+        R: Serialize + 'static,
+        F: Fn(A) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<R, Failure>> + Send + 'static,
+    {
+        self.tasks.add_command(name, command::function(call));
         self
     }
 

@@ -12,6 +12,7 @@ use umbel_protocol::control::glob;
 use umbel_protocol::json::Json;
 
 use crate::arguments::{Arguments, FromArguments};
+use crate::command;
 use crate::errback;
 use crate::job::{Failure, Job, JobContext, Outcome};
 use crate::options::TaskOptions;
@@ -22,6 +23,7 @@ use crate::stop::Stop;
 pub(crate) struct Tasks {
     by_name: BTreeMap<String, Arc<Entry>>,
     errbacks: BTreeMap<String, errback::Function>,
+    commands: BTreeMap<String, command::Function>,
     /// Did remote control set limits for any?
     has_limits: AtomicBool,
 }
@@ -71,6 +73,15 @@ impl Tasks {
     /// What a task wants; `None` for one that is not known.
     pub(crate) fn options(&self, name: &str) -> Option<&TaskOptions> {
         self.by_name.get(name).map(|entry| &entry.options)
+    }
+
+    pub(crate) fn add_command(&mut self, name: &str, function: command::Function) {
+        self.commands.insert(name.to_owned(), function);
+    }
+
+    /// A command of the application's own.
+    pub(crate) fn command(&self, name: &str) -> Option<command::Function> {
+        self.commands.get(name).map(Arc::clone)
     }
 
     pub(crate) fn errback(&self, name: &str) -> Option<&errback::Function> {

@@ -348,6 +348,27 @@ async fn a_worker_that_scales_says_so() {
     }
 }
 
+/// Asked by Celery's client; wrong arguments and a failure are answered as such, and so is what nobody knows.
+#[tokio::test]
+async fn commands_of_the_application_are_answered() {
+    let stage = Stage::with(&[]).await;
+    let mut celery = umbel_testkit::Celery::client(&stage.redis.url()).await;
+    let mut said = Vec::new();
+    for (method, arguments) in [
+        ("doubled", json!({"number": 21})),
+        ("doubled", json!({"number": -1})),
+        ("doubled", json!({})),
+        ("halved", json!({"number": 21})),
+    ] {
+        let answer = celery.control(&[crate::stage::NODE], method, arguments).await;
+        said.push(answer[crate::stage::NODE].clone());
+    }
+    assert_eq!(said[0], json!({"ok": 42}));
+    assert_eq!(said[1], json!({"error": "ValueError('below zero')"}));
+    assert!(said[2]["error"].as_str().unwrap().contains("number"), "{}", said[2]);
+    assert_eq!(said[3], json!({"error": "KeyError('halved')"}));
+}
+
 #[tokio::test]
 async fn d7_a_shutdown_is_obeyed_unless_it_comes_too_late() {
     let mut stage = Stage::with(&[]).await;
