@@ -35,7 +35,9 @@ pub(crate) fn is_plain(bytes: &[u8]) -> bool {
         u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(*byte == b'"') | u8::from(*byte == b'\\')
     };
     let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | special(byte)) != 0;
+    // The rest once more with bytes in front of it, where there are any: one by one they would take longest.
     let (whole, rest) = bytes.as_chunks::<TOGETHER>();
+    let rest = bytes.last_chunk::<TOGETHER>().map_or(rest, |last| last);
     !whole.iter().any(|chunk| any(chunk)) && !any(rest)
 }
 
