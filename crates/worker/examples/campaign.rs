@@ -78,6 +78,7 @@ struct Outcome {
     dead: usize,
     lost: usize,
     rerun: usize,
+    repeated: usize,
     allowed: usize,
     stale: usize,
     unknown: usize,
@@ -197,6 +198,7 @@ impl Stage {
             dead: dead.len(),
             lost: verdict.lost.len(),
             rerun: verdict.rerun,
+            repeated: verdict.repeated_effects,
             allowed,
             stale: verdict.stale.len(),
             unknown: verdict.unknown.len(),
@@ -311,12 +313,12 @@ async fn outages(seconds: &[u64]) -> anyhow::Result<Outcome> {
 
 fn table(outcomes: &[Outcome], seed: u64) {
     println!(
-        "\nseed {seed}\n{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>6} {:>8}",
-        "part", "faults", "seconds", "sent", "done", "dead", "lost", "rerun", "allowed", "stale", "unknown"
+        "\nseed {seed}\n{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>8}",
+        "part", "faults", "seconds", "sent", "done", "dead", "lost", "rerun", "allowed", "effects+", "stale", "unknown"
     );
     for one in outcomes {
         println!(
-            "{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>6} {:>8}{}",
+            "{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>8}{}",
             one.name,
             one.faults,
             one.took.as_secs(),
@@ -326,6 +328,7 @@ fn table(outcomes: &[Outcome], seed: u64) {
             one.lost,
             one.rerun,
             one.allowed,
+            one.repeated,
             one.stale,
             one.unknown,
             if one.is_good() { "" } else { "  BAD" }

@@ -13,16 +13,19 @@ use umbel_protocol::control::Consumed;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
-use crate::limits::Asking;
 use crate::decide::Start;
+use crate::limits::Asking;
 use crate::peers::Peers;
 use crate::runners::Runners;
 use crate::shares::{Quota, Shares};
 
 /// Messages in one reserve: Redis is busy for less than a millisecond with so many.
 const BATCH: usize = 256;
-/// Longest wait between two looks where Redis reports changes.
+/// Longest time without a look in a backlog: a suspect must not wait for its end.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait between two looks where Redis reports changes: with all else that an idle worker asks, it asks no more
+/// often than Celery's.
+const IDLE: Duration = Duration::from_millis(1500);
 /// The pause before a hello to a server that does not know us any more.
 const FORGOTTEN: Duration = Duration::from_millis(50);
 /// Shortest and longest wait where it does not.
@@ -169,9 +172,7 @@ impl Consumer {
                     }
                     failures += 1;
                     is_woken = true;
-                    explained
-                        .explain(&self.broker, &self.shared.queues.names(), &err)
-                        .await;
+                    explained.explain(&self.broker, &self.shared.queues.names(), &err).await;
                     tokio::time::sleep(self.pause(&err, failures)).await;
                     continue;
                 }
@@ -395,7 +396,7 @@ impl Consumer {
                 return false; // Somebody else stands aside, or has taken it.
             }
             self.shared.readiness.progress();
-            if tokio::time::timeout(TAKER / 2, self.shared.leases.empty())
+            if tokio::time::timeout(TAKER / 2, self.shared.leases.ended())
                 .await
                 .is_ok()
             {
@@ -409,7 +410,7 @@ impl Consumer {
 
     /// Runs a suspect alone. True if one was run, so the world is worth another look.
     async fn take_suspect(&mut self) -> bool {
-        if !self.shared.leases.is_empty() && !self.stand_aside().await {
+        if !self.shared.leases.is_idle() && !self.stand_aside().await {
             return false;
         }
         let leases = Arc::clone(&self.shared.leases);
@@ -417,7 +418,7 @@ impl Consumer {
             Ok(Reserved::Batch(batch)) if !batch.taken.is_empty() => {
                 self.aside = Aside::default();
                 self.start(batch).await;
-                self.shared.while_alive(self.shared.leases.empty()).await; // Alone means alone.
+                self.shared.while_alive(self.shared.leases.ended()).await; // Alone means alone.
                 true
             }
             Ok(_) => false,
@@ -431,7 +432,7 @@ impl Consumer {
     /// Waits for a report of a change, or for the next look. True after a report.
     async fn wait(&mut self) -> bool {
         let patience = if self.waker.is_tracking() {
-            PATIENCE
+            IDLE
         } else {
             POLL.0 + POLL.1.mul_f64(crate::random())
         };

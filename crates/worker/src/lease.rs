@@ -202,8 +202,7 @@ impl Leases {
     pub(crate) async fn ended(&self) {
         loop {
             let freed = self.freed.notified();
-            let now = Instant::now();
-            if self.lock().values().all(|held| held.is_stuck(now)) {
+            if self.is_idle() {
                 return;
             }
             freed.await;
@@ -250,19 +249,10 @@ impl Leases {
             .collect()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    /// Resolves when nothing is held.
-    pub(crate) async fn empty(&self) {
-        loop {
-            let freed = self.freed.notified();
-            if self.is_empty() {
-                return;
-            }
-            freed.await;
-        }
+    /// Is nothing held but by runs that are stuck?
+    pub(crate) fn is_idle(&self) -> bool {
+        let now = Instant::now();
+        self.lock().values().all(|held| held.is_stuck(now))
     }
 
     /// Ends the runs of these tasks, as by this signal; the ids of those that ran.

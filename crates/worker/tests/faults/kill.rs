@@ -9,7 +9,7 @@ use umbel_testkit::{Celery, Event, History, Process, Redis, Signal, eventually};
 use crate::support::{LATER, SOON, admitted, borrowed, broker, depth, laid_aside, test_worker};
 
 const CONCURRENCY: usize = 8;
-const TASKS: usize = 800;
+const TASKS: usize = 480;
 
 fn start(redis: &Redis, history: &History, name: &str) -> Process {
     test_worker(&redis.url(), history, &["--concurrency", "8", "--name", name])
@@ -23,7 +23,7 @@ async fn w01_workers_are_killed_under_load() {
     admitted(&redis, 3).await;
     let mut celery = Celery::client(&redis.url()).await;
     let ids = celery
-        .send_all("test.work", vec![json!([0.05]); TASKS], json!({}))
+        .send_all("test.work", vec![json!([0.25]); TASKS], json!({}))
         .await;
     history.enqueued(borrowed(&ids));
     let mut kills = 0;

@@ -101,6 +101,35 @@ async fn w10_when_stuck_tasks_hold_every_thread_the_worker_ends() {
     assert_eq!(celery.get(&after, SOON).await, Ok(json!(0.0)));
 }
 
+/// A suspect runs alone; one that never ends must not keep its worker from everything else.
+#[tokio::test]
+async fn w10_a_suspect_that_never_gives_way_holds_up_nobody() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let mut worker = worker(&redis, &history, &["--stuck-slots", "3"]);
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let mut connection = redis.connection().await;
+    for task in ["test.stuck", "test.work"] {
+        // As if it had killed two workers.
+        let args = if task == "test.work" { json!([0.0]) } else { json!([]) };
+        let suspect = celery.send(task, args, json!({"queue": "aside"})).await;
+        let raw: String = connection.rpop("aside", None).await.expect("sent");
+        let record = format!("6:celery{raw}");
+        let _: () = connection.lpush("umbel:suspect:celery", record).await.expect("pushed");
+        if task == "test.stuck" {
+            worker.says(LATER, "its slot is stuck").await;
+        } else {
+            let next = celery.get(&suspect, SOON).await;
+            assert_eq!(next, Ok(json!(0.0)), "the next suspect has its turn");
+        }
+        let ids = celery.send_all("test.work", vec![json!([0.01]); 20], json!({})).await;
+        let states = celery.wait_all(&ids, SOON).await;
+        assert_eq!(states.get("SUCCESS"), Some(&20), "after {task}");
+    }
+    assert_eq!(worker.exit(), None);
+}
+
 #[tokio::test]
 async fn w28_a_program_ignores_sigterm_and_leaves_children() {
     let redis = Redis::start().await;
