@@ -1,7 +1,7 @@
 //! What people do to queues: purge, pause, recover. Each call does a bounded part, so that nobody who works waits for it;
 //! the caller repeats it until nothing is left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use redis::Cmd;
 
@@ -209,7 +209,7 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn queues_with(&self, kinds: &[&str]) -> Result<Vec<String>, Error> {
-        let mut found: HashMap<String, ()> = HashMap::new();
+        let mut found: HashSet<String> = HashSet::new();
         for kind in kinds {
             let before = self.keys.umbel(&format!("{kind}:"));
             let mut cursor = 0_u64;
@@ -219,14 +219,14 @@ impl Broker {
                 scan.arg("COUNT").arg(SCANNED);
                 let (next, keys): (u64, Vec<String>) = self.ask("SCAN", &scan).await?;
                 let names = keys.iter().filter_map(|key| key.strip_prefix(&before));
-                found.extend(names.map(|name| (name.to_owned(), ())));
+                found.extend(names.map(str::to_owned));
                 cursor = next;
                 if cursor == 0 {
                     break;
                 }
             }
         }
-        let mut names: Vec<String> = found.into_keys().collect();
+        let mut names: Vec<String> = found.into_iter().collect();
         names.sort();
         Ok(names)
     }

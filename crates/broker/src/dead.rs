@@ -150,10 +150,11 @@ impl Broker {
                 raw: reply.bytes()?,
             });
         }
-        let next = (!from.is_empty()).then(|| match which.is_reverse {
-            true => AsideFilter { last: from, ..which },
-            false => AsideFilter { first: from, ..which },
-        });
+        let next = match (from.is_empty(), which.is_reverse) {
+            (true, _) => None,
+            (false, true) => Some(AsideFilter { last: from, ..which }),
+            (false, false) => Some(AsideFilter { first: from, ..which }),
+        };
         Ok(AsidePage { entries, next })
     }
 
