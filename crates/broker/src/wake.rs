@@ -181,6 +181,10 @@ impl Waker {
             // Every worker's entry lies in this key: whoever is open need not hear of the others.
             keys.push(self.keys.umbel("workers"));
         }
+        if keys.is_empty() {
+            // Of a worker without queues: EXISTS wants one, and who loses this one has lost its data.
+            keys.push(self.keys.umbel("gen"));
+        }
         keys
     }
 }
