@@ -192,3 +192,22 @@ pub(crate) fn object<'a>(entries: impl IntoIterator<Item = (&'a str, &'a Json)>)
     out.push('}');
     Json::trusted(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_special_is_found_wherever_it_stands() {
+        for length in 0..50 {
+            assert!(is_plain(&vec![b'~'; length]), "{length}");
+            for at in 0..length {
+                for special in [b'"', b'\\', b'\n', 0x7f, 0x80, 0xff] {
+                    let mut bytes = vec![b' '; length];
+                    bytes[at] = special;
+                    assert!(!is_plain(&bytes), "{special} at {at} of {length}");
+                }
+            }
+        }
+    }
+}
