@@ -25,6 +25,14 @@ pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
 pub const ANNOTATION_GATE: &str = "umbel.dev/gate";
 /// Annotation on a worker pod that the ReplicaSet controller reads when it chooses whom to delete.
 pub const ANNOTATION_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Label on a worker pod that works and is shielded: what a pool's disruption budget selects.
+pub const LABEL_BUSY: &str = "umbel.dev/busy";
+/// Annotation on a worker pod: since when it has worked and been shielded.
+pub const ANNOTATION_BUSY_SINCE: &str = "umbel.dev/busy-since";
+/// Annotation that the cluster autoscaler reads.
+pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// Annotation that Karpenter reads.
+pub const ANNOTATION_DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 /// Annotation on objects applied at a target cluster: `<run order>/<token>`.
 pub const ANNOTATION_FENCE: &str = "umbel.dev/fence";
 /// Annotation on the leader's Lease: the term of the holder.
@@ -48,6 +56,10 @@ pub mod queue_condition {
     pub const READY: &str = "Ready";
     /// The broker answered the latest question.
     pub const BROKER_REACHABLE: &str = "BrokerReachable";
+    /// The broker throws keys away when its memory is full.
+    pub const EVICTION_RISK: &str = "EvictionRisk";
+    /// The broker has come back with other data than it had, or with none.
+    pub const BROKER_DATA_LOST: &str = "BrokerDataLost";
 }
 
 /// The `WorkerPool` condition types.

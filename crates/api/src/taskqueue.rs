@@ -7,7 +7,10 @@ use kube::{CustomResource, KubeSchema, ResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{refs::SecretKeyRef, span::Span};
+use crate::{
+    refs::{NameRef, SecretKeyRef},
+    span::Span,
+};
 
 /// A queue on a broker, and what happens to its messages.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -162,14 +165,48 @@ pub struct Broker {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Redis {
-    /// The Secret that holds the URL, `redis://` or `rediss://`. Required outside the release's namespace.
+    /// The Secret that holds the URL: `redis://`, `rediss://` for TLS, or `sentinel://host;sentinel://host`. Required
+    /// outside the release's namespace. The Secret may change at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url_secret_ref: Option<SecretKeyRef>,
+
+    /// What Sentinels need to know, where the URL names some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<Sentinel>,
+
+    /// What TLS needs to know. Where this is set, a URL without TLS is refused. Certificates and names are always checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 
     /// Prefix of every key, as kombu's `global_keyprefix`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 100), pattern(r"^[!-~]*$"))]
     pub key_prefix: String,
+}
+
+/// What Sentinels need to know.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sentinel {
+    /// The name under which they know the primary: kombu's `master_name`.
+    #[schemars(length(min = 1, max = 253), pattern(r"^[A-Za-z0-9._:-]+$"))]
+    pub master_name: String,
+}
+
+/// What TLS needs to know.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// The authorities that are trusted, PEM. Absent: those of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKeyRef>,
+    /// A Secret of the type `kubernetes.io/tls` with the client's certificate, where the server asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert_secret_ref: Option<NameRef>,
+    /// The name that the server's certificate must be for. Absent: the URL's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), pattern(r"^[A-Za-z0-9._:-]+$"))]
+    pub server_name: Option<String>,
 }
 
 /// How long a worker holds a message without saying so again.
@@ -421,6 +458,11 @@ impl TaskQueue {
         self.spec.broker.as_ref().map_or("", |broker| &broker.redis.key_prefix)
     }
 
+    /// How the broker is reached, where the queue says so.
+    pub fn redis(&self) -> Option<&Redis> {
+        self.spec.broker.as_ref().map(|broker| &broker.redis)
+    }
+
     /// The Secret with the broker's URL, unless the queue lives on the release's own Redis.
     pub fn url_secret(&self) -> Option<&SecretKeyRef> {
         self.spec
@@ -443,10 +485,33 @@ pub struct TaskQueueStatus {
     /// When the depth was taken, by the broker's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sample_time: Option<Time>,
+    /// What was learned of the broker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerSeen>,
     /// What holds and what does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What was learned of a broker.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerSeen {
+    /// Host, port and database.
+    pub server: String,
+    /// Program and version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// What its settings promise: Volatile, Basic, Local, Replicated or Strict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<String>,
+    /// Published weaknesses of this version, unless its distributor has mended them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weaknesses: Vec<String>,
+    /// Id of its data; another one means that data was lost.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub data_set: String,
 }
 
 /// How many messages are where.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::call::{Args, FIRE, Reply};
-use crate::{Broker, Error};
+use crate::{Broker, Error, Replicas};
 
 /// A slot that is due.
 #[derive(Debug, Clone)]
@@ -129,6 +129,30 @@ impl Broker {
             },
             _ => FireAnswer::WrongType { key: reply.text()? },
         })
+    }
+
+    /// Waits until so many replicas have what this connection has written: a slot that was fired then outlives a failover.
+    ///
+    /// # Errors
+    /// [`Error::Replicas`]; [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn confirmed(&self, replicas: Replicas) -> Result<(), Error> {
+        let patience = u64::try_from(replicas.patience.as_millis()).unwrap_or(u64::MAX).max(1);
+        let have: u32 = redis::cmd("WAIT")
+            .arg(replicas.count)
+            .arg(patience)
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call { call: "WAIT", source })?;
+        if have < replicas.count {
+            return Err(Error::Replicas {
+                wanted: replicas.count,
+                have,
+            });
+        }
+        Ok(())
     }
 
     /// The last slot that was fired of a schedule, as Redis remembers it.

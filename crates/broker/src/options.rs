@@ -20,6 +20,8 @@ pub struct ServerOptions {
     pub key_file: Option<PathBuf>,
     /// The name that the server's certificate must be for.
     pub server_name: Option<String>,
+    /// TLS and nothing else, with Sentinels too; implied by the files above.
+    pub is_tls: bool,
     /// What Sentinels call the primary.
     pub sentinel_master: Option<String>,
     /// User at the Sentinels.
@@ -99,7 +101,7 @@ impl ServerOptions {
             certificate,
             server_name: given(self.server_name.as_ref()),
         };
-        Ok((tls != Tls::default()).then_some(tls))
+        Ok((self.is_tls || tls != Tls::default()).then_some(tls))
     }
 }
 

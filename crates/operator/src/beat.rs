@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use umbel_api::condition::find;
 use umbel_api::names::periodic_condition::STALLED;
 use umbel_api::{PeriodicTask, PeriodicTaskStatus, periodictask::MissedRuns};
-use umbel_broker::{Broker, FireAnswer, Slot};
+use umbel_broker::{Broker, Durability, FireAnswer, Replicas, Slot};
 use umbel_plan::fanout::run_id;
 use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, due, may_fire, next_wake};
 use umbel_telemetry::chain;
@@ -37,6 +37,12 @@ use crate::context::Context;
 use crate::controllers::periodictask::{
     Stall, Standing, Understood, fan_out, in_force, messages, note_dealt_with, note_fired, stand, uid, understand,
     write,
+};
+
+/// Where writes wait for replicas, a slot counts as fired once one of them has it.
+const CONFIRMED: Replicas = Replicas {
+    count: 1,
+    patience: Duration::from_secs(1),
 };
 
 /// Schedules looked at at a time: slots of one second do not wait for each other's status writes.
@@ -525,6 +531,18 @@ impl Beat<'_> {
         crate::failpoint::reach("beat.fire");
         let answer = broker.fire(&record, &messages).await?;
         crate::failpoint::reach("beat.fired");
+        // A status never speaks of a slot that a failover can forget; asked again, the slot is a duplicate.
+        let survey = ctx
+            .brokers
+            .view(&understood.source)
+            .sample
+            .and_then(|sample| sample.survey.clone());
+        let is_replicated = survey
+            .and_then(|survey| survey.durability)
+            .is_some_and(|level| level >= Durability::Replicated);
+        if is_replicated && matches!(answer, FireAnswer::Fired | FireAnswer::Duplicate { .. }) {
+            broker.confirmed(CONFIRMED).await?;
+        }
         let last = match answer {
             FireAnswer::Fired => {
                 tracing::info!(task = task.name_any(), %slot, messages = messages.len(), "slot fired");

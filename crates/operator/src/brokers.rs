@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::broadcast;
 use umbel_api::TaskQueue;
-use umbel_broker::{Broker, QueueDepth, QueueFault, WorkerRecord};
+use umbel_broker::{Broker, Pem, QueueDepth, QueueFault, Survey, Tls, WorkerRecord};
 use umbel_plan::scaling::Pace;
 
 use crate::args::Release;
@@ -33,6 +33,21 @@ pub struct Source {
     pub key: String,
     /// kombu's `global_keyprefix`.
     pub prefix: String,
+    /// What Sentinels call the primary; empty without them.
+    pub master: String,
+    /// What TLS needs to know, where the queue says so.
+    pub tls: Option<TlsSource>,
+}
+
+/// Where certificates are described: Secrets of the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TlsSource {
+    /// Secret and key of the authorities.
+    pub ca: Option<(String, String)>,
+    /// Secret with `tls.crt` and `tls.key`.
+    pub client: Option<String>,
+    /// The name that the server's certificate must be for.
+    pub server_name: Option<String>,
 }
 
 impl fmt::Display for Source {
@@ -42,6 +57,8 @@ impl fmt::Display for Source {
             secret,
             key,
             prefix: _,
+            master: _,
+            tls: _,
         } = self;
         write!(out, "Secret {namespace}/{secret}, key {key}")
     }
@@ -98,6 +115,8 @@ pub struct Sample {
     pub seen: Instant,
     /// Id of the data set; it changes when data was lost.
     pub generation: String,
+    /// What the server is; `None` where it has not been looked at yet.
+    pub survey: Option<Survey>,
     /// Messages held by Celery's own workers.
     pub foreign_unacked: u64,
     /// By queue name on the broker.
@@ -131,6 +150,20 @@ pub struct View {
     pub term: Option<u64>,
 }
 
+/// How a broker is reached, as its Secrets said last.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) url: String,
+    pub(crate) tls: Option<Tls>,
+}
+
+fn unusable(source: &Source, secret: &str, key: &str, why: String) -> Fault {
+    Fault::Secret {
+        from: format!("Secret {}/{secret}, key {key}", source.namespace),
+        why,
+    }
+}
+
 /// All brokers; shared by the sampler, the controllers and the beat.
 pub struct Brokers {
     client: Client,
@@ -162,11 +195,18 @@ impl Brokers {
             Some(reference) => (reference.name.clone(), reference.key.clone()),
             None => default.cloned().ok_or(Fault::NoBroker)?,
         };
+        let redis = queue.redis().cloned().unwrap_or_default();
         Ok(Source {
             namespace,
             secret,
             key,
             prefix: queue.key_prefix().to_owned(),
+            master: redis.sentinel.map(|sentinel| sentinel.master_name).unwrap_or_default(),
+            tls: redis.tls.map(|tls| TlsSource {
+                ca: tls.ca_secret_ref.map(|ca| (ca.name, ca.key)),
+                client: tls.client_cert_secret_ref.map(|client| client.name),
+                server_name: tls.server_name,
+            }),
         })
     }
 
@@ -207,26 +247,54 @@ impl Brokers {
         let _ = self.wakes.send(source.clone());
     }
 
-    /// Reads a broker's URL.
-    pub(crate) async fn url(&self, source: &Source) -> Result<String, Fault> {
-        let fault = |why: String| Fault::Secret {
-            from: source.to_string(),
-            why,
-        };
+    /// Reads how a broker is reached: its URL and its certificates.
+    pub(crate) async fn access(&self, source: &Source) -> Result<Access, Fault> {
+        let url = self.text(source, &source.secret, &source.key).await?;
+        let url = String::from_utf8(url)
+            .map_err(|_| unusable(source, &source.secret, &source.key, "the value is not text".into()))?;
+        let mut tls = None;
+        if let Some(TlsSource {
+            ca,
+            client,
+            server_name,
+        }) = &source.tls
+        {
+            let authorities = match ca {
+                Some((secret, key)) => Some(Pem::Text(self.text(source, secret, key).await?)),
+                None => None,
+            };
+            let certificate = match client {
+                Some(secret) => Some((
+                    Pem::Text(self.text(source, secret, "tls.crt").await?),
+                    Pem::Text(self.text(source, secret, "tls.key").await?),
+                )),
+                None => None,
+            };
+            tls = Some(Tls {
+                authorities,
+                certificate,
+                server_name: server_name.clone(),
+            });
+        }
+        Ok(Access {
+            url: url.trim().to_owned(),
+            tls,
+        })
+    }
+
+    async fn text(&self, source: &Source, name: &str, key: &str) -> Result<Vec<u8>, Fault> {
+        let fault = |why: String| unusable(source, name, key, why);
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
         let secret = api
-            .get_opt(&source.secret)
+            .get_opt(name)
             .await
             .map_err(|error| fault(crate::apply::words(&error)))?;
         let data = secret
             .ok_or_else(|| fault("there is no such Secret".into()))?
             .data
             .unwrap_or_default();
-        let url = data
-            .get(&source.key)
-            .ok_or_else(|| fault("there is no such key".into()))?;
-        let text = std::str::from_utf8(&url.0).map_err(|_| fault("the value is not text".into()))?;
-        Ok(text.trim().to_owned())
+        let value = data.get(key).ok_or_else(|| fault("there is no such key".into()))?;
+        Ok(value.0.clone())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Source, View>> {

@@ -12,15 +12,17 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{Broker, Config, DepthSample, QueueDepth, QueueFault, TermAnswer};
+use umbel_broker::{Broker, Config, DepthSample, QueueDepth, QueueFault, Survey, TermAnswer};
 use umbel_telemetry::chain;
 
-use crate::brokers::{Fault, Sample, Source, View};
+use crate::brokers::{Access, Fault, Sample, Source, View};
 use crate::context::Context;
 use crate::demand;
 
 /// How often a Secret is read again, so that a new address or password is used within 30 s.
 const SECRET_AGE: Duration = Duration::from_secs(10);
+/// How often a server's settings are looked at.
+const SURVEY_AGE: Duration = Duration::from_secs(15);
 /// How often the leader says that it lives; workers take it for gone after 30 s.
 const BEAT: Duration = Duration::from_secs(5);
 /// A sample is one round trip; a broker that needs longer is not reachable for us.
@@ -62,7 +64,9 @@ pub async fn run(context: Arc<Context>, interval: Duration, stop: CancellationTo
 /// What one sampling task keeps between two samples.
 struct Link {
     source: Source,
-    url: Option<String>,
+    access: Option<Access>,
+    survey: Option<Survey>,
+    surveyed_at: Option<Instant>,
     read_at: Option<Instant>,
     broker: Option<Broker>,
     term: Option<u64>,
@@ -157,14 +161,20 @@ fn differs(old: &Sample, new: &Sample) -> bool {
         sample.workers.iter().map(fact).collect()
     };
     let paces = |sample: &Sample| -> Vec<(u64, u64)> { sample.paces.values().map(demand::coarse).collect() };
-    old.generation != new.generation || old.queues != new.queues || facts(old) != facts(new) || paces(old) != paces(new)
+    old.generation != new.generation
+        || old.survey != new.survey
+        || old.queues != new.queues
+        || facts(old) != facts(new)
+        || paces(old) != paces(new)
 }
 
 impl Link {
     fn new(source: Source) -> Self {
         Self {
             source,
-            url: None,
+            access: None,
+            survey: None,
+            surveyed_at: None,
             read_at: None,
             broker: None,
             term: None,
@@ -186,9 +196,27 @@ impl Link {
         }
     }
 
+    /// What the server is and promises; now and then, for its settings change while it runs.
+    async fn look(&mut self, broker: &Broker) -> Result<(), Fault> {
+        if self.survey.is_some() && self.surveyed_at.is_some_and(|at| at.elapsed() < SURVEY_AGE) {
+            return Ok(());
+        }
+        let survey = broker.survey().await.map_err(|error| self.unreachable(&error))?;
+        if self.survey.as_ref() != Some(&survey) {
+            tracing::info!(
+                source = %self.source, server = %broker.server(), software = survey.software, version = survey.version,
+                durability = survey.durability.map_or("unknown", umbel_broker::Durability::word),
+                eviction_risk = survey.eviction_risk().unwrap_or_default(), "broker"
+            );
+        }
+        (self.survey, self.surveyed_at) = (Some(survey), Some(Instant::now()));
+        Ok(())
+    }
+
     async fn sample(&mut self, context: &Context, term: u64) -> Result<Sample, Fault> {
         self.connect(context).await?;
         let broker = self.broker.clone().expect("connect leaves a broker or fails");
+        self.look(&broker).await?;
         self.lead(context, &broker, term).await?;
         let (depths, workers) = tokio::try_join!(self.depths(context, &broker), broker.workers())
             .map_err(|error| self.unreachable(&error))?;
@@ -203,6 +231,7 @@ impl Link {
             taken_at: Timestamp::from_millisecond(depths.taken_at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
             seen: Instant::now(),
             generation: depths.generation,
+            survey: self.survey.clone(),
             foreign_unacked: depths.foreign_unacked,
             queues,
             workers,
@@ -250,16 +279,18 @@ impl Link {
         if fresh {
             return Ok(());
         }
-        let url = context.brokers.url(&self.source).await?;
+        let access = context.brokers.access(&self.source).await?;
         self.read_at = Some(Instant::now());
-        if self.broker.is_some() && self.url.as_deref() == Some(url.as_str()) {
+        if self.broker.is_some() && self.access.as_ref() == Some(&access) {
             return Ok(());
         }
-        (self.broker, self.term, self.beat_at) = (None, None, None);
-        let mut config = Config::new(&url);
+        (self.broker, self.term, self.beat_at, self.survey) = (None, None, None, None);
+        let mut config = Config::new(&access.url);
         config.key_prefix.clone_from(&self.source.prefix);
+        config.tls.clone_from(&access.tls);
+        config.sentinel.master.clone_from(&self.source.master);
         let server = config.server();
-        self.url = Some(url);
+        self.access = Some(access);
         let broker = Broker::connect(&config).await.map_err(|error| Fault::Unreachable {
             server,
             why: chain(&error).to_string(),

@@ -1,8 +1,8 @@
 //! Pool → Deployment, without its size.
 //!
 //! The template is opaque and stays JSON, so that fields newer than this program survive. What is set in it is
-//! listed here and is nothing else: on the worker's container environment and probes; on the pod ServiceAccount,
-//! token, grace period, labels and a low deletion cost.
+//! listed here and is nothing else: on the worker's container environment, probes and the mount of the broker's
+//! Secrets; on the pod their volume, ServiceAccount, token, grace period, labels and a low deletion cost.
 //!
 //! The size never appears: whoever applies a Deployment with a size would set it back.
 
@@ -16,7 +16,7 @@ use umbel_api::names::{
     ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
     WORKER_CONTAINER,
 };
-use umbel_api::taskqueue::{KeyLimit, Results};
+use umbel_api::taskqueue::{KeyLimit, Results, Sentinel, Tls};
 use umbel_api::workerpool::Recycle;
 use uuid::Uuid;
 
@@ -29,6 +29,9 @@ pub const COST_UNADMITTED: i32 = -1000;
 pub const COST_ADMITTED: i32 = 0;
 /// Cost of a pod that has been busy for a while.
 pub const COST_BUSY: i32 = 1000;
+/// The volume with the Secrets of the broker, and where it is mounted.
+const SECRETS: &str = "umbel-broker";
+const SECRETS_PATH: &str = "/var/run/umbel/broker";
 /// Where a worker answers its probes.
 const ADMIN_PORT: u16 = 8080;
 
@@ -85,10 +88,13 @@ fn template(pool: &Pool) -> Value {
         let revision = Uuid::new_v5(&Uuid::NAMESPACE_OID, pool.template.to_string().as_bytes())
             .simple()
             .to_string();
-        set_env(container, environment(pool, &revision[..10]));
+        set_named(container, "env", environment(pool, &revision[..10]));
         // Ready is admission: it must show within a second and depend on nothing else.
         container.insert("readinessProbe".into(), probe("/readyz", 1, 1));
         container.insert("livenessProbe".into(), probe("/livez", 10, 6));
+        let mount = json!({ "name": SECRETS, "mountPath": SECRETS_PATH, "readOnly": true });
+        set_named(container, "volumeMounts", vec![mount]);
+        set_named(spec, "volumes", vec![secrets(pool)]);
     }
     template
 }
@@ -115,7 +121,6 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
     let text = |name: &str, value: String| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let seconds = |span: Duration| Span::from(span).to_string();
-    let (secret, key) = &pool.secret;
     // A setting that is added to a queue must reach the worker or be named here.
     let TaskQueueSpec {
         broker: _,
@@ -143,15 +148,14 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         max_bytes: _,
         backend,
     } = results;
-    let from_secret = |name: &str, secret: &str, key: &str| json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } });
     let steps: Vec<String> = priority_steps.iter().map(u8::to_string).collect();
     let mut env = vec![
-        from_secret("UMBEL_REDIS_URL", secret, key),
         text("UMBEL_KEY_PREFIX", pool.key_prefix.clone()),
         text("UMBEL_QUEUE", weighted(pool).join(",")),
         text("UMBEL_CONSUMPTION", word(pool.consumption)),
         text("UMBEL_CONCURRENCY", pool.concurrency.to_string()),
         text("UMBEL_GRACE", seconds(pool.grace)),
+        text("UMBEL_HAND_BACK_AT", pool.hand_back_at.to_string()),
         text("UMBEL_LEASE", lease.duration.to_string()),
         text("UMBEL_RENEW_EVERY", lease.renew_every.to_string()),
         text("UMBEL_MAX_DELIVERIES", max_deliveries.to_string()),
@@ -179,6 +183,7 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         field("UMBEL_POD_NAME", "metadata.name"),
         field("UMBEL_POD_UID", "metadata.uid"),
     ];
+    env.extend(reached(pool));
     env.extend(expires_after.map(|after| text("UMBEL_EXPIRES_AFTER", after.to_string())));
     let keys = limits.iter().flat_map(|limits| &limits.per_key);
     let keys: Vec<String> = keys
@@ -206,12 +211,9 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
             .map(|bytes| text("UMBEL_RESULT_MAX_BYTES", bytes.to_string())),
     );
     if let Some(backend) = backend {
-        env.extend(
-            backend
-                .url_secret_ref
-                .iter()
-                .map(|secret| from_secret("UMBEL_RESULT_URL", &secret.name, &secret.key)),
-        );
+        if backend.url_secret_ref.is_some() {
+            env.push(text("UMBEL_RESULT_URL_FILE", format!("{SECRETS_PATH}/result-url")));
+        }
         env.push(text("UMBEL_RESULT_KEY_PREFIX", backend.key_prefix.clone()));
     }
     env
@@ -237,16 +239,67 @@ fn words<T: Serialize>(values: &[T]) -> Vec<String> {
     values.iter().map(word).collect()
 }
 
-/// Ours take the place of variables of the same name; the others stay where they are.
-fn set_env(container: &mut Map<String, Value>, ours: Vec<Value>) {
-    let theirs = container
-        .remove("env")
-        .and_then(|env| env.as_array().cloned())
+/// Ours take the place of entries of the same name; the others stay where they are.
+fn set_named(parent: &mut Map<String, Value>, list: &str, ours: Vec<Value>) {
+    let theirs = parent
+        .remove(list)
+        .and_then(|entries| entries.as_array().cloned())
         .unwrap_or_default();
     let foreign = |one: &Value| !ours.iter().any(|our| our["name"] == one["name"]);
-    let mut env: Vec<Value> = theirs.into_iter().filter(foreign).collect();
-    env.extend(ours);
-    container.insert("env".into(), Value::Array(env));
+    let mut entries: Vec<Value> = theirs.into_iter().filter(foreign).collect();
+    entries.extend(ours);
+    parent.insert(list.into(), Value::Array(entries));
+}
+
+/// The files by which a worker reaches its broker, and the servers of its results: mounted, so that a change of a Secret
+/// reaches a running worker. The kubelet replaces all of them in one step.
+fn secrets(pool: &Pool) -> Value {
+    let (secret, key) = &pool.secret;
+    let one = |secret: &str, items: Value| json!({ "secret": { "name": secret, "items": items } });
+    let mut sources = vec![one(secret, json!([{ "key": key, "path": "url" }]))];
+    let tls = pool.redis.tls.clone().unwrap_or_default();
+    sources.extend(
+        tls.ca_secret_ref
+            .map(|ca| one(&ca.name, json!([{ "key": ca.key, "path": "ca.crt" }]))),
+    );
+    sources.extend(tls.client_cert_secret_ref.map(|client| {
+        let items = json!([{ "key": "tls.crt", "path": "tls.crt" }, { "key": "tls.key", "path": "tls.key" }]);
+        one(&client.name, items)
+    }));
+    let backend = pool.policy.results.backend.as_ref();
+    sources.extend(
+        backend
+            .and_then(|backend| backend.url_secret_ref.as_ref())
+            .map(|results| one(&results.name, json!([{ "key": results.key, "path": "result-url" }]))),
+    );
+    json!({ "name": SECRETS, "projected": { "sources": sources } })
+}
+
+/// What tells a worker where these files are, and what else it must know to use them.
+fn reached(pool: &Pool) -> Vec<Value> {
+    let text = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let file = |name: &str, file: &str| text(name, &format!("{SECRETS_PATH}/{file}"));
+    let mut env = vec![file("UMBEL_REDIS_URL_FILE", "url")];
+    if let Some(Sentinel { master_name }) = &pool.redis.sentinel {
+        env.push(text("UMBEL_REDIS_SENTINEL_MASTER", master_name));
+    }
+    if let Some(Tls {
+        ca_secret_ref,
+        client_cert_secret_ref,
+        server_name,
+    }) = &pool.redis.tls
+    {
+        if ca_secret_ref.is_some() {
+            env.push(file("UMBEL_REDIS_CA_FILE", "ca.crt"));
+        }
+        if client_cert_secret_ref.is_some() {
+            env.push(file("UMBEL_REDIS_CERT_FILE", "tls.crt"));
+            env.push(file("UMBEL_REDIS_KEY_FILE", "tls.key"));
+        }
+        env.extend(server_name.as_ref().map(|name| text("UMBEL_REDIS_SERVER_NAME", name)));
+        env.push(text("UMBEL_REDIS_TLS", "true"));
+    }
+    env
 }
 
 fn entry<'a>(parent: &'a mut Value, key: &str) -> &'a mut Value {

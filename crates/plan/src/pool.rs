@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
-use umbel_api::taskqueue::Limits;
-use umbel_api::workerpool::{Consumption, Jobs, Recycle, WorkerPoolSpec};
+use umbel_api::taskqueue::{Limits, Redis};
+use umbel_api::workerpool::{Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
 use crate::scaling::calendar::{CalendarFault, Window};
@@ -164,6 +164,8 @@ pub struct Pool {
     pub owner: OwnerReference,
     /// Secret and key of the broker's URL.
     pub secret: (String, String),
+    /// How it is reached beyond that.
+    pub redis: Redis,
     /// Prefix of every key there.
     pub key_prefix: String,
     /// The queues' names on the broker, in their order.
@@ -180,6 +182,8 @@ pub struct Pool {
     pub concurrency: u32,
     /// From SIGTERM to SIGKILL.
     pub grace: Duration,
+    /// Percent of that after which tasks are handed back.
+    pub hand_back_at: u32,
     /// The pods' template, as it was given.
     pub template: Value,
     /// Clusters that its jobs may touch, by name.
@@ -188,6 +192,8 @@ pub struct Pool {
     pub jobs: Jobs,
     /// Its schedules.
     pub windows: Vec<Window>,
+    /// How its busy pods are shielded.
+    pub protection: Protection,
     /// The install id.
     pub install: String,
 }
@@ -206,6 +212,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         consumption,
         recycle,
         suspend: _,
+        protection,
     } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
         return Err(Fault::Bounds {
@@ -258,6 +265,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         uid: pool.uid().unwrap_or_default(),
         owner: pool.controller_owner_ref(&()).unwrap_or_default(),
         secret,
+        redis: first.redis().cloned().unwrap_or_default(),
         key_prefix: first.key_prefix().to_owned(),
         queues: queues.iter().map(|facts| facts.queue.queue_name()).collect(),
         weights: named.iter().map(|share| share.weight).collect(),
@@ -265,6 +273,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         recycle: recycle.clone().unwrap_or_default(),
         policy: policy(first),
         concurrency: *concurrency,
+        hand_back_at: drain.hand_back_at,
         grace: drain
             .grace_period
             .map_or(first.spec.time_limit.get() + GRACE_MARGIN, umbel_api::Span::get),
@@ -272,6 +281,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         clusters,
         jobs: jobs.clone(),
         windows,
+        protection: protection.clone(),
         install: defaults.install.to_owned(),
     })
 }

@@ -7,12 +7,36 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use umbel_api::{
     TaskQueueStatus,
     condition::{Finding, Status, find, merge, whole_seconds},
-    names::queue_condition::{BROKER_REACHABLE, READY},
-    taskqueue::Depth,
+    names::queue_condition::{BROKER_DATA_LOST, BROKER_REACHABLE, EVICTION_RISK, READY},
+    taskqueue::{BrokerSeen, Depth},
 };
 
 /// A depth is written into status at most this often; metrics are the live source.
 pub const DEPTH_EVERY: Duration = Duration::from_secs(15);
+
+/// For so long a loss of data is shown, unless there is another one.
+pub const LOSS_SHOWN: Duration = Duration::from_secs(3600);
+
+/// What is known of a queue's broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrokerFacts {
+    /// Host, port, version and what its settings promise.
+    pub seen: BrokerSeen,
+    /// Whether it throws keys away.
+    pub eviction: Eviction,
+}
+
+/// Whether a broker throws keys away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Eviction {
+    /// Nobody has looked.
+    #[default]
+    Unseen,
+    /// It does not.
+    Never,
+    /// It does, in these words.
+    Risk(String),
+}
 
 /// A TaskQueue's claim to a queue on a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +88,8 @@ pub enum Seen {
         at: Timestamp,
         /// What it said of this queue, or which key is not what it must be.
         depth: Result<Depth, String>,
+        /// What it is.
+        broker: BrokerFacts,
     },
 }
 
@@ -112,21 +138,74 @@ pub fn status(
     let (depth, sampled) = match (owner, seen) {
         // The numbers belong to the owner.
         (Some(_), _) => (None, None),
-        (None, Seen::Answer { at, depth: Ok(depth) }) if old.depth.as_ref() == Some(depth) => {
+        (
+            None,
+            Seen::Answer {
+                at, depth: Ok(depth), ..
+            },
+        ) if old.depth.as_ref() == Some(depth) => {
             // The same numbers at another time are no change.
             (
                 Some(depth.clone()),
                 old.last_sample_time.clone().or(Some(Time(whole_seconds(*at)))),
             )
         }
-        (None, Seen::Answer { at, depth: Ok(depth) }) => (Some(depth.clone()), Some(Time(whole_seconds(*at)))),
+        (
+            None,
+            Seen::Answer {
+                at, depth: Ok(depth), ..
+            },
+        ) => (Some(depth.clone()), Some(Time(whole_seconds(*at)))),
         (None, _) => (old.depth.clone(), old.last_sample_time.clone()),
     };
+    let mut findings = vec![ready, reachable];
+    let mut broker = old.broker.clone();
+    if let Seen::Answer { broker: facts, .. } = seen {
+        match &facts.eviction {
+            Eviction::Unseen => {}
+            Eviction::Never => findings.push(Finding::new(
+                EVICTION_RISK,
+                false,
+                "NoEviction",
+                "the broker throws nothing away",
+            )),
+            Eviction::Risk(risk) => findings.push(Finding::new(EVICTION_RISK, true, "EvictionPolicy", risk)),
+        }
+        findings.push(data_lost(old, &facts.seen, now));
+        broker = Some(facts.seen.clone());
+    }
     TaskQueueStatus {
         observed_generation: generation,
         depth,
         last_sample_time: sampled,
-        conditions: merge(&old.conditions, &[ready, reachable], generation, now),
+        broker,
+        conditions: merge(&old.conditions, &findings, generation, now),
+    }
+}
+
+/// Whether the broker has other data than when it was seen last, at the same address; shown for an hour.
+fn data_lost(old: &TaskQueueStatus, seen: &BrokerSeen, now: Timestamp) -> Finding {
+    let before = old.broker.as_ref().filter(|before| before.server == seen.server);
+    if before.is_some_and(|before| !before.data_set.is_empty() && before.data_set != seen.data_set) {
+        let message = if seen.data_set.is_empty() {
+            "the broker has come back empty: what was queued, running or delayed there is gone"
+        } else {
+            "the broker has come back with other data: what was queued, running or delayed there is gone"
+        };
+        return Finding::new(BROKER_DATA_LOST, true, "DataSetReplaced", message);
+    }
+    match find(&old.conditions, BROKER_DATA_LOST) {
+        Some(lost)
+            if lost.status == "True" && now.duration_since(lost.last_transition_time.0).unsigned_abs() < LOSS_SHOWN =>
+        {
+            Finding::new(BROKER_DATA_LOST, true, &*lost.reason, &*lost.message)
+        }
+        _ => Finding::new(
+            BROKER_DATA_LOST,
+            false,
+            "DataSetKept",
+            "the broker has the data that it had",
+        ),
     }
 }
 
@@ -150,8 +229,10 @@ pub fn worth(old: &TaskQueueStatus, new: &TaskQueueStatus, since: Option<Duratio
         (Some(old), Some(new)) => old.status == new.status && old.reason == new.reason,
         (old, new) => old.is_none() && new.is_none(),
     };
-    let said =
-        same_findings(READY) && same_findings(BROKER_REACHABLE) && old.observed_generation == new.observed_generation;
+    let kinds = [READY, BROKER_REACHABLE, EVICTION_RISK, BROKER_DATA_LOST];
+    let said = kinds.into_iter().all(same_findings)
+        && old.broker == new.broker
+        && old.observed_generation == new.observed_generation;
     match since.and_then(|since| DEPTH_EVERY.checked_sub(since)) {
         Some(rest) if said && !rest.is_zero() => Worth::After(rest),
         Some(_) | None => Worth::Now,
@@ -183,6 +264,7 @@ mod tests {
                 waiting,
                 ..Depth::default()
             }),
+            broker: BrokerFacts::default(),
         }
     }
 
@@ -221,6 +303,75 @@ mod tests {
         assert_eq!(worth(&fine, &away, Some(Duration::ZERO)), Worth::Now);
     }
 
+    /// A queue on this server with this data.
+    fn on(server: &str, data_set: &str, eviction: Eviction) -> Seen {
+        let Seen::Answer { at, depth, .. } = depth(1) else {
+            unreachable!()
+        };
+        let seen = BrokerSeen {
+            server: server.into(),
+            data_set: data_set.into(),
+            durability: Some("Basic".into()),
+            ..BrokerSeen::default()
+        };
+        let broker = BrokerFacts { seen, eviction };
+        Seen::Answer { at, depth, broker }
+    }
+
+    #[test]
+    fn lost_data_is_told_for_an_hour_and_a_move_to_another_server_is_no_loss() {
+        let holds =
+            |status: &TaskQueueStatus| find(&status.conditions, BROKER_DATA_LOST).map(|one| one.status == "True");
+        let step = |old: &TaskQueueStatus, server, data_set, second| {
+            status(
+                old,
+                &on(server, data_set, Eviction::Never),
+                None,
+                "n",
+                Some(1),
+                at(second),
+            )
+        };
+        let first = step(&TaskQueueStatus::default(), "a", "", 100);
+        let begun = step(&first, "a", "one", 110);
+        assert_eq!((holds(&first), holds(&begun)), (Some(false), Some(false)));
+        assert_eq!(
+            begun.broker.as_ref().and_then(|broker| broker.durability.as_deref()),
+            Some("Basic")
+        );
+        let empty = step(&begun, "a", "", 120);
+        let other = step(&empty, "a", "two", 130);
+        let later = step(&other, "a", "two", 120 + 3599);
+        let over = step(&later, "a", "two", 120 + 3601);
+        assert_eq!(
+            [&empty, &other, &later, &over].map(holds),
+            [Some(true), Some(true), Some(true), Some(false)]
+        );
+        assert_eq!(worth(&begun, &empty, Some(Duration::ZERO)), Worth::Now);
+        assert_eq!(holds(&step(&begun, "b", "three", 120)), Some(false), "another server");
+    }
+
+    #[test]
+    fn an_evicting_broker_is_told() {
+        let of = |eviction| {
+            let said = status(
+                &TaskQueueStatus::default(),
+                &on("a", "", eviction),
+                None,
+                "n",
+                None,
+                at(1),
+            );
+            find(&said.conditions, EVICTION_RISK).map(|one| (one.status.clone(), one.message.clone()))
+        };
+        assert_eq!(of(Eviction::Unseen), None);
+        assert_eq!(of(Eviction::Never).map(|said| said.0), Some("False".into()));
+        assert_eq!(
+            of(Eviction::Risk("allkeys-lru".into())),
+            Some(("True".into(), "allkeys-lru".into()))
+        );
+    }
+
     #[test]
     fn same_facts_say_nothing_new() {
         let first = status(&TaskQueueStatus::default(), &depth(7), None, "n", Some(1), at(100));
@@ -230,6 +381,7 @@ mod tests {
                 waiting: 7,
                 ..Depth::default()
             }),
+            broker: BrokerFacts::default(),
         };
         let again = status(&first, &later, None, "n", Some(1), at(160));
         assert_eq!(worth(&first, &again, None), Worth::Never);

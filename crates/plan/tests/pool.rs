@@ -237,7 +237,7 @@ fn what_a_queue_asks_for_reaches_the_worker() {
         "results": { "store": "Failures", "maxBytes": "1Mi",
             "backend": { "urlSecretRef": { "name": "results", "key": "address" }, "keyPrefix": "app" } },
     }));
-    let secret = json!({ "secretKeyRef": { "name": "results", "key": "address" } });
+    let mounted = json!("/var/run/umbel/broker/result-url");
     let cases: [(&str, Option<Value>, Value); 12] = [
         ("UMBEL_ACCEPT", Some(json!("json")), json!("json,msgpack")),
         ("UMBEL_PRIORITY_STEPS", Some(json!("0,3,6,9")), json!("0,5")),
@@ -247,7 +247,7 @@ fn what_a_queue_asks_for_reaches_the_worker() {
         ("UMBEL_ON_UNKNOWN_TASK", Some(json!("HandBack")), json!("DeadLetter")),
         ("UMBEL_RESULTS", Some(json!("All")), json!("Failures")),
         ("UMBEL_RESULT_MAX_BYTES", Some(json!("262144")), json!("1048576")),
-        ("UMBEL_RESULT_URL", None, secret),
+        ("UMBEL_RESULT_URL_FILE", None, mounted),
         ("UMBEL_RESULT_KEY_PREFIX", None, json!("app")),
         ("UMBEL_EXPIRES_AFTER", None, json!("10m")),
         (
@@ -344,4 +344,56 @@ fn what_the_server_adds_is_no_difference() {
     assert!(!contains(&json!({ "a": 2, "list": [{ "name": "x" }] }), &wanted));
     assert!(!contains(&json!({ "a": 1, "list": [] }), &wanted));
     assert!(!contains(&json!(["a", "b"]), &json!(["a"])));
+}
+
+#[test]
+fn how_a_broker_is_reached_is_mounted_and_no_secret_is_in_the_environment() {
+    let redis = json!({
+        "urlSecretRef": { "name": "redis", "key": "url" },
+        "sentinel": { "masterName": "mymaster" },
+        "tls": {
+            "caSecretRef": { "name": "trusted", "key": "ca.pem" },
+            "clientCertSecretRef": { "name": "client" },
+            "serverName": "redis.internal",
+        },
+    });
+    let world = World::with(&[("mail", json!({ "broker": { "redis": redis } }), "redis", None)]);
+    let pool = world.validate(on_mail(json!({}))).unwrap();
+    let deployment = deployment::plan(&pool);
+    let spec = &deployment["spec"]["template"]["spec"];
+    let volumes = spec["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "umbel-broker").unwrap();
+    assert_eq!(
+        volume["projected"]["sources"],
+        json!([
+            { "secret": { "name": "redis", "items": [{ "key": "url", "path": "url" }] } },
+            { "secret": { "name": "trusted", "items": [{ "key": "ca.pem", "path": "ca.crt" }] } },
+            { "secret": { "name": "client", "items": [
+                { "key": "tls.crt", "path": "tls.crt" }, { "key": "tls.key", "path": "tls.key" },
+            ] } },
+        ])
+    );
+    let container = &spec["containers"][0];
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    assert!(
+        mounts.contains(&json!({ "name": "umbel-broker", "mountPath": "/var/run/umbel/broker", "readOnly": true }))
+    );
+    let env = container["env"].as_array().unwrap();
+    assert!(
+        env.iter()
+            .all(|variable| variable["valueFrom"]["secretKeyRef"].is_null())
+    );
+    let value = |name: &str| {
+        let variable = env.iter().find(|variable| variable["name"] == name);
+        variable
+            .and_then(|variable| variable["value"].as_str())
+            .unwrap_or_default()
+    };
+    assert_eq!(value("UMBEL_REDIS_URL_FILE"), "/var/run/umbel/broker/url");
+    assert_eq!(value("UMBEL_REDIS_CA_FILE"), "/var/run/umbel/broker/ca.crt");
+    assert_eq!(value("UMBEL_REDIS_CERT_FILE"), "/var/run/umbel/broker/tls.crt");
+    assert_eq!(value("UMBEL_REDIS_KEY_FILE"), "/var/run/umbel/broker/tls.key");
+    assert_eq!(value("UMBEL_REDIS_SERVER_NAME"), "redis.internal");
+    assert_eq!(value("UMBEL_REDIS_SENTINEL_MASTER"), "mymaster");
+    assert_eq!(value("UMBEL_REDIS_TLS"), "true");
 }

@@ -49,6 +49,9 @@ pub(crate) struct ServerArgs {
     /// Name that the broker's certificate must be for; the host of its address if absent
     #[arg(long, env = "UMBEL_REDIS_SERVER_NAME")]
     redis_server_name: Option<String>,
+    /// TLS and nothing else, with Sentinels too; implied by the flags above
+    #[arg(long, env = "UMBEL_REDIS_TLS")]
+    redis_tls: bool,
     /// What the Sentinels of a sentinel:// address call the primary: kombu's master_name
     #[arg(long, env = "UMBEL_REDIS_SENTINEL_MASTER")]
     redis_sentinel_master: Option<String>,
@@ -73,6 +76,7 @@ impl ServerArgs {
             cert_file: self.redis_cert_file.clone(),
             key_file: self.redis_key_file.clone(),
             server_name: self.redis_server_name.clone(),
+            is_tls: self.redis_tls,
             sentinel_master: self.redis_sentinel_master.clone(),
             sentinel_user: self.redis_sentinel_user.clone(),
             sentinel_password: self.redis_sentinel_password.clone(),

@@ -19,12 +19,13 @@ if last < 0 then
   reason = 'first sweep of this data set'
 elseif now < last - 2 then
   reason = 'the clock of the server went back'
+elseif ARGV[6] ~= '' and math.abs(now - tonumber(ARGV[6]) - tonumber(ARGV[7])) > 2 then
+  -- Before the gap: after a jump ahead it looks as if nobody had swept.
+  reason = 'the clock of the server jumped'
 elseif now - last > math.max(lease / 2, 1) then
   reason = 'nobody swept for half a lease'
 elseif server and run and run ~= server then
   reason = 'the server was restarted or replaced'
-elseif ARGV[6] ~= '' and math.abs(now - tonumber(ARGV[6]) - tonumber(ARGV[7])) > 2 then
-  reason = 'the clock of the server jumped'
 end
 -- What the sweep before has left to workers of other queues, one of these may have come for.
 local is_left = number(redis.call('HGET', key, 'left')) >= last

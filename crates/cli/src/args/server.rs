@@ -134,6 +134,7 @@ impl Server {
             sentinel_master: self.redis_sentinel_master.clone(),
             sentinel_user: self.redis_sentinel_user.clone(),
             sentinel_password: self.redis_sentinel_password.clone(),
+            ..ServerOptions::default()
         }
     }
 

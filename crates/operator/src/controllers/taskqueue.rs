@@ -19,12 +19,12 @@ use umbel_api::TaskQueue;
 use umbel_api::condition::find;
 use umbel_api::names::queue_condition::READY;
 use umbel_api::taskqueue::{Depth, QueueRate, TaskQueueStatus};
-use umbel_broker::{QueueDepth, QueuePolicy, Rate};
-use umbel_plan::queue::{Claim, Seen, Worth, owner_before, status, worth};
+use umbel_broker::{Broker, QueueDepth, QueuePolicy, Rate};
+use umbel_plan::queue::{BrokerFacts, Claim, Eviction, Seen, Worth, owner_before, status, worth};
 use umbel_telemetry::chain;
 
 use crate::apply;
-use crate::brokers::View;
+use crate::brokers::{Sample, View};
 use crate::context::Context;
 
 /// A look without a wake: who owns a queue also depends on brokers whose samples wake others.
@@ -198,7 +198,10 @@ fn seen(ctx: &Context, queue: &TaskQueue) -> Seen {
         Err(found) => return fault(&found),
     };
     let View {
-        fault: found, sample, ..
+        fault: found,
+        sample,
+        broker,
+        ..
     } = ctx.brokers.view(&source);
     match (found, sample) {
         (Some(found), _) => fault(&found),
@@ -209,6 +212,7 @@ fn seen(ctx: &Context, queue: &TaskQueue) -> Seen {
             Some(Ok(found)) => Seen::Answer {
                 at: sample.taken_at,
                 depth: Ok(depth(found)),
+                broker: facts(broker.as_ref(), &sample),
             },
             Some(Err(fault)) => Seen::Answer {
                 at: sample.taken_at,
@@ -216,9 +220,24 @@ fn seen(ctx: &Context, queue: &TaskQueue) -> Seen {
                     "the key {:?} is not what a queue's must be: {}",
                     fault.key, fault.reason
                 )),
+                broker: facts(broker.as_ref(), &sample),
             },
         },
     }
+}
+
+/// What the status says of the broker.
+fn facts(broker: Option<&Broker>, sample: &Sample) -> BrokerFacts {
+    let mut facts = BrokerFacts::default();
+    facts.seen.server = broker.map(Broker::server).unwrap_or_default();
+    facts.seen.data_set.clone_from(&sample.generation);
+    if let Some(survey) = &sample.survey {
+        facts.seen.version = format!("{} {}", survey.software, survey.version);
+        facts.seen.durability = survey.durability.map(|level| level.word().to_owned());
+        facts.seen.weaknesses = survey.weaknesses.iter().map(|&weakness| weakness.to_owned()).collect();
+        facts.eviction = survey.eviction_risk().map_or(Eviction::Never, Eviction::Risk);
+    }
+    facts
 }
 
 fn depth(found: &QueueDepth) -> Depth {
