@@ -19,7 +19,10 @@ async fn r21_a_server_whose_clock_jumps_takes_no_lease_back_and_freezes_none() {
     );
     admitted(&redis, 1).await;
     let mut connection = redis.connection().await;
-    for (name, offset) in [("ahead", 3600), ("back", -3600)] {
+    for (name, offset, words) in [
+        ("ahead", 3600, "clock of the server jumped"),
+        ("back", -3600, "clock of the server went back"),
+    ] {
         send(&mut connection, &history, &ids(name, 6), 4.0).await.expect("sent");
         let begun = history.total(Event::Started);
         eventually(SOON, "they run", async || {
@@ -27,7 +30,7 @@ async fn r21_a_server_whose_clock_jumps_takes_no_lease_back_and_freezes_none() {
         })
         .await;
         redis.set_clock(offset);
-        worker.says(SOON, "clock").await;
+        worker.says(SOON, words).await;
         let verdict = all_done(&history, LATER).await;
         assert_eq!((verdict.rerun, verdict.repeated_effects), (0, 0), "{name}: {verdict}");
         settled(&mut connection).await;

@@ -15,7 +15,7 @@ fn impatient() -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn an_impatient_celery_worker_takes_nothing_of_ours() {
+async fn r23_an_impatient_celery_worker_takes_nothing_of_ours() {
     let redis = Redis::start().await;
     let history = History::new();
     let _worker = test_worker(&redis.url(), &history, &["--concurrency", "8"]);

@@ -29,7 +29,7 @@ async fn a_worker_waits_for_a_server_that_is_not_there_yet() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_when_the_server_is_killed_again_and_again() {
+async fn r02_nothing_is_lost_when_the_server_is_killed_again_and_again() {
     let mut redis = Redis::durable().await;
     let history = History::new();
     let flags = ["--concurrency", "8"];
