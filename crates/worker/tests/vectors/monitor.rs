@@ -70,11 +70,21 @@ fn parse(line: &[u8]) -> Option<Command> {
     let close = line.iter().position(|byte| *byte == b']')?;
     let client = std::str::from_utf8(&line[open + 1..close]).ok()?;
     let (_, client) = client.split_once(' ')?;
+    let text = line[close + 1..].trim_ascii();
+    let parts = escaped(text).or_else(|| unescaped(text))?;
+    (!parts.is_empty()).then(|| Command {
+        client: client.to_owned(),
+        parts,
+    })
+}
+
+/// The words of a line, each in quotes; `None` where something else stands between them.
+fn escaped(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut parts = Vec::new();
-    let mut rest = line[close + 1..].iter().copied();
+    let mut rest = text.iter().copied().peekable();
     while let Some(byte) = rest.next() {
         if byte != b'"' {
-            continue;
+            return None;
         }
         let mut part = Vec::new();
         loop {
@@ -96,11 +106,43 @@ fn parse(line: &[u8]) -> Option<Command> {
             }
         }
         parts.push(part);
+        if !matches!(rest.next(), None | Some(b' ')) {
+            return None;
+        }
     }
-    (!parts.is_empty()).then(|| Command {
-        client: client.to_owned(),
-        parts,
-    })
+    Some(parts)
+}
+
+/// The same of Valkey 8.1.1, which writes quotes and backslashes as they are, and only bytes that are no text as `\xHH`.
+/// No word of the captures has a quote, a space and a quote in it.
+fn unescaped(text: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let text = text.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    let (mut parts, mut part, mut at) = (Vec::new(), Vec::new(), 0);
+    while at < text.len() {
+        let rest = &text[at..];
+        let byte = rest
+            .strip_prefix(b"\\x")
+            .and_then(|rest| std::str::from_utf8(rest.get(..2)?).ok());
+        if rest.starts_with(b"\" \"") {
+            parts.push(std::mem::take(&mut part));
+            at += 3;
+        } else if let Some(byte) = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            part.push(byte);
+            at += 4;
+        } else {
+            part.push(rest[0]);
+            at += 1;
+        }
+    }
+    parts.push(part);
+    Some(parts)
+}
+
+#[test]
+fn a_line_is_read_without_its_escapes_where_there_are_none() {
+    let command = parse(br#"+1.5 [0 lua] "LPUSH" "q\x06\x163" "{"a": "\n"}""#).expect("a command");
+    let parts: [&[u8]; 3] = [b"LPUSH", b"q\x06\x163", br#"{"a": "\n"}"#];
+    assert_eq!(command.parts, parts);
 }
 
 #[test]
