@@ -9,6 +9,7 @@ use umbel_codec::{Codec, Digest, Options as CodecOptions, Serializer, Signer};
 use crate::usage;
 
 /// Celery's `security_key`, `security_certificate` and `security_digest`.
+#[expect(clippy::struct_field_names, reason = "the fields are the flags' names")]
 #[derive(Debug, Args)]
 pub(crate) struct Signing {
     /// Private key that signs messages (serializer auth), in PEM, without a password

@@ -57,7 +57,7 @@ pub(crate) struct QueueLs {
 
 /// Where messages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum In {
+pub(crate) enum Where {
     /// In the queue's lists
     Waiting,
     /// Not yet due: ETAs and retries
@@ -72,15 +72,15 @@ pub(crate) enum In {
     Quarantine,
 }
 
-impl In {
+impl Where {
     pub(crate) fn place(self) -> Place {
         match self {
-            In::Waiting => Place::Waiting,
-            In::Delayed => Place::Delayed,
-            In::Suspect => Place::Suspect,
-            In::InFlight => Place::InFlight,
-            In::Dead => Place::Dead,
-            In::Quarantine => Place::Quarantine,
+            Where::Waiting => Place::Waiting,
+            Where::Delayed => Place::Delayed,
+            Where::Suspect => Place::Suspect,
+            Where::InFlight => Place::InFlight,
+            Where::Dead => Place::Dead,
+            Where::Quarantine => Place::Quarantine,
         }
     }
 }
@@ -92,7 +92,7 @@ pub(crate) struct Peek {
     pub(crate) name: String,
     /// Where
     #[arg(long = "in", value_enum, default_value = "waiting", value_name = "PLACE")]
-    pub(crate) place: In,
+    pub(crate) place: Where,
     /// Messages at most
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) limit: u64,

@@ -152,7 +152,7 @@ async fn ends(
                 _ => ("dropped when its turn comes".to_owned(), false),
             };
             let is_final = FINAL.contains(&state.as_str());
-            is_expected |= !is_final && heard > 0 && !(runs_on && !is_terminated);
+            is_expected |= !is_final && heard > 0 && (!runs_on || is_terminated);
             seen.push(Seen {
                 id: id.clone(),
                 state,
