@@ -25,7 +25,7 @@ const BATCH: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest wait between two looks where Redis reports changes: with all else that an idle worker asks, it asks no more
 /// often than Celery's.
-const IDLE: Duration = Duration::from_millis(1500);
+const IDLE: Duration = Duration::from_millis(2500);
 /// The pause before a hello to a server that does not know us any more.
 const FORGOTTEN: Duration = Duration::from_millis(50);
 /// Shortest and longest wait where it does not.

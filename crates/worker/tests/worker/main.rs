@@ -7,6 +7,7 @@ mod control;
 mod drain;
 mod flower;
 mod malformed;
+mod neighbours;
 mod outage;
 mod outcomes;
 mod queues;
