@@ -16,7 +16,11 @@
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch]
-# Pods are annotated (admission, deletion cost) and, once drained, deleted by name.
+# Pools that ask for it shield their busy pods by a disruption budget.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch, delete]
+# Pods are annotated (admission, deletion cost, shields) and, once drained, deleted by name.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch, delete]

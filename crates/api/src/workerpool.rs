@@ -1,5 +1,6 @@
 //! `WorkerPool`: a fleet of workers.
 
+mod protection;
 mod scaling;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -7,6 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use protection::{Protection, Shield};
 pub use scaling::{
     BrokerPolicy, Calendar, Down, Goal, Mode, OnBrokerError, Paused, Policy, PolicyKind, Scaling, Select, Target,
     TargetKind, Up, Victims,
@@ -85,6 +87,10 @@ pub struct WorkerPoolSpec {
     #[serde(default)]
     pub drain: Drain,
 
+    /// How busy pods are shielded from drains and consolidation.
+    #[serde(default)]
+    pub protection: Protection,
+
     /// TargetClusters of this namespace that the pool's jobs may touch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_access: Option<ClusterAccess>,
@@ -145,13 +151,31 @@ pub struct Recycle {
 }
 
 /// What a stopping pod may take.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.gracePeriod) || (duration(self.gracePeriod) >= duration('1s') && duration(self.gracePeriod) <= duration('24h'))").message("a grace period lasts from 1s to 24h").field_path(".gracePeriod"))]
 pub struct Drain {
     /// Time from SIGTERM until the pod is killed. Without it: the longest time limit of the queues and 30 s more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period: Option<Span>,
+    /// Percent of the grace period after which tasks that still run are asked to stop and handed back to their queue,
+    /// uncharged.
+    #[serde(default = "hand_back_at")]
+    #[schemars(range(min = 1, max = 95))]
+    pub hand_back_at: u32,
+}
+
+fn hand_back_at() -> u32 {
+    90
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            grace_period: None,
+            hand_back_at: hand_back_at(),
+        }
+    }
 }
 
 /// TargetClusters that a pool's jobs may touch.

@@ -145,6 +145,12 @@ fn accepted() -> Vec<(&'static str, Value)> {
         ("WorkerPool", pool(&json!({"suspend": true}))),
         (
             "WorkerPool",
+            pool(
+                &json!({"protection": {"onEviction": ["DisruptionBudget", "SafeToEvict", "DoNotDisrupt"], "maxHold": "2h"}}),
+            ),
+        ),
+        (
+            "WorkerPool",
             scaling(&json!({"target": {"type": "BacklogPerReplica", "value": 200}, "interval": "5s", "paused": "In"})),
         ),
         (
@@ -227,8 +233,16 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.lease.duration",
         ),
         ("TaskQueue", json!({"softTimeLimit": "1h"}), "spec.softTimeLimit"),
-        ("TaskQueue", json!({"limits": {"maxInFlight": 0}}), "spec.limits.maxInFlight"),
-        ("TaskQueue", json!({"limits": {"rate": {"count": 0}}}), "spec.limits.rate.count"),
+        (
+            "TaskQueue",
+            json!({"limits": {"maxInFlight": 0}}),
+            "spec.limits.maxInFlight",
+        ),
+        (
+            "TaskQueue",
+            json!({"limits": {"rate": {"count": 0}}}),
+            "spec.limits.rate.count",
+        ),
         (
             "TaskQueue",
             json!({"limits": {"rate": {"count": 1, "period": "0s"}}}),
@@ -431,6 +445,21 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
                 &json!({"schedules": [{"name": "a", "start": "0 8 * * *", "end": "0 9 * * *", "minReplicas": 3, "maxReplicas": 2}]}),
             ),
             "minReplicas must not be larger than maxReplicas",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"protection": {"maxHold": "0s"}})),
+            "spec.protection.maxHold",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"protection": {"onEviction": ["Magic"]}})),
+            "spec.protection.onEviction",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"drain": {"handBackAt": 100}})),
+            "spec.drain.handBackAt",
         ),
         ("WorkerPool", pool(&json!({"concurrency": 0})), "spec.concurrency"),
         ("WorkerPool", pool(&json!({"replicas": -1})), "spec.replicas"),
@@ -640,7 +669,7 @@ async fn kinds_are_taken_defaulted_and_refused() {
     );
     assert_eq!(
         (&made["spec"]["concurrency"], &made["spec"]["drain"]),
-        (&json!(10), &json!({}))
+        (&json!(10), &json!({"handBackAt": 90}))
     );
     let typed: umbel_api::WorkerPoolSpec =
         serde_json::from_value(made["spec"].clone()).expect("what the server made is ours");

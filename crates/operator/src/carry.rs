@@ -216,12 +216,17 @@ impl Pass<'_> {
     }
 
     /// Writes annotations on a pod as it was read; `false` when it changed since.
-    pub async fn annotate(&self, pod: &Pod, annotations: serde_json::Value) -> Result<bool, Error> {
+    async fn annotate(&self, pod: &Pod, annotations: serde_json::Value) -> Result<bool, Error> {
+        self.mark(pod, json!({ "annotations": annotations })).await
+    }
+
+    /// Merges metadata into that of a pod as it was read; `false` when it changed since.
+    pub async fn mark(&self, pod: &Pod, metadata: serde_json::Value) -> Result<bool, Error> {
         self.context.leader.term().ok_or(Error::NotLeading)?;
         let name = pod.name_any();
-        let body = json!({ "metadata": {
-            "uid": pod.uid(), "resourceVersion": pod.resource_version(), "annotations": annotations,
-        }});
+        let mut body = json!({ "metadata": metadata });
+        body["metadata"]["uid"] = json!(pod.uid());
+        body["metadata"]["resourceVersion"] = json!(pod.resource_version());
         let params = PatchParams {
             field_manager: Some(MANAGER.to_owned()),
             ..PatchParams::default()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::NamespaceResourceScope;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use umbel_api::names::{MANAGER, MANAGER_SCALE};
 use umbel_plan::deployment::contains;
 use umbel_plan::pool::Pool;
-use umbel_plan::{access, deployment};
+use umbel_plan::{access, deployment, shield};
 
 use crate::apply::{code, words};
 use crate::context::Context;
@@ -76,10 +77,11 @@ impl Applied {
         pool: &Pool,
         stored: Option<&Deployment>,
     ) -> Result<Outcome, Error> {
-        let access = access::plan(pool);
+        let (access, budget) = (access::plan(pool), shield::budget(pool));
         let wanted = hash(&json!([
             access.service_account,
-            access.grant.as_ref().map(|grant| [&grant.role, &grant.binding])
+            access.grant.as_ref().map(|grant| [&grant.role, &grant.binding]),
+            budget,
         ]));
         let mut wrote = false;
         if self.access != Some(wanted) {
@@ -91,6 +93,10 @@ impl Applied {
             } else {
                 remove::<RoleBinding>(context, pool, &name).await?;
                 remove::<Role>(context, pool, &name).await?;
+            }
+            match &budget {
+                Some(budget) => outcomes.push(bring::<PodDisruptionBudget>(context, pool, budget).await?),
+                None => remove::<PodDisruptionBudget>(context, pool, &shield::budget_name(&pool.name)).await?,
             }
             for outcome in outcomes {
                 match outcome {

@@ -8,9 +8,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use umbel_api::WorkerPool;
-use umbel_api::names::{ANNOTATION_GATE, MANAGER, MANAGER_SCALE};
+use umbel_api::names::{
+    ANNOTATION_BUSY_SINCE, ANNOTATION_DELETION_COST, ANNOTATION_DO_NOT_DISRUPT, ANNOTATION_GATE,
+    ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY, MANAGER, MANAGER_SCALE,
+};
 use umbel_broker::{Gate, WorkerRecord};
-use umbel_plan::{deployment, drain};
+use umbel_plan::{deployment, drain, shield};
 
 use crate::context::Context;
 
@@ -279,6 +282,22 @@ fn pod(pod: &Pod, workers: Option<&Workers>) -> drain::Pod {
         marked: gate_mark(pod).is_some(),
         worker,
         uid,
+    }
+}
+
+/// How a pod is marked, beside how it works.
+pub fn marks(pod: &Pod, busy: bool) -> shield::Seen {
+    let note = |name: &str| pod.annotations().get(name);
+    let raised = note(ANNOTATION_DELETION_COST) == Some(&deployment::COST_BUSY.to_string());
+    let shielded = pod.labels().contains_key(LABEL_BUSY)
+        || note(ANNOTATION_SAFE_TO_EVICT).is_some_and(|value| value == "false")
+        || note(ANNOTATION_DO_NOT_DISRUPT).is_some_and(|value| value == "true");
+    shield::Seen {
+        busy,
+        raised,
+        differs_for: Duration::ZERO,
+        since: note(ANNOTATION_BUSY_SINCE).and_then(|text| text.parse().ok()),
+        shielded,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use common::{Kubelet, LONG, Stage};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v1::Scale;
+use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use umbel_testkit::eventually;
@@ -396,4 +397,74 @@ async fn a_rate_is_measured_and_then_followed() {
     })
     .await;
     drop(operator);
+}
+
+/// The Eviction API refuses a pod that works, as `kubectl drain` would find, until `maxHold` is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    let protection = json!({ "onEviction": ["DisruptionBudget", "SafeToEvict"], "maxHold": "25s" });
+    let spec = |protection: &Value| json!({ "replicas": 2, "concurrency": 1, "scaling": { "mode": "Manual" }, "protection": protection });
+    pool(&stage, "mail", spec(&protection)).await;
+    stage.ready("mail", 2).await;
+    stage.send_sleeps("mail", 1, 70.0).await;
+    let shielded = async || {
+        let pods = stage.pods_of("mail").await;
+        let names = pods
+            .iter()
+            .filter(|pod| pod.labels().get("umbel.dev/busy").is_some_and(|value| value == "true"));
+        names.map(kube::ResourceExt::name_any).collect::<Vec<_>>()
+    };
+    eventually(LONG, "the pod that works is shielded", async || {
+        shielded().await.len() == 1
+    })
+    .await;
+    let busy = shielded().await.remove(0);
+    let pod = stage.pods().get(&busy).await.expect("it is there");
+    let safe = pod.annotations().get("cluster-autoscaler.kubernetes.io/safe-to-evict");
+    assert_eq!(safe.map(String::as_str), Some("false"));
+    let evict = async |pod: &str| {
+        let dry = kube::api::EvictParams {
+            post_options: kube::api::PostParams {
+                dry_run: true,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        stage.pods().evict(pod, &dry).await
+    };
+    // The client tries again while the API server answers "too many requests": what is refused has no answer in time.
+    let is_refused = async || {
+        let answer = tokio::time::timeout(Duration::from_secs(4), evict(&busy)).await;
+        !matches!(answer, Ok(Ok(_)))
+    };
+    eventually(LONG, "the eviction is refused", is_refused).await;
+    let other = stage
+        .pods_of("mail")
+        .await
+        .into_iter()
+        .map(|pod| pod.name_any())
+        .find(|name| *name != busy);
+    evict(&other.expect("two pods")).await.expect("an idle pod may go");
+    eventually(LONG, "the shield ends though the task goes on", async || {
+        shielded().await.is_empty()
+    })
+    .await;
+    assert_eq!(stage.status("mail").await.busy_replicas, 1, "{}", operator.log());
+    evict(&busy).await.expect("it may go now");
+    // Without protection there is no budget.
+    pool(&stage, "mail", spec(&json!({}))).await;
+    let budgets: kube::Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
+        kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
+    eventually(LONG, "the budget is gone", async || {
+        budgets
+            .get_opt("mail-busy")
+            .await
+            .expect("the API server answers")
+            .is_none()
+    })
+    .await;
 }

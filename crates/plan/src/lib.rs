@@ -11,3 +11,4 @@ pub mod periodic;
 pub mod pool;
 pub mod queue;
 pub mod scaling;
+pub mod shield;

@@ -389,7 +389,7 @@ fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send +
     });
 }
 
-/// Quiet now: nothing is taken any more. Lets runs end until nine tenths of the grace have passed or a second signal
+/// Quiet now: nothing is taken any more. Lets runs end until so many percent of the grace have passed or a second signal
 /// comes; then asks them to stop, and after half of what is left hands back what still runs, uncharged.
 async fn drain(shared: &Arc<Shared>, began: Instant, now: &CancellationToken) {
     let grace = shared.config.grace;
@@ -406,7 +406,7 @@ async fn drain(shared: &Arc<Shared>, began: Instant, now: &CancellationToken) {
     shared.beat_now.notify_one();
     tokio::select! {
         () = shared.while_alive(shared.leases.ended()) => return,
-        () = tokio::time::sleep((grace * 9 / 10).saturating_sub(began.elapsed())) => {}
+        () = tokio::time::sleep((grace * shared.config.hand_back_at / 100).saturating_sub(began.elapsed())) => {}
         () = now.cancelled() => {}
     }
     tracing::warn!(runs = shared.leases.runs().len(), "handing back what still runs");

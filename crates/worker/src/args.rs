@@ -122,6 +122,9 @@ pub struct Args {
     /// Time to stop in after SIGTERM
     #[arg(long, env = "UMBEL_GRACE", default_value = "30s", value_parser = parse_duration)]
     grace: Duration,
+    /// Percent of that time after which runs are asked to stop and handed back
+    #[arg(long, env = "UMBEL_HAND_BACK_AT", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=95))]
+    hand_back_at: u32,
     /// Node name, NAME@HOST
     #[arg(long, env = "UMBEL_NAME")]
     name: Option<String>,
@@ -288,6 +291,8 @@ pub struct Config {
     pub sweep: Duration,
     /// Time to stop in.
     pub grace: Duration,
+    /// Percent of it after which runs are handed back.
+    pub hand_back_at: u32,
     /// Celery node name.
     pub name: String,
     /// Hard limit of a run.
@@ -460,6 +465,7 @@ impl TryFrom<Args> for Config {
             renew_every: args.renew_every,
             sweep: args.sweep.min(args.lease / 4),
             grace: args.grace,
+            hand_back_at: args.hand_back_at,
             name: args.name.unwrap_or_else(|| format!("umbel@{}", hostname())),
             time_limit: args.time_limit,
             hand_backs: args.hand_backs,

@@ -11,16 +11,13 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use umbel_api::names::ANNOTATION_DELETION_COST;
 use umbel_api::workerpool::LastScale;
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
-use umbel_plan::deployment::{COST_ADMITTED, COST_BUSY};
 use umbel_plan::drain::{self, Rules, Turn};
-use umbel_plan::explain;
 use umbel_plan::pool::{Defaults, Pool, QueueFacts, Referred, validate};
 use umbel_plan::scaling::{self, History, Limits, Reading, Scale, calendar};
+use umbel_plan::{explain, shield};
 
 use crate::brokers::{Sample, Source, View};
 use crate::carry::{self, Done, Pass};
@@ -37,8 +34,6 @@ const SOON: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(1);
 /// A steady pool is looked at this often, should a change ever be missed.
 const RARELY: Duration = Duration::from_secs(300);
-/// A pod's deletion cost follows its tasks this slowly, so that short tasks cause no writes.
-const COST_DELAY: Duration = Duration::from_secs(10);
 
 /// A size that somebody else wrote is set right so many times …
 const CORRECTIONS: usize = 3;
@@ -195,11 +190,10 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         (turn, acted) = (fresh, Some(done));
     }
     let world = fleet.world(workers.as_ref(), decision.replicas);
+    let mut shield_ends = None;
     if acted.is_none() {
-        memory
-            .costs(pool, context, &fleet, workers.as_ref(), &world)
-            .await
-            .map_err(Error::Act)?;
+        let costs = memory.costs(pool, context, &fleet, workers.as_ref(), &world);
+        shield_ends = costs.await.map_err(Error::Act)?;
     }
     let fault = view
         .as_ref()
@@ -227,6 +221,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let look = memory.tell(pool, context, &status, clock).await?;
     let looks = [
         look,
+        shield_ends,
         memory.rests(pool, clock),
         memory.calendar.map(|at| until(at, now)),
     ];
@@ -609,7 +604,8 @@ impl Memory {
         }
     }
 
-    /// Deletion costs follow who is busy, slowly: the second line, should somebody else lower the Deployment.
+    /// Deletion costs follow who is busy, slowly: the second line, should somebody else lower the Deployment. So do the
+    /// shields; answers when to look again.
     async fn costs(
         &mut self,
         pool: &WorkerPool,
@@ -617,8 +613,8 @@ impl Memory {
         fleet: &Fleet,
         workers: Option<&Workers>,
         world: &drain::World,
-    ) -> Result<(), carry::Error> {
-        let Some(workers) = workers else { return Ok(()) };
+    ) -> Result<Option<Duration>, carry::Error> {
+        let Some(workers) = workers else { return Ok(None) };
         let clock = Instant::now();
         let pass = Pass {
             context,
@@ -629,28 +625,30 @@ impl Memory {
             doubts: self.doubts,
             broker: None,
         };
+        let (protection, now) = (&pool.spec.protection, Timestamp::now());
         let live: Vec<&drain::Pod> = world.live().filter(|pod| pod.marked).collect();
         self.busy_since.retain(|uid, _| live.iter().any(|pod| pod.uid == *uid));
+        let mut next: Option<Duration> = None;
         for pod in live {
-            let busy = pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
             let Some(object) = fleet.pod(&pod.uid) else { continue };
-            let raised = object.annotations().get(ANNOTATION_DELETION_COST) == Some(&COST_BUSY.to_string());
-            if busy == raised {
+            let busy = pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
+            let mut seen = observe::marks(object, busy);
+            if seen.busy == seen.raised {
                 self.busy_since.remove(&pod.uid);
-                continue;
+            } else {
+                let since = *self.busy_since.entry(pod.uid.clone()).or_insert(clock);
+                seen.differs_for = clock.duration_since(since);
             }
-            let since = *self.busy_since.entry(pod.uid.clone()).or_insert(clock);
-            // Up sooner than down: a pod that works again and again stays raised.
-            let delay = if busy { COST_DELAY } else { COST_DELAY * 6 };
-            if clock.duration_since(since) < delay {
-                continue;
+            let mark = shield::decide(protection, &seen, now);
+            if let Some(metadata) = shield::metadata(mark, protection, now) {
+                self.busy_since.remove(&pod.uid);
+                pass.mark(object, metadata).await?;
+            } else {
+                let left = shield::look(protection, &seen, now).map(|left| left.max(SOON));
+                next = next.into_iter().chain(left).min();
             }
-            self.busy_since.remove(&pod.uid);
-            let cost = if busy { COST_BUSY } else { COST_ADMITTED };
-            pass.annotate(object, json!({ ANNOTATION_DELETION_COST: cost.to_string() }))
-                .await?;
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Writes status if it is time; otherwise answers when to look again.

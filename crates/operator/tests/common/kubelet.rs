@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use umbel_broker::{Broker, Gate};
-use umbel_testkit::{Process, Signal, free_port};
+use umbel_testkit::{Process, Signal, TempDir, free_port};
 
 use super::{NAMESPACE, worker};
 
@@ -56,6 +56,7 @@ impl Kubelet {
             node: node.to_owned(),
             removals: removals.clone(),
             pids: pids.clone(),
+            files: Arc::new(TempDir::new("kubelet")),
         };
         let run = tokio::spawn(run(state));
         Kubelet {
@@ -90,6 +91,8 @@ struct State {
     node: String,
     removals: Books,
     pids: Arc<Mutex<HashMap<String, u32>>>,
+    /// What the pods' volumes hold.
+    files: Arc<TempDir>,
 }
 
 async fn join(client: &Client, name: &str) {
@@ -286,9 +289,37 @@ async fn environment(state: &State, pod: &Pod, port: u16) -> Option<BTreeMap<Str
         };
         env.insert(variable.name.clone(), value);
     }
+    mount(state, pod, &mut env).await?;
     env.insert("UMBEL_ADMIN_ADDR".into(), format!("127.0.0.1:{port}"));
     env.insert("UMBEL_LOG".into(), "warn,umbel_worker=info".into());
     Some(env)
+}
+
+/// Writes the files of projected Secrets, and points variables to them that speak of their mounts.
+async fn mount(state: &State, pod: &Pod, env: &mut BTreeMap<String, String>) -> Option<()> {
+    let spec = pod.spec.as_ref()?;
+    let api: Api<Secret> = Api::namespaced(state.client.clone(), NAMESPACE);
+    for mount in spec.containers.first()?.volume_mounts.iter().flatten() {
+        let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name)?;
+        let folder = state.files.path().join(pod.uid()?).join(&mount.name);
+        std::fs::create_dir_all(&folder).ok()?;
+        let sources = volume
+            .projected
+            .iter()
+            .flat_map(|projected| projected.sources.iter().flatten());
+        for secret in sources.filter_map(|source| source.secret.as_ref()) {
+            let data = api.get(&secret.name).await.ok()?.data?;
+            for item in secret.items.iter().flatten() {
+                std::fs::write(folder.join(&item.path), &data.get(&item.key)?.0).ok()?;
+            }
+        }
+        for value in env.values_mut() {
+            if let Some(file) = value.strip_prefix(&mount.mount_path) {
+                *value = format!("{}{file}", folder.display());
+            }
+        }
+    }
+    Some(())
 }
 
 async fn probe(port: u16) -> bool {

@@ -113,3 +113,21 @@ async fn w15_what_cannot_end_goes_back_to_the_head_of_its_list_uncharged() {
     assert_eq!(connection.hlen("umbel:att").await, Ok(0), "nobody is charged");
     assert_eq!(connection.hlen("umbel:unacked").await, Ok(0));
 }
+
+#[tokio::test]
+async fn w15_when_runs_are_handed_back_is_said_by_hand_back_at() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let mut worker = test_worker(&redis.url(), &history, &["--grace", "10m", "--hand-back-at", "1"]);
+    let mut celery = Celery::client(&redis.url()).await;
+    celery.send_all("test.work", vec![json!([600.0])], json!({})).await;
+    eventually(SOON, "it runs", async || history.total(Event::Started) == 1).await;
+    let begin = Instant::now();
+    worker.signal(Signal::Term);
+    assert!(worker.wait(SOON).await.success());
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_secs(6), "not before its time: after {took:?}");
+    let mut connection = redis.connection().await;
+    assert_eq!(connection.llen("celery").await, Ok(1), "it is handed back");
+    assert_eq!(connection.hlen("umbel:att").await, Ok(0), "and nobody is charged");
+}

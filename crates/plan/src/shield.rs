@@ -1,0 +1,148 @@
+//! What a busy pod carries: its deletion cost, and what shields it from whoever moves pods around.
+//!
+//! Cost and shield follow a pod's work slowly, so that short tasks cause no writes: up after ten seconds, down after a
+//! minute without a task. A shield ends after `maxHold` though the work goes on; it comes back only after the pod was idle.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use umbel_api::names::{
+    ANNOTATION_BUSY_SINCE, ANNOTATION_DELETION_COST, ANNOTATION_DO_NOT_DISRUPT, ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY,
+    LABEL_POOL,
+};
+use umbel_api::workerpool::{Protection, Shield};
+
+use crate::deployment::{COST_ADMITTED, COST_BUSY, labels};
+use crate::pool::Pool;
+use crate::scaling::signed;
+
+/// A pod counts as busy after so long.
+const UP: Duration = Duration::from_secs(10);
+/// And as idle after so long: sooner up than down, so that a pod that works again and again stays as it is.
+const DOWN: Duration = Duration::from_mins(1);
+
+/// One pod, as it works and as it is marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// It holds a task.
+    pub busy: bool,
+    /// It is marked as busy by its cost.
+    pub raised: bool,
+    /// For how long its work has differed from its mark.
+    pub differs_for: Duration,
+    /// Since when it is marked, where that was written down.
+    pub since: Option<Timestamp>,
+    /// Whether it is shielded now.
+    pub shielded: bool,
+}
+
+/// What to write on a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Nothing.
+    Keep,
+    /// It is busy.
+    Raise,
+    /// It has been shielded for as long as it may.
+    Unshield,
+    /// It is idle.
+    Lower,
+}
+
+/// What to write on a pod now.
+pub fn decide(protection: &Protection, seen: &Seen, now: Timestamp) -> Mark {
+    let Seen {
+        busy,
+        raised,
+        differs_for,
+        since,
+        shielded,
+    } = *seen;
+    let wants = !protection.on_eviction.is_empty();
+    let over = |since: Timestamp| now.duration_since(since) >= signed(protection.max_hold.get());
+    match (busy, raised) {
+        (true, false) if differs_for >= UP => Mark::Raise,
+        (false, true) if differs_for >= DOWN => Mark::Lower,
+        // The pool asks for a shield since then, or for none any more.
+        (true, true) if wants && since.is_none() => Mark::Raise,
+        (_, true) if shielded && (!wants || since.is_none_or(over)) => Mark::Unshield,
+        _ => Mark::Keep,
+    }
+}
+
+/// How long until time alone may call for another mark.
+pub fn look(protection: &Protection, seen: &Seen, now: Timestamp) -> Option<Duration> {
+    let differs = match (seen.busy, seen.raised) {
+        (true, false) => Some(UP.saturating_sub(seen.differs_for)),
+        (false, true) => Some(DOWN.saturating_sub(seen.differs_for)),
+        _ => None,
+    };
+    let since = seen.since.filter(|_| seen.shielded);
+    let ends = since.map(|since| {
+        let left = (since + signed(protection.max_hold.get())).duration_since(now);
+        Duration::try_from(left).unwrap_or_default()
+    });
+    differs.into_iter().chain(ends).min()
+}
+
+/// The metadata to merge into a pod's; nothing for [`Mark::Keep`].
+pub fn metadata(mark: Mark, protection: &Protection, now: Timestamp) -> Option<Value> {
+    let shields = &protection.on_eviction;
+    let given = |shield: Shield, value: &str| shields.contains(&shield).then(|| value.to_owned());
+    // Taken off are all of them: the pool may have asked for others before.
+    let gone = json!({
+        "labels": { LABEL_BUSY: null },
+        "annotations": { ANNOTATION_SAFE_TO_EVICT: null, ANNOTATION_DO_NOT_DISRUPT: null },
+    });
+    match mark {
+        Mark::Keep => None,
+        Mark::Raise if shields.is_empty() => Some(json!({ "annotations": {
+            ANNOTATION_DELETION_COST: COST_BUSY.to_string(),
+        }})),
+        Mark::Raise => Some(json!({
+            "labels": { LABEL_BUSY: given(Shield::DisruptionBudget, "true") },
+            "annotations": {
+                ANNOTATION_DELETION_COST: COST_BUSY.to_string(),
+                ANNOTATION_BUSY_SINCE: umbel_api::condition::whole_seconds(now).to_string(),
+                ANNOTATION_SAFE_TO_EVICT: given(Shield::SafeToEvict, "false"),
+                ANNOTATION_DO_NOT_DISRUPT: given(Shield::DoNotDisrupt, "true"),
+            },
+        })),
+        Mark::Unshield => Some(gone),
+        Mark::Lower => {
+            let mut idle = gone;
+            idle["annotations"][ANNOTATION_BUSY_SINCE] = Value::Null;
+            idle["annotations"][ANNOTATION_DELETION_COST] = json!(COST_ADMITTED.to_string());
+            Some(idle)
+        }
+    }
+}
+
+/// The disruption budget that allows no eviction of busy pods, where the pool asks for one.
+pub fn budget(pool: &Pool) -> Option<Value> {
+    pool.protection
+        .on_eviction
+        .contains(&Shield::DisruptionBudget)
+        .then(|| {
+            json!({
+                "apiVersion": "policy/v1",
+                "kind": "PodDisruptionBudget",
+                "metadata": {
+                    "name": budget_name(&pool.name),
+                    "namespace": pool.namespace,
+                    "labels": labels(pool),
+                    "ownerReferences": [pool.owner],
+                },
+                "spec": {
+                    "maxUnavailable": 0,
+                    "selector": { "matchLabels": { LABEL_POOL: pool.name, LABEL_BUSY: "true" } },
+                },
+            })
+        })
+}
+
+/// The name of a pool's disruption budget.
+pub fn budget_name(pool: &str) -> String {
+    format!("{pool}-busy")
+}
