@@ -194,7 +194,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let told = stop.quiet.clone();
     spawn_until(&background, crate::control::run(Arc::clone(&shared), told, backoff));
 
-    let told = consumer(&shared, shared.recycle.due().clone(), backoff).run().await;
+    let told = Box::pin(consumer(&shared, shared.recycle.due().clone(), backoff).run()).await;
     let told = recycle::finish(&shared, told, &stop.quiet).await;
     drain(&shared, told, &stop.now).await;
     let farewell = GOODBYE.min(shared.config.grace / 20);

@@ -241,7 +241,7 @@ impl Worker {
         for job in cluster_jobs(&config).await? {
             self.tasks.add(job.into());
         }
-        app::run(config, self.tasks, stop).await
+        Box::pin(app::run(config, self.tasks, stop)).await
     }
 }
 
