@@ -535,7 +535,7 @@ fn typed<T: Serialize + ?Sized>(value: &T) -> Result<Json, String> {
 /// Refuses what consumers would refuse.
 pub(crate) fn check_depth(json: &Json, limit: u32) -> Result<(), String> {
     // Nothing is deeper than it has brackets, and counting them costs nothing.
-    let opening = |count, byte: &u8| count + u8::from((*byte == b'[') | (*byte == b'{'));
+    let opening = |count, byte: &u8| count + u8::from(matches!(byte, b'[' | b'{'));
     let stretches = json.as_str().as_bytes().chunks(usize::from(u8::MAX));
     if stretches
         .map(|bytes| usize::from(bytes.iter().fold(0, opening)))
