@@ -139,20 +139,22 @@ impl Stage {
         Effects::of(&self.done(), own)
     }
 
-    /// Nothing waits, nothing runs, nothing is due.
+    /// Nothing waits, nothing runs, nothing is due: looked at in one step, for what ends may be followed by what waits.
     pub(crate) async fn is_idle(&mut self) -> bool {
-        let mut left = 0_u64;
+        let mut look = redis::pipe();
+        look.atomic();
         for queue in &self.queues {
             for step in ["", "\u{6}\u{16}3", "\u{6}\u{16}6", "\u{6}\u{16}9"] {
-                let key = format!("{}{queue}{step}", self.prefix);
-                left += self.connection.llen::<_, u64>(key).await.expect("a list");
+                look.llen(format!("{}{queue}{step}", self.prefix));
             }
-            let delayed = format!("{}umbel:delayed:{queue}", self.prefix);
-            left += self.connection.zcard::<_, u64>(delayed).await.expect("a set");
+            look.zcard(format!("{}umbel:delayed:{queue}", self.prefix));
         }
-        let held = format!("{}umbel:unacked", self.prefix);
-        left += self.connection.hlen::<_, u64>(held).await.expect("a hash");
-        left == 0
+        look.hlen(format!("{}umbel:unacked", self.prefix));
+        let left: Vec<u64> = look
+            .query_async(&mut self.connection)
+            .await
+            .expect("lists, sets and a hash");
+        left.iter().sum::<u64>() == 0
     }
 
     /// Waits until the record holds all that was done before.
