@@ -129,7 +129,7 @@ async fn b5_a_worker_with_a_wrong_clock_takes_nothing_and_is_early_for_nothing()
         .iter()
         .map(|stored| &stored["document"]["result"])
         .collect();
-    results.sort_by_key(|result| result.to_string());
+    results.sort_by_key(ToString::to_string);
     assert_eq!(results, [&json!("once"), &json!(4)]);
     assert_eq!(ours.messages, Vec::<Value>::new(), "nothing was put back");
 }
