@@ -1,4 +1,5 @@
 //! `WorkerPool`: a fleet of workers.
+#![allow(clippy::struct_field_names, reason = "they are those of the object")]
 
 mod protection;
 mod scaling;

@@ -1,6 +1,11 @@
 //! What is written on busy pods, and when.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::unnecessary_wraps,
+    reason = "helpers of tests"
+)]
 
 use std::time::Duration;
 

@@ -117,7 +117,8 @@ impl Window {
 pub fn apply(limits: Limits, windows: &[Window], now: Timestamp) -> (Limits, Option<Timestamp>) {
     let mut limits = limits;
     let mut changes = None;
-    let (mut min, mut max): (Option<(u32, &str)>, Option<(u32, &str)>) = (None, None);
+    let mut min: Option<(u32, &str)> = None;
+    let mut max: Option<(u32, &str)> = None;
     for window in windows {
         let (is_active, until) = window.at(now);
         changes = [changes, until].into_iter().flatten().min();
