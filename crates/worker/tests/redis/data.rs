@@ -18,6 +18,8 @@ async fn r21_a_server_whose_clock_jumps_takes_no_lease_back_and_freezes_none() {
         &["--concurrency", "6", "--admin-addr", admin.address()],
     );
     admitted(&redis, 1).await;
+    // A jump is one between two sweeps.
+    worker.says(SOON, "first sweep of this data set").await;
     let mut connection = redis.connection().await;
     for (name, offset, words) in [
         ("ahead", 3600, "clock of the server jumped"),
