@@ -50,7 +50,11 @@ impl Script {
 fn needed(text: &str) -> String {
     let prelude = include_str!("scripts/prelude.lua");
     let is_start = |at: &usize| prelude[*at..].starts_with("local ") && (*at == 0 || prelude[..*at].ends_with('\n'));
-    let starts: Vec<usize> = prelude.match_indices("local ").map(|(at, _)| at).filter(is_start).collect();
+    let starts: Vec<usize> = prelude
+        .match_indices("local ")
+        .map(|(at, _)| at)
+        .filter(is_start)
+        .collect();
     let mut kept: Vec<&str> = Vec::new();
     let mut end = prelude.len();
     for start in starts.into_iter().rev() {
@@ -70,9 +74,8 @@ fn needed(text: &str) -> String {
 /// Is the name in a text, not only as a part of a longer one?
 fn has_word(text: &str, name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.match_indices(name).any(|(at, _)| {
-        !text[..at].ends_with(is_part) && !text[at + name.len()..].starts_with(is_part)
-    })
+    text.match_indices(name)
+        .any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + name.len()..].starts_with(is_part))
 }
 
 macro_rules! scripts {
@@ -307,10 +310,22 @@ mod tests {
     #[test]
     fn a_script_carries_what_it_uses_of_the_prelude() {
         for (script, has, has_not) in [
-            (&ACK, &["local function let_go", "local function unrecord"][..], "local function lay_aside"),
-            (&RESERVE, &["local function lay_aside", "local STEP", "local P, SEP"], "local function let_go"),
+            (
+                &ACK,
+                &["local function let_go", "local function unrecord"][..],
+                "local function lay_aside",
+            ),
+            (
+                &RESERVE,
+                &["local function lay_aside", "local STEP", "local P, SEP"],
+                "local function let_go",
+            ),
             (&RENEW, &["local function micros", "local U"], "local function gate"),
-            (&SETTLE, &["local function follow", "local function end_lease"], "local function set_gate"),
+            (
+                &SETTLE,
+                &["local function follow", "local function end_lease"],
+                "local function set_gate",
+            ),
         ] {
             for part in has {
                 assert!(script.body.contains(part), "{}: {part}", script.name);

@@ -25,8 +25,8 @@
 //! The scripts in `scripts/` say for each what it reads, writes and returns. They pop and remove **last**: an error
 //! anywhere earlier leaves the message where it was, at worst twice.
 
-mod admin;
 mod address;
+mod admin;
 mod bind;
 mod call;
 mod chord;
@@ -43,10 +43,10 @@ mod fire;
 mod gate;
 mod keys;
 mod limits;
-mod peek;
 mod link;
 mod open;
 mod options;
+mod peek;
 mod peers;
 mod place;
 mod publish;
@@ -80,9 +80,9 @@ pub use fanout::{FanoutBinding, FanoutChannel};
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};
 pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
 pub use keys::{Keys, PRIORITY_STEPS, SEPARATOR, parse_separator, parse_steps};
+pub use limits::{QueuePolicy, Rate};
 pub use options::ServerOptions;
 pub use peek::{Leased, Peeked, Place};
-pub use limits::{QueuePolicy, Rate};
 pub use publish::{Fate, Publication, Replicas, Undelivered};
 pub use registry::{Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
@@ -93,9 +93,9 @@ pub use route::{Binding, ExchangeKind, route};
 pub use settle::{AckGroup, End, FollowUp, Settlement};
 pub use survey::{Durability, Survey};
 pub use sweep::{GivenUp, JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
-pub use turns::{Ask, Once, Turn};
-pub use unique::Until;
 pub use tls::{Pem, Tls};
 pub use trouble::Trouble;
+pub use turns::{Ask, Once, Turn};
+pub use unique::Until;
 pub use wake::{Look, Waker};
 pub use watch::{Watch, Watcher};

@@ -56,7 +56,7 @@ fn moved() -> RedisError {
 #[derive(Clone)]
 pub(crate) struct Connection {
     inner: MultiplexedConnection,
-    _driver: Arc<Driver>,
+    driver: Arc<Driver>,
     watch: Option<Arc<Watch>>,
 }
 
@@ -64,7 +64,7 @@ impl Connection {
     pub(crate) fn new(inner: MultiplexedConnection, driver: Driver, place: &Arc<Place>, born: State) -> Connection {
         Connection {
             inner,
-            _driver: Arc::new(driver),
+            driver: Arc::new(driver),
             watch: place.is_watched().then(|| {
                 Arc::new(Watch {
                     place: Arc::clone(place),
@@ -84,7 +84,7 @@ impl Connection {
     }
 
     fn is_same(&self, other: &Connection) -> bool {
-        Arc::ptr_eq(&self._driver, &other._driver)
+        Arc::ptr_eq(&self.driver, &other.driver)
     }
 }
 

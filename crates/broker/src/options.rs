@@ -44,7 +44,7 @@ impl ServerOptions {
     /// # Errors
     /// [`Error::Address`].
     pub fn config(&self) -> Result<Config, Error> {
-        let mut config = address(given(self.url.as_ref()), file(self.url_file.as_ref()))?.ok_or(Error::Address {
+        let mut config = address(given(self.url.as_ref()), file(self.url_file.as_ref())).ok_or(Error::Address {
             reason: "there is none: give an address or a file with it".into(),
         })?;
         config.tls = self.tls()?;
@@ -58,7 +58,7 @@ impl ServerOptions {
     /// # Errors
     /// [`Error::Address`].
     pub fn beside(&self, url: Option<&String>, url_file: Option<&PathBuf>) -> Result<Option<Config>, Error> {
-        let Some(mut config) = address(given(url), file(url_file))? else {
+        let Some(mut config) = address(given(url), file(url_file)) else {
             return Ok(None);
         };
         let is_clear = config
@@ -105,18 +105,19 @@ impl ServerOptions {
     }
 }
 
-fn address(url: Option<String>, url_file: Option<PathBuf>) -> Result<Option<Config>, Error> {
-    Ok(match (url, url_file) {
+fn address(url: Option<String>, url_file: Option<PathBuf>) -> Option<Config> {
+    match (url, url_file) {
         (_, Some(path)) => Some(Config::in_file(path)),
         (Some(url), None) => Some(Config::new(&url)),
         (None, None) => None,
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps, reason = "what the fields hold")]
     fn some(text: &str) -> Option<String> {
         Some(text.to_owned())
     }

@@ -206,13 +206,7 @@ impl Broker {
     ///
     /// # Cancellation
     /// As an error: it may or may not have happened.
-    pub async fn ack(
-        &self,
-        worker: &str,
-        ttl: u64,
-        has_counted: bool,
-        groups: &[AckGroup],
-    ) -> Result<u64, Error> {
+    pub async fn ack(&self, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Result<u64, Error> {
         let mut args = Args::new(&ACK, self.keys.scope())
             .arg(worker)
             .arg(ttl)

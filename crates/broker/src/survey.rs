@@ -236,11 +236,9 @@ impl Broker {
             Some(Err(_)) | None => Facts::new(),
         };
         let mut config = Facts::new();
-        for reply in replies.by_ref().take(SETTINGS.len()) {
-            // A user without the right, or a server without the command.
-            if let Ok(value) = reply {
-                config.extend(redis::from_redis_value::<Facts>(value).unwrap_or_default());
-            }
+        // The others are of a user without the right, or of a server without the command.
+        for value in replies.by_ref().take(SETTINGS.len()).flatten() {
+            config.extend(redis::from_redis_value::<Facts>(value).unwrap_or_default());
         }
         let unsupported = |reason| Error::Unsupported {
             server: self.server(),

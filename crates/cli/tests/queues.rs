@@ -877,7 +877,10 @@ async fn an_address_may_stand_in_a_file_and_a_certificate_is_not_waived() {
     let (code, err) = run(&["--redis-url-file", file.to_str().unwrap()]).await;
     assert_eq!(code, 0, "{err}");
     let (code, err) = run(&["--redis-url-file", "/nonexistent/url"]).await;
-    assert!(code == 1 && err.contains("/nonexistent/url: No such file"), "{code}: {err}");
+    assert!(
+        code == 1 && err.contains("/nonexistent/url: No such file"),
+        "{code}: {err}"
+    );
     // A server that speaks no TLS is refused, not asked in the clear.
     let (code, err) = run(&["--redis-url", &server.url().replace("redis://", "rediss://")]).await;
     assert!(code == 1 && err.contains("connect to redis"), "{code}: {err}");

@@ -534,7 +534,20 @@ async fn a_pool_is_explained_from_its_status() {
     let row: Vec<&str> = listed.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(
         row[..12],
-        ["pools", "w", "q", "-", "3", "1", "1", "0", "1/6", "-", "-", "LessDemand"],
+        [
+            "pools",
+            "w",
+            "q",
+            "-",
+            "3",
+            "1",
+            "1",
+            "0",
+            "1/6",
+            "-",
+            "-",
+            "LessDemand"
+        ],
         "{listed}"
     );
     assert!(listed.trim_end().ends_with(sentence), "{listed}");
@@ -542,19 +555,27 @@ async fn a_pool_is_explained_from_its_status() {
     // Nobody empties the pool here, so the wait ends without success; what is wanted stands in the spec.
     let late = at(&flags, &["pool", "drain", "w", "--timeout", "1s"]).await;
     assert!(
-        late.code == 1 && late.err.contains("WorkerPool pools/w has 3 pods after 1s; it goes on to empty itself"),
+        late.code == 1
+            && late
+                .err
+                .contains("WorkerPool pools/w has 3 pods after 1s; it goes on to empty itself"),
         "{}",
         late.err
     );
     let spec = async || pools.get("w").await.unwrap().spec.suspend;
     assert!(spec().await);
-    let empty = json!({"status": {"replicas": 0, "observedGeneration": pools.get("w").await.unwrap().metadata.generation}});
+    let empty =
+        json!({"status": {"replicas": 0, "observedGeneration": pools.get("w").await.unwrap().metadata.generation}});
     pools
         .patch_status("w", &PatchParams::default(), &Patch::Merge(&empty))
         .await
         .unwrap();
     let done = at(&flags, &["pool", "drain", "w", "--timeout", "1m"]).await;
-    assert!(done.code == 0 && done.err.contains("WorkerPool pools/w is empty"), "{}", done.err);
+    assert!(
+        done.code == 0 && done.err.contains("WorkerPool pools/w is empty"),
+        "{}",
+        done.err
+    );
     good(at(&flags, &["pool", "resume", "w"]).await);
     assert!(!spec().await);
     let absent = at(&flags, &["pool", "explain", "nope"]).await;

@@ -85,6 +85,10 @@ impl Client {
         if id == task.id() && self.inner.options.events {
             self.tell(items).await;
         }
-        Ok(Handle::new(self, ResultTuple::task(&id), task.ignore_result == Some(true)))
+        Ok(Handle::new(
+            self,
+            ResultTuple::task(&id),
+            task.ignore_result == Some(true),
+        ))
     }
 }

@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::lossy::Stderr;
-use crate::task::{self, WithFacts};
 pub use crate::lossy::dropped;
+use crate::task::{self, WithFacts};
 
 /// The variable that chooses what is logged, in `tracing`'s filter syntax.
 pub const FILTER_VARIABLE: &str = "UMBEL_LOG";

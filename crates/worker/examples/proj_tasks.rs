@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
-use umbel_worker::{Arguments, Failed, Failure, Job, JobContext, Json, Outcome, Retry, Signature, Stop, TaskOptions, Worker};
+use umbel_worker::{
+    Arguments, Failed, Failure, Job, JobContext, Json, Outcome, Retry, Signature, Stop, TaskOptions, Worker,
+};
 
 /// A sum of numbers, as Python adds: whole where all are. The error is what is no number.
 fn sum<'a>(numbers: impl IntoIterator<Item = &'a Value>) -> Result<Value, &'a Value> {

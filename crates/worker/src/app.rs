@@ -214,7 +214,10 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         }
         Err(_) => tracing::warn!("stopped without a goodbye; the lease returns what is held"),
     }
-    anyhow::ensure!(!watch.has_given_up(), "too many slots were stuck in tasks that ignored their hard limit");
+    anyhow::ensure!(
+        !watch.has_given_up(),
+        "too many slots were stuck in tasks that ignored their hard limit"
+    );
     Ok(())
 }
 

@@ -247,6 +247,7 @@ pub struct Pod {
 }
 
 /// A worker's configuration, checked.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The broker.
@@ -569,7 +570,8 @@ fn parse_concurrency(text: &str) -> Result<usize, String> {
 
 /// A name that a channel of Redis and a key can be made of.
 fn parse_exchange(text: &str) -> Result<String, String> {
-    let is_name = (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let is_name =
+        (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     let name = is_name.then(|| text.to_owned());
     name.ok_or_else(|| "must have 1 to 200 letters, digits, dots, dashes and underscores".into())
 }
@@ -614,13 +616,27 @@ mod tests {
 
     #[test]
     fn queues_have_weights_and_limits() {
-        let config = config(&["--queue", "a=3,b", "--queue-rate", "a=10/s,5/1m", "--consumption", "strict"]).unwrap();
+        let config = config(&[
+            "--queue",
+            "a=3,b",
+            "--queue-rate",
+            "a=10/s,5/1m",
+            "--consumption",
+            "strict",
+        ])
+        .unwrap();
         assert_eq!(config.queues, ["a", "b"]);
         assert_eq!(config.weights, [("a".to_owned(), 3)]);
         assert_eq!(config.consumption, Consumption::Strict);
         assert_eq!(config.limits.queue_rates.len(), 2);
         let all = ["umbel-worker", "--redis-url", "redis://127.0.0.1/0"];
-        for bad in [["--queue-rate", "a=often"], ["--per-key", "x"], ["--max-memory", "much"], ["--max-tasks", "0"], ["--queue-max-in-flight", "0"]] {
+        for bad in [
+            ["--queue-rate", "a=often"],
+            ["--per-key", "x"],
+            ["--max-memory", "much"],
+            ["--max-tasks", "0"],
+            ["--queue-max-in-flight", "0"],
+        ] {
             assert!(Args::try_parse_from(all.iter().chain(&bad)).is_err(), "{bad:?}");
         }
         assert!(super::tests::config(&["--queue", "a=0"]).is_err());

@@ -125,7 +125,10 @@ impl Consumer {
             delivery.sends = sends;
             job = Some(builtin);
         }
-        match (admit(&delivery.message, job.is_some(), now, self.shared.config.expires_after), job) {
+        match (
+            admit(&delivery.message, job.is_some(), now, self.shared.config.expires_after),
+            job,
+        ) {
             (Admission::Run, Some(job)) => {
                 let options = self.shared.tasks.options(&delivery.message.task);
                 if let Some(version) = skew::too_new(&delivery.message, options) {

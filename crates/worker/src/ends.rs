@@ -55,7 +55,13 @@ impl Shared {
             Ok(places) => places.zip(ended.drain(..)).for_each(|(place, ended)| place.send(ended)),
             Err(_) => {
                 tracing::error!("nobody settles any more: the lease will");
-                self.leases.remove(ended.drain(..).map(|ended| ended.settlement.lid).collect::<Vec<_>>().iter());
+                self.leases.remove(
+                    ended
+                        .drain(..)
+                        .map(|ended| ended.settlement.lid)
+                        .collect::<Vec<_>>()
+                        .iter(),
+                );
             }
         }
     }
@@ -208,7 +214,10 @@ impl Shared {
         reason: String,
         trail: &[Json],
     ) {
-        match self.causes.tell(&delivery.message.task, &failure.exc_type, Instant::now()) {
+        match self
+            .causes
+            .tell(&delivery.message.task, &failure.exc_type, Instant::now())
+        {
             Some(untold) => tracing::warn!(
                 task.id = %delivery.message.id, task.name = %delivery.message.task, queue = %delivery.queue, untold,
                 reason = %loggable(failure, &reason), "task failed: dead letter"

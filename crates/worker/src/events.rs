@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use umbel_protocol::canvas::Outgoing;
 use umbel_protocol::event::{Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp, TaskInfo};
-use umbel_protocol::message::TaskMessage;
 use umbel_protocol::iso;
+use umbel_protocol::message::TaskMessage;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -293,7 +293,10 @@ pub(crate) fn sent(outgoing: &Outgoing) -> Event {
             eta: time(&task.eta_text, task.eta),
             expires: time(&task.expires_text, task.expires),
         },
-        queue: outgoing.exchange.as_ref().map_or_else(|| task.queue.clone(), |_| String::new()),
+        queue: outgoing
+            .exchange
+            .as_ref()
+            .map_or_else(|| task.queue.clone(), |_| String::new()),
         exchange: outgoing.exchange.clone().unwrap_or_default(),
         routing_key: task.queue.clone(),
     }

@@ -103,7 +103,9 @@ pub(crate) fn registered(shared: &Shared, items: &[String]) -> Json {
         items.iter().map(String::as_str).collect()
     };
     answer::names(shared.tasks.names().into_iter().map(|name| {
-        let values = items.iter().filter_map(|item| Some((*item, attribute(shared, &name, item)?)));
+        let values = items
+            .iter()
+            .filter_map(|item| Some((*item, attribute(shared, &name, item)?)));
         let values: Vec<(&str, String)> = values.collect();
         let shown: Vec<(&str, &str)> = values.iter().map(|(item, value)| (*item, value.as_str())).collect();
         answer::registered(&name, &shown)

@@ -1,10 +1,10 @@
 //! What a worker counts. Labels are bounded by its configuration: queues and task names that it knows.
 
+use umbel_telemetry::metrics::Registry;
 use umbel_telemetry::metrics::counter::Counter;
 use umbel_telemetry::metrics::encoding::EncodeLabelSet;
 use umbel_telemetry::metrics::family::Family;
 use umbel_telemetry::metrics::gauge::Gauge;
-use umbel_telemetry::metrics::Registry;
 
 use crate::counts::Counts;
 
@@ -91,7 +91,11 @@ impl Metrics {
                 "New connections of the one that takes messages",
                 Counter::default(),
             ),
-            broker_errors: registry.add("broker_errors", "Calls to Redis that failed, by kind", Family::default()),
+            broker_errors: registry.add(
+                "broker_errors",
+                "Calls to Redis that failed, by kind",
+                Family::default(),
+            ),
             broker_durability: registry.add(
                 "broker_durability",
                 "1 for the level that the server's settings promise",
@@ -135,7 +139,10 @@ mod tests {
         let _metrics = Metrics::new(&mut registry);
         let _sample = crate::sample::Sample::new(&mut registry);
         let document = include_str!("../../../docs/metrics.md");
-        let table = document.split("## The worker").nth(1).and_then(|rest| rest.split("\n## ").next());
+        let table = document
+            .split("## The worker")
+            .nth(1)
+            .and_then(|rest| rest.split("\n## ").next());
         let told: BTreeSet<String> = table
             .unwrap()
             .lines()

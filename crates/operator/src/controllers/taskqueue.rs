@@ -168,7 +168,7 @@ async fn allow(ctx: &Context, queue: &TaskQueue) {
         Ok(false) => {}
         Ok(true) => tracing::info!(queue = %queue.name_any(), ?policy, "what the queue allows is set at its broker"),
         Err(err) => {
-            tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "what the queue allows is set later")
+            tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "what the queue allows is set later");
         }
     }
 }

@@ -81,7 +81,10 @@ pub fn salvage(raw: &[u8], limits: &Limits, bodies: &dyn Bodies) -> Option<TaskM
             let (headers, call) = legacy::split(body, bounds(limits)).ok()?;
             (headers, call.embed)
         }
-        Some(body) => (envelope.headers, split_body(body, limits).ok().and_then(|call| call.embed)),
+        Some(body) => (
+            envelope.headers,
+            split_body(body, limits).ok().and_then(|call| call.embed),
+        ),
         None => (envelope.headers, None),
     };
     let named = |value| optional_name(value, "", limits).ok().and(value);
@@ -107,7 +110,15 @@ pub fn salvage(raw: &[u8], limits: &Limits, bodies: &dyn Bodies) -> Option<TaskM
         kwargs: Cow::Borrowed("{}"),
         embed: embed.filter(|embed| embed.starts_with('{')),
     };
-    assemble(&headers, &properties, envelope.all_headers, &call, limits, &TimeZone::UTC).ok()
+    assemble(
+        &headers,
+        &properties,
+        envelope.all_headers,
+        &call,
+        limits,
+        &TimeZone::UTC,
+    )
+    .ok()
 }
 
 /// One header of a message, which is not read beyond its headers; `None` if there is none, or no message.

@@ -17,8 +17,8 @@ use crate::json::Json;
 pub use body::{Bodies, Body, OnlyJson};
 pub use decode::{body, decode, decode_with, header, salvage};
 pub use encode::{BodyEncoding, NewTask, expiration};
-pub use parts::TaskParts;
 pub use names::OWN_HEADERS;
+pub use parts::TaskParts;
 pub use reason::{Malformed, Reason, quoted};
 pub use retry::{Retry, next_try, retry, with_headers};
 

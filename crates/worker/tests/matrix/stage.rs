@@ -10,7 +10,7 @@ use crate::support::{admitted, test_worker};
 
 /// A client.
 pub(crate) enum Client {
-    Umbel(Ours),
+    Umbel(Box<Ours>),
     Celery(Celery),
     Node(CeleryNode),
 }
@@ -134,7 +134,7 @@ pub(crate) fn database(redis: &Redis, runner: Runner) -> String {
 /// A producer's client, whose own application is this one.
 pub(crate) async fn client(producer: Producer, app: &App, options: &Options) -> Client {
     match producer {
-        Producer::Umbel => Client::Umbel(Ours::with(options.clone())),
+        Producer::Umbel => Client::Umbel(Box::new(Ours::with(options.clone()))),
         Producer::Celery(version) => Client::Celery(Celery::client_of(version, app).await),
         Producer::Node => Client::Node(CeleryNode::client().await),
     }

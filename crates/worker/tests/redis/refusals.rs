@@ -191,6 +191,7 @@ async fn r20_keys_of_another_type_are_named_and_hold_up_nobody_else() {
     let mut worker = test_worker(&redis.url(), &history, &["--queue", "celery,spoiled"]);
     goes_through(&mut connection, &history, "beside").await;
     worker.says(SOON, "spoiled").await;
+    settled(&mut connection).await;
     // A key of ours: nothing can be taken, it is said which, and it is over when the key is gone.
     let _: () = connection.del("umbel:lease").await.expect("deleted");
     let _: () = connection.set("umbel:lease", "x").await.expect("set");
