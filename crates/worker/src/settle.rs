@@ -28,8 +28,12 @@ pub(crate) struct Ended {
 
 /// Ends in one call: Redis is busy for about a millisecond with so many.
 const BATCH: usize = 256;
-/// Pause after the first failed attempt; doubles up to a second.
+/// Pause after the first failed attempt; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause while the server is away: slots wait for what cannot be settled, so it is seen soon that it is back.
+const AWAY: Duration = Duration::from_millis(200);
+/// Longest pause between two attempts that it refuses.
+const REFUSING: Duration = Duration::from_secs(1);
 /// Ends that the server refuses (a key of another type) and that are tried again beside all others.
 const REFUSED: usize = 64;
 
@@ -257,7 +261,7 @@ impl Settler {
                     }
                     is_repeated = true;
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(1));
+                    pause = (pause * 2).min(if is_refused(&err) { REFUSING } else { AWAY });
                 }
             }
         }
