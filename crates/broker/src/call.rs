@@ -14,19 +14,27 @@ pub(crate) struct Script {
     hash: String,
 }
 
-/// Scripts that a server also runs when its memory is full: they free memory in the end, or keep what is held from being
-/// taken for abandoned. The others are refused then.
-const WITHOUT_MEMORY: [&str; 10] = [
+/// Scripts that a server also runs when its memory is full: they free memory in the end, as a backlog that fills it can
+/// only be worked off, or keep what is held from being taken for abandoned. The others are refused then.
+const WITHOUT_MEMORY: [&str; 18] = [
     "ack",
     "close_self",
     "early",
     "gate",
     "goodbye",
     "heartbeat",
+    "hello",
+    "promote",
+    "reclaim",
     "renew",
+    "reserve",
+    "reserve_suspect",
     "settle",
     "step",
     "store_result",
+    "sweep",
+    "taker",
+    "turns",
 ];
 
 impl Script {

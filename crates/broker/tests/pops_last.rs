@@ -143,22 +143,28 @@ async fn a_key_of_another_type_costs_no_message() {
 }
 
 #[tokio::test]
-async fn without_memory_nothing_is_taken_and_what_was_taken_can_be_acknowledged() {
+async fn without_memory_what_waits_is_taken_and_acknowledged_and_nothing_new_is_accepted() {
     let server = Redis::start().await;
     let mut stage = stage(&server).await;
-    let batch = stage.take(1).await.expect("there is memory");
-    let memory = async |stage: &mut Stage, bytes: &str| {
-        let mut set = redis::cmd("CONFIG");
-        set.arg("SET").arg("maxmemory").arg(bytes);
-        set.query_async::<()>(&mut stage.redis)
-            .await
-            .expect("the server answers");
-    };
-    memory(&mut stage, "1").await;
-    let refused = stage.take(1).await.expect_err("there is no memory");
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET").arg("maxmemory").arg("1");
+    set.query_async::<()>(&mut stage.redis)
+        .await
+        .expect("the server answers");
+    let refused = stage
+        .redis
+        .lpush::<_, _, ()>("q", "more")
+        .await
+        .expect_err("there is no memory");
     assert_eq!(refused.code(), Some("OOM"), "{refused:?}");
-    assert_eq!(stage.redis.llen("q").await, Ok(2), "the others stay queued");
-    let leases = vec![(batch.taken[0].lid.clone(), "id".to_owned())];
+    // A backlog that fills the memory would stay for ever otherwise.
+    let batch = stage.take(5).await.expect("what waits is taken");
+    assert_eq!(batch.taken.len(), 3);
+    let leases = batch
+        .taken
+        .iter()
+        .map(|one| (one.lid.clone(), "id".to_owned()))
+        .collect();
     let group = AckGroup {
         queue: "q".into(),
         leases,
@@ -170,11 +176,39 @@ async fn without_memory_nothing_is_taken_and_what_was_taken_can_be_acknowledged(
         .await
         .expect("an acknowledgement frees memory");
     assert_eq!(lost, 0);
-    memory(&mut stage, "0").await;
-    assert_eq!(
-        stage.take(5).await.map(|batch| batch.taken.len()).ok(),
-        Some(2),
-        "and then it goes on"
-    );
-    assert_eq!(stage.redis.hlen("umbel:unacked").await, Ok(2));
+    assert_eq!(stage.redis.hlen("umbel:unacked").await, Ok(0));
+    assert_eq!(stage.redis.llen("q").await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_right_that_is_missing_multiplies_and_hides_no_message() {
+    let server = Redis::start().await;
+    let commands = [
+        "ltrim", "hlen", "lrange", "hset", "zadd", "hincrby", "set", "get", "hget", "time", "exists",
+    ];
+    for command in commands {
+        let mut stage = stage(&server).await;
+        // The connection is there already: its user changes under it, as when somebody edits the ACL.
+        redis::cmd("ACL")
+            .arg("SETUSER")
+            .arg("default")
+            .arg(format!("-{command}"))
+            .query_async::<()>(&mut stage.redis)
+            .await
+            .expect("the server answers");
+        let mut taken = 0;
+        for _ in 0..3 {
+            taken += stage.take(2).await.map_or(0, |batch| batch.taken.len());
+        }
+        redis::cmd("ACL")
+            .arg("SETUSER")
+            .arg("default")
+            .arg(format!("+{command}"))
+            .query_async::<()>(&mut stage.redis)
+            .await
+            .expect("the server answers");
+        let waiting: usize = stage.redis.llen("q").await.expect("the server answers");
+        let held: usize = stage.redis.hlen("umbel:unacked").await.expect("the server answers");
+        assert_eq!((waiting, held), (3 - taken, taken), "without {command}");
+    }
 }

@@ -439,3 +439,29 @@ async fn an_answer_goes_to_who_asked_and_never_into_a_queue() {
     assert!(broker.answer(&answer(replies, "c1")).await.expect("answered"));
     assert_eq!(connection.llen(client).await, Ok(1));
 }
+
+#[tokio::test]
+async fn what_was_taken_unheard_comes_back_although_as_much_was_settled_unheard() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    let queues = queues(&broker, &["q"]);
+    let mut reserver = reserver(&redis, "w", Duration::from_mins(1));
+    reserver.ensure(Vec::new).await.expect("the server answers");
+    let messages = vec![b"first".to_vec(), b"second".to_vec()];
+    broker.publish("q", 0, &messages).await.expect("the server answers");
+    let first = take(&mut reserver, 1, &queues).await.taken[0].lid.clone();
+    broker
+        .settle(10, &[end(&first, Vec::new())])
+        .await
+        .expect("the server answers");
+    drop(take(&mut reserver, 1, &queues).await);
+    // The answers to both were lost on the way: the worker still names the first and knows of no second.
+    reserver.forget();
+    reserver
+        .ensure(|| vec![first.clone()])
+        .await
+        .expect("the server answers");
+    assert_eq!(reserver.take_hello().map(|hello| hello.handed_back), Some(1));
+    assert_eq!(connection.lpop("q", None).await, Ok("second".to_owned()));
+    assert_eq!(connection.hlen("umbel:unacked").await, Ok(0));
+}

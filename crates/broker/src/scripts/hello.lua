@@ -21,7 +21,8 @@ if not redis.call('GET', U .. 'gen') then redis.call('SET', U .. 'gen', ARGV[4])
 local named, count = {}, 0
 for i = at, #ARGV do
   named[ARGV[i]] = true
-  count = count + 1
+  -- Of those that it names some may be over: settled, and the answer was never heard.
+  if worker_of(ARGV[i]) == worker and redis.call('ZSCORE', U .. 'lease', ARGV[i]) then count = count + 1 end
 end
 local back = {}
 if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) ~= count then

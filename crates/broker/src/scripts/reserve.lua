@@ -121,6 +121,18 @@ for i, rate in pairs(rates) do
   end
 end
 
+-- All that can be refused comes before anything is written: what is taken without its worker hearing of it costs the
+-- message a delivery, and what cannot be popped would be taken again and again.
+local term = ARGV[7] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[7]) or '0'
+local deaths = redis.call('HLEN', U .. 'att')
+for index, list in ipairs(lists) do
+  if taken[index] or oversized[index] then redis.call('LTRIM', list, 0, -1) end
+end
+for _, rate in pairs(rates) do
+  redis.call('HSET', rate.key, 'tat', string.format('%.0f', rate.tat))
+  redis.call('PEXPIRE', rate.key, math.ceil((rate.tat - rate.now) / 1000) + 60000)
+end
+
 -- Into the quarantine before anything is taken: one that is of another type leaves the message where it is.
 for index, raw in pairs(oversized) do
   local list = lists[index]
@@ -173,10 +185,5 @@ if count > 0 then
 end
 -- Not RPOP: that would hand the bytes over once more.
 for index, gone in pairs(taken) do redis.call('LTRIM', lists[index], 0, -1 - gone) end
-for _, rate in pairs(rates) do
-  redis.call('HSET', rate.key, 'tat', string.format('%.0f', rate.tat))
-  redis.call('PEXPIRE', rate.key, math.ceil((rate.tat - rate.now) / 1000) + 60000)
-end
-local term = ARGV[7] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[7]) or '0'
-return { 'ok', term or '0', first, redis.call('HLEN', U .. 'att'), raws, runs, faults,
+return { 'ok', term or '0', first, deaths, raws, runs, faults,
   time[1] .. '.' .. string.sub('000000', #time[2] + 1) .. time[2], blocked and string.format('%.6f', blocked) or '' }

@@ -8,6 +8,8 @@ if not g then return { 'unknown' } end
 if g.epoch ~= tonumber(ARGV[3]) then return { 'epoch' } end
 if g.state ~= 'open' then return { 'gate' } end
 if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) > 0 then return { 'busy' } end
+-- Before anything is written: what is taken without its worker hearing of it costs the message a delivery.
+local term = ARGV[5] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[5]) or '0'
 for i = 6, #ARGV do
   local suspects = U .. 'suspect:' .. ARGV[i]
   local rec = redis.call('LINDEX', suspects, -1)
@@ -28,7 +30,6 @@ for i = 6, #ARGV do
     redis.call('SET', U .. 'fence', string.format('%.0f', token))
     redis.call('DEL', U .. 'taker:' .. ARGV[i])
     redis.call('RPOP', suspects)
-    local term = ARGV[5] ~= '' and redis.call('GET', U .. 'term:' .. ARGV[5]) or '0'
     return { 'ok', term or '0', string.format('%.0f', token), list, raw, seconds(micros()) }
   end
 end
