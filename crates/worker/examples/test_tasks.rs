@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use umbel_testkit::redis::{self, AsyncCommands};
 use umbel_testkit::{Event, Log};
-use umbel_worker::{Ack, Arguments, Failure, JobContext, Lost, Retry, Stop, TaskOptions, Worker};
+use umbel_worker::{Ack, Arguments, Failure, JobContext, Json, Lost, Retry, Signature, Stop, TaskOptions, Worker};
 
 fn history() -> Option<&'static Log> {
     static LOG: OnceLock<Option<Log>> = OnceLock::new();
@@ -57,6 +57,30 @@ async fn effects(ctx: JobContext, (seconds,): (f64,)) -> Result<u64, Failure> {
 /// As `work`, acknowledged before it runs.
 async fn early(ctx: JobContext, (seconds, _): (f64, Value)) -> Result<f64, Failure> {
     work(ctx, (seconds,)).await
+}
+
+/// Ends with `test.work` in its place: alone, or behind another one in a chain.
+async fn replaced(ctx: JobContext, (seconds, is_chain): (f64, bool)) -> Result<f64, Stop> {
+    note(&ctx, Event::Started);
+    let work = |seconds: f64| {
+        let mut work = Signature::task("test.work", Json::of(&(seconds,)), Json::empty_object());
+        work.immutable = true;
+        work
+    };
+    let with = if is_chain {
+        Signature::chain(&[work(0.0), work(seconds)])
+    } else {
+        work(seconds)
+    };
+    Err(ctx.replace(with))
+}
+
+/// The key of `test.keyed`; panics for negative numbers.
+#[allow(clippy::panic)]
+fn key_of(arguments: &Arguments) -> Option<String> {
+    let (seconds,): (f64,) = arguments.positional().ok()?;
+    assert!(seconds >= 0.0, "no key for {seconds}");
+    Some("k".into())
 }
 
 /// Puts its message back the first time.
@@ -188,6 +212,21 @@ async fn violent(ctx: JobContext, (how,): (String,)) -> Result<usize, Failure> {
             }
         }
     }
+}
+
+/// Panics with something that panics again when it is dropped, which nobody catches for a task; with `late` after a wait.
+async fn outside(ctx: JobContext, (late,): (bool,)) -> Result<(), Failure> {
+    struct Fragile;
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "dropped on purpose");
+        }
+    }
+    note(&ctx, Event::Started);
+    if late {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    std::panic::panic_any(Fragile)
 }
 
 /// Panics; with `late` only when it is dropped at its limit.
@@ -331,6 +370,8 @@ fn main() -> anyhow::Result<()> {
         .task("test.effects", effects)
         .task_with("test.early", TaskOptions::new().ack(Ack::Early), early)
         .task("test.requeue", requeue)
+        .task("test.replaced", replaced)
+        .task_with("test.keyed", TaskOptions::new().concurrency_key_by(key_of, 1), work)
         .task("test.again", again)
         .task("test.progress", progress)
         .task("test.ignore", ignore)
@@ -344,6 +385,7 @@ fn main() -> anyhow::Result<()> {
         .blocking_task("test.stuck_thread", stuck_thread)
         .task("test.violent", violent)
         .task("test.shatter", shatter)
+        .task("test.outside", outside)
         .task("test.fenced", fenced)
         .task("test.hoard", hoard)
         .task("test.orphan", orphan)

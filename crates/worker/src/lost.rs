@@ -37,10 +37,9 @@ pub(crate) fn stub(shared: &Shared, message: &TaskMessage) -> Vec<u8> {
         group: message.group.clone(),
         group_index: message.group_index,
         ignore_result: message.ignore_result,
-        headers: message
-            .header("umbel_run")
-            .map(|run| ("umbel_run".into(), run))
+        headers: ["umbel_run", "umbel_unique"]
             .into_iter()
+            .filter_map(|name| Some((name.to_owned(), message.header(name)?)))
             .collect(),
         ..NewTask::default()
     };

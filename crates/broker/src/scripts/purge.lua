@@ -1,4 +1,5 @@
--- purge: removes messages that wait, the oldest first, and settles them for their runs. Stores no result, as Celery.
+-- purge: removes messages that wait, the oldest first, settles them for their runs and frees their unique keys. Stores no
+-- result, as Celery.
 -- ARGV: prefix, 'list' | 'delayed' | 'suspect', key, most messages.
 -- Returns: messages removed, ids settled for a run. Reads about 256 KiB at most, so that nobody waits.
 local kind, key, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -6,13 +7,19 @@ local BYTES, CHUNK, LARGE = 262144, 64, 16384
 local removed, settled, read, chunk = 0, 0, 0, 1
 
 local function settle_purged(raw)
-  -- Only ours are of a run, and nothing but a key of an object reads like this: quotes inside of texts are escaped.
-  if not string.find(raw, '"umbel_run"', 1, true) then return end
+  -- Only ours have these, and nothing but a key of an object reads like this: quotes inside of texts are escaped.
+  if not (string.find(raw, '"umbel_run"', 1, true) or string.find(raw, '"umbel_unique"', 1, true)) then return end
   local ok, message = pcall(cjson.decode, raw)
   local headers = ok and type(message) == 'table' and message.headers
-  if type(headers) == 'table' and type(headers.umbel_run) == 'string' and type(headers.id) == 'string' then
+  if type(headers) ~= 'table' or type(headers.id) ~= 'string' then return end
+  if type(headers.umbel_run) == 'string' then
     settle_run(headers.umbel_run, headers.id, 'revoked')
     settled = settled + 1
+  end
+  local unique = headers.umbel_unique
+  if type(unique) == 'table' and type(unique.key) == 'string' then
+    local taken = U .. 'unique:' .. unique.key
+    if redis.pcall('GET', taken) == headers.id then redis.call('DEL', taken) end
   end
 end
 

@@ -8,6 +8,9 @@ use crate::json::Json;
 use crate::message::{Malformed, Reason, TaskMessage};
 use crate::write;
 
+/// The header of a task that nobody sends again while it is on its way.
+const UNIQUE_HEADER: &str = "umbel_unique";
+
 /// The task ends, and `with` goes on under its id: same root, group, chord, callbacks, errbacks and rest of the chain,
 /// one level of replacement deeper. Nothing is stored for the task itself. A group is collected by `celery.accumulate`.
 ///
@@ -40,6 +43,9 @@ fn replaced(message: &TaskMessage, mut with: Signature, mut plan: Plan<'_, '_>) 
             task.options.set("replaced_task_nesting", nesting.clone());
         }
         with.set_tasks(&tasks);
+    }
+    if let Some(unique) = message.header(UNIQUE_HEADER) {
+        keep(&mut with, &unique)?;
     }
     for callback in signatures(message, "callbacks", "embed.callbacks")? {
         with.append("link", &callback);
@@ -78,6 +84,32 @@ fn replaced(message: &TaskMessage, mut with: Signature, mut plan: Plan<'_, '_>) 
     }
     plan.spawn(&with, Call::default(), &over)?;
     Ok(plan.done())
+}
+
+/// The unique key of a task is that of the one which ends under its id: its end lets go of it.
+fn keep(with: &mut Signature, unique: &Json) -> Result<(), Reason> {
+    match with.kind {
+        Kind::Chain => {
+            let mut tasks = with.tasks()?;
+            if let Some(last) = tasks.last_mut() {
+                keep(last, unique)?;
+            }
+            with.set_tasks(&tasks);
+        }
+        Kind::Chord => {
+            let mut body = with.body()?;
+            keep(&mut body, unique)?;
+            with.set_kwarg("body", &body.to_json());
+        }
+        Kind::Task | Kind::Group => {
+            let mut headers = with.options.get("headers").map_or_else(Vec::new, Json::entries);
+            headers.retain(|(name, _)| name != UNIQUE_HEADER);
+            headers.push((UNIQUE_HEADER.into(), unique.clone()));
+            let headers = headers.iter().map(|(name, value)| (name.as_str(), value));
+            with.options.set("headers", write::object(headers));
+        }
+    }
+    Ok(())
 }
 
 /// A group as a chord that answers the list of its results.
