@@ -132,7 +132,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         rates: Rates::of_tasks(&tasks),
         limits: Limits::new(&tasks, &config.limits),
         budget: Budget::new(config.retry_budget),
-        recycle: Recycle::new(config.recycle, crate::random(), stop.quiet.child_token()),
+        recycle: Recycle::new(config.recycle, crate::random(), stop.quiet.clone()),
         worker,
         store: results.clone().unwrap_or_else(|| ResultStore::of(&broker)),
         hostname: config.name.as_str().into(),

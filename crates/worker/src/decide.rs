@@ -138,8 +138,12 @@ impl Consumer {
                     return self.park(delivery, now + wait.as_secs_f64(), wait).await;
                 }
                 match self.shared.limits.ask(&delivery, &*job) {
-                    None => self.begin(delivery, job, Duration::ZERO).await,
-                    Some(ask) => self.asking.push(Asking { delivery, job, ask }),
+                    Ok(None) => self.begin(delivery, job, Duration::ZERO).await,
+                    Ok(Some(ask)) => self.asking.push(Asking { delivery, job, ask }),
+                    Err(failure) => {
+                        let reason = format!("failed before its run: {failure}");
+                        self.shared.bury(delivery, &failure, reason).await;
+                    }
                 }
             }
             (Admission::Later(due), _) => {
@@ -156,7 +160,7 @@ impl Consumer {
         match self.shared.rates.turn(job.name(), Instant::now(), crate::random()) {
             Turn::After(own) => {
                 self.shared.events.received(&delivery.message, false);
-                self.shared.recycle.started();
+                self.shared.recycle.takes();
                 match wait.max(own) {
                     Duration::ZERO => self.spawn(delivery, job).await,
                     wait => self.hold(delivery, job, wait),
@@ -254,9 +258,10 @@ impl Consumer {
         }
     }
 
-    /// Waits for the message's turn under its lease, without a slot, and then for a slot.
+    /// Waits for the message's turn under its lease, without a slot, and then for a slot. The turn is spent, so a worker
+    /// that only recycles waits as well.
     fn hold(&self, delivery: Delivery, job: Arc<dyn Job>, wait: Duration) {
-        let (shared, quiet) = (Arc::clone(&self.shared), self.quiet.clone());
+        let (shared, quiet) = (Arc::clone(&self.shared), self.shared.recycle.told().clone());
         let lid = Arc::clone(&delivery.lease.lid);
         shared.rates.waits(&lid);
         tokio::spawn(async move {
@@ -274,22 +279,36 @@ impl Consumer {
             shared.rates.waits_no_more(&lid);
             match slot {
                 Ok(slot) => match admit(&delivery.message, true, shared.clock.now(), shared.config.expires_after) {
-                    Admission::Expired => shared.revoke(delivery, "expired").await,
+                    Admission::Expired => {
+                        shared.recycle.gives_back();
+                        shared.revoke(delivery, "expired").await;
+                    }
                     Admission::Run | Admission::Later(_) | Admission::Unknown => {
                         run_in(shared, slot, delivery, job).await;
                     }
                 },
-                Err(Some(Cut::Lost)) => shared.leases.remove(std::iter::once(&lid)),
-                Err(Some(Cut::Terminated)) => shared.revoke(delivery, "terminated").await,
-                // The worker stops: what has not begun goes back at once.
-                Err(None) => shared.end(delivery, End::Release, None, "", "handed_back").await,
+                Err(cut) => {
+                    shared.recycle.gives_back();
+                    not_begun(&shared, delivery, cut).await;
+                }
             }
         });
     }
 }
 
+/// Ends a message that waited here in vain.
+async fn not_begun(shared: &Arc<Shared>, delivery: Delivery, cut: Option<Cut>) {
+    match cut {
+        Some(Cut::Lost) => shared.leases.remove(std::iter::once(&delivery.lease.lid)),
+        Some(Cut::Terminated) => shared.revoke(delivery, "terminated").await,
+        // The worker stops: what has not begun goes back at once.
+        None => shared.end(delivery, End::Release, None, "", "handed_back").await,
+    }
+}
+
 /// Runs a message in a slot.
 async fn run_in(shared: Arc<Shared>, slot: OwnedSemaphorePermit, delivery: Delivery, job: Arc<dyn Job>) {
+    shared.recycle.started();
     shared.started.fetch_add(1, Ordering::Relaxed);
     shared.metrics.started.inc();
     let (message, queue) = (Arc::clone(&delivery.message), Arc::clone(&delivery.queue));

@@ -1,12 +1,15 @@
 //! Concurrency keys: what a message must share its turn by. Pure.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use umbel_protocol::json::Json;
 use umbel_protocol::message::TaskMessage;
 
 use crate::arguments::Arguments;
+use crate::execute::panicked;
+use crate::job::Failure;
 
 /// Longer keys are replaced by a hash: they become key names of Redis.
 const LONGEST: usize = 200;
@@ -38,20 +41,27 @@ impl fmt::Debug for KeyOf {
 impl KeyOf {
     /// The key of a message, or nothing where it has no such argument or header: then it runs without one.
     /// `parameters` are the names of the positional arguments.
-    pub(crate) fn key(&self, message: &TaskMessage, parameters: &[&str]) -> Option<String> {
+    ///
+    /// # Errors
+    /// The program's function panicked: the message is at fault, or the function, but not the worker.
+    pub(crate) fn key(&self, message: &TaskMessage, parameters: &[&str]) -> Result<Option<String>, Failure> {
+        let of_task = |key: String| bounded(format!("{}:{key}", message.task));
         match self {
-            KeyOf::Argument(name) => {
-                let value = argument(message, name, parameters)?;
-                Some(bounded(format!("{}:{value}", message.task)))
-            }
-            KeyOf::Template(template) => template.fill(message, parameters).map(bounded),
+            KeyOf::Argument(name) => Ok(argument(message, name, parameters).map(of_task)),
+            KeyOf::Template(template) => Ok(template.fill(message, parameters).map(bounded)),
             KeyOf::Function(key) => {
                 let arguments = Arguments {
                     args: message.args.clone(),
                     kwargs: message.kwargs.clone(),
                 };
-                let key = key(&arguments)?;
-                Some(bounded(format!("{}:{key}", message.task)))
+                let key = catch_unwind(AssertUnwindSafe(|| key(&arguments)));
+                match key {
+                    Ok(key) => Ok(key.map(of_task)),
+                    Err(panic) => Err(Failure::permanent(
+                        "RuntimeError",
+                        format!("no concurrency key: {}", panicked(&*panic)),
+                    )),
+                }
             }
         }
     }
@@ -225,11 +235,15 @@ mod tests {
             (template("{header.none}"), "[]", "{}", None),
             (template("all"), "[]", "{}", Some("all")),
         ] {
-            let key = rule.key(&message(args, kwargs), &parameters);
+            let key = rule.key(&message(args, kwargs), &parameters).unwrap();
             assert_eq!(key.as_deref(), expected, "{rule:?} {args} {kwargs}");
         }
         let by = KeyOf::Function(Arc::new(|arguments| Some(arguments.args.as_str().to_owned())));
-        assert_eq!(by.key(&message("[1]", "{}"), &[]).as_deref(), Some("bill.pay:[1]"));
+        let key = by.key(&message("[1]", "{}"), &[]).unwrap();
+        assert_eq!(key.as_deref(), Some("bill.pay:[1]"));
+        let by = KeyOf::Function(Arc::new(|_| panic!("no such account")));
+        let failure = by.key(&message("[1]", "{}"), &[]).unwrap_err();
+        assert!(failure.to_string().contains("no such account"), "{failure}");
         assert!(bounded("x".repeat(201)).len() < 60);
     }
 

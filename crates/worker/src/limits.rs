@@ -16,7 +16,7 @@ use umbel_telemetry::chain;
 
 use crate::app::Shared;
 use crate::consume::Consumer;
-use crate::job::Job;
+use crate::job::{Failure, Job};
 use crate::keyed::{KeyOf, KeyRule, bounded};
 use crate::run::Delivery;
 use crate::tasks::Tasks;
@@ -112,29 +112,33 @@ impl Limits {
     }
 
     /// What a message must ask for before it runs; nothing for most.
-    pub(crate) fn ask(&self, delivery: &Delivery, job: &dyn Job) -> Option<Ask> {
+    ///
+    /// # Errors
+    /// The failure of a program's own function for the key of this message.
+    pub(crate) fn ask(&self, delivery: &Delivery, job: &dyn Job) -> Result<Option<Ask>, Failure> {
         let message = &delivery.message;
         let task = if self.tasks.is_empty() {
             None
         } else {
             self.tasks.get(&message.task)
         };
-        let key = header_key(message).or_else(|| {
-            let (key, most) = task?.key.as_ref()?;
-            Some((key.key(message, job.parameters())?, *most))
-        });
+        let key = match (header_key(message), task.and_then(|task| task.key.as_ref())) {
+            (Some(key), _) => Some(key),
+            (None, Some((key, most))) => key.key(message, job.parameters())?.map(|key| (key, *most)),
+            (None, None) => None,
+        };
         let rate = task.and_then(|task| task.rate.clone());
         let once = self.once(message);
         if key.is_none() && rate.is_none() && once.is_none() {
-            return None;
+            return Ok(None);
         }
-        Some(Ask {
+        Ok(Some(Ask {
             lid: Arc::clone(&delivery.lease.lid),
             id: message.id.clone(),
             once,
             key,
             rate,
-        })
+        }))
     }
 
     /// All copies of a try share a name; the next try has another.
@@ -187,10 +191,13 @@ pub(crate) fn at_the_end(shared: &Shared, message: &TaskMessage, end: &End, stat
         End::Ack | End::Bury { .. } | End::BuryBytes { .. } | End::Quarantine { .. } => true,
         End::Later { .. } | End::Park { .. } | End::Release | End::Requeue => false,
     };
+    // Replaced, or put back by its task after an early acknowledgement, it goes on under its id and as the same try: what
+    // goes on is no copy of it.
+    let is_same_try = matches!(state, "replaced" | "requeued");
     if let Some(once) = shared
         .limits
         .once(message)
-        .filter(|_| is_final || matches!(end, End::Later { .. }))
+        .filter(|_| !is_same_try && (is_final || matches!(end, End::Later { .. })))
     {
         follow_ups.push(FollowUp::Mark {
             key: once.key(&shared.broker),
@@ -200,7 +207,8 @@ pub(crate) fn at_the_end(shared: &Shared, message: &TaskMessage, end: &End, stat
     }
     // Replaced and sent to another list it goes on under its id, and keeps its key.
     if is_final
-        && !matches!(state, "replaced" | "retried" | "requeued")
+        && !is_same_try
+        && state != "retried"
         && let Some((key, _)) = unique(message)
     {
         follow_ups.push(FollowUp::LetGo {

@@ -29,18 +29,23 @@ pub struct RecycleLimits {
 /// What is left of a worker's life.
 pub(crate) struct Recycle {
     limits: RecycleLimits,
+    /// Messages that have started, or wait here for their turn.
     taken: AtomicU64,
+    started: AtomicU64,
+    told: CancellationToken,
     due: CancellationToken,
 }
 
 impl Recycle {
     /// The limits of one process: `random`, in `0.0..1.0`, says how much lower they are.
-    /// `due` is cancelled when one is reached.
-    pub(crate) fn new(limits: RecycleLimits, random: f64, due: CancellationToken) -> Recycle {
+    /// `told` is cancelled when the worker is told to take no more.
+    pub(crate) fn new(limits: RecycleLimits, random: f64, told: CancellationToken) -> Recycle {
         Recycle {
             limits: spread(limits, random),
             taken: AtomicU64::new(0),
-            due,
+            started: AtomicU64::new(0),
+            due: told.child_token(),
+            told,
         }
     }
 
@@ -53,14 +58,21 @@ impl Recycle {
         count.min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
-    /// A task starts.
+    /// A message is to start, now or when its turn comes.
+    pub(crate) fn takes(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One that was to start does not: another may.
+    pub(crate) fn gives_back(&self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A task starts. One that only waits for its turn does not count: the worker would end without having run it.
     pub(crate) fn started(&self) {
-        let Some(most) = self.limits.tasks else {
-            return;
-        };
-        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
-        if taken == most {
-            tracing::info!(tasks = taken, "recycling: ran as many tasks as it may; takes no more");
+        let started = self.started.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.limits.tasks == Some(started) {
+            tracing::info!(tasks = started, "recycling: ran as many tasks as it may; takes no more");
             self.due.cancel();
         }
     }
@@ -68,6 +80,11 @@ impl Recycle {
     /// Is cancelled when the worker is to take no more, for this or for another reason.
     pub(crate) fn due(&self) -> &CancellationToken {
         &self.due
+    }
+
+    /// Is cancelled when the worker is told to take no more; a worker that recycles still runs what it has taken.
+    pub(crate) fn told(&self) -> &CancellationToken {
+        &self.told
     }
 }
 
@@ -168,11 +185,17 @@ mod tests {
         let recycle = Recycle::new(limits, 0.0, CancellationToken::new());
         assert_eq!(recycle.room(10), 3);
         for left in [2, 1, 0] {
-            assert!(!recycle.due().is_cancelled());
-            recycle.started();
+            recycle.takes();
             assert_eq!(recycle.room(10), left);
         }
-        assert!(recycle.due().is_cancelled());
+        recycle.gives_back();
+        assert_eq!(recycle.room(10), 1);
+        recycle.takes();
+        for _ in 0..3 {
+            assert!(!recycle.due().is_cancelled(), "those that wait have not started");
+            recycle.started();
+        }
+        assert!(recycle.due().is_cancelled() && !recycle.told().is_cancelled());
         assert_eq!(
             Recycle::new(RecycleLimits::default(), 0.5, CancellationToken::new()).room(10),
             10

@@ -72,3 +72,20 @@ async fn w20_deduplication_loses_nothing_when_the_worker_of_a_copy_dies() {
     let flaky = stage.send(vec![Task::new("test.flaky").args(&(2,)).id("flaky")]).await;
     assert_eq!(flaky[0].get_as::<u32>(Duration::from_secs(30)).await.unwrap(), 2);
 }
+
+/// What goes on under the id of a task is no copy of it: what replaced it, and what it put back.
+#[tokio::test]
+async fn w20_deduplication_runs_what_goes_on_under_the_same_id() {
+    let stage = Stage::new(1, &["--deduplicate", "1h", "--ack", "early"]).await;
+    let replaced = stage.send(vec![Task::new("test.replaced").args(&(0.0, false))]).await;
+    results::<f64>(&replaced).await;
+    let requeued = stage.send(vec![Task::new("test.requeue")]).await;
+    assert_eq!(results::<String>(&requeued).await, ["delivered before"]);
+    assert!(!stage.workers[0].log().contains("duplicate: another copy"));
+    // The end of what goes on is one.
+    stage
+        .send(vec![Task::new("test.work").args(&(0.0,)).id(replaced[0].id())])
+        .await;
+    settled(&stage).await;
+    assert!(stage.workers[0].log().contains("duplicate: another copy"));
+}

@@ -30,6 +30,27 @@ async fn a_worker_ends_after_its_tasks_and_the_next_does_the_rest() {
     assert_eq!(stage.history.total(Event::Started), 30);
 }
 
+/// What waits for its turn has not run yet: it is counted when it starts, and a turn that was given is used.
+#[tokio::test]
+async fn a_worker_with_few_tasks_and_a_rate_runs_as_many_as_it_may() {
+    let flags = [
+        "--concurrency",
+        "8",
+        "--max-tasks",
+        "5",
+        "--task-rate",
+        "test.work=20/s/1",
+    ];
+    let mut stage = Stage::new(1, &flags).await;
+    stage
+        .send((0..12).map(|_| Task::new("test.work").args(&(0.0,))).collect())
+        .await;
+    let status = stage.workers[0].wait(SOON).await;
+    assert!(status.success(), "{status}");
+    assert_eq!(stage.history.total(Event::Started), 5);
+    assert_eq!(stage.history.total(Event::Done), 5);
+}
+
 /// Its grace to stop is shorter than what runs: it waits for it all the same, unless it is told to stop.
 #[tokio::test]
 async fn a_worker_that_is_old_finishes_what_runs() {
