@@ -73,13 +73,15 @@ impl Settler {
             end,
             result,
             run,
-            outcome: _,
+            outcome,
             follow_ups,
         } = &ended.settlement;
         let is_cheap = result
             .as_ref()
             .is_none_or(|result| result.is_success && self.results.is_none());
-        *end == End::Ack && is_cheap && run.is_none() && follow_ups.is_empty()
+        // Not run, it may have been called by a concurrency key, whose turn then goes on.
+        let is_run = !matches!(*outcome, "revoked" | "expired");
+        *end == End::Ack && is_run && is_cheap && run.is_none() && follow_ups.is_empty()
     }
 
     /// Ends that need no more than a result beside them: the cheap script.

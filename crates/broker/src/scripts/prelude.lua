@@ -74,7 +74,8 @@ local function leased(lid)
 end
 -- Concurrency keys: the leases that hold one lie in key:held:<key>, messages that wait for it in the delayed set of
 -- their queue and, in their order, in key:wait:<key>; key:woken:<key> has those that were put back into their list
--- because it is their turn, until when that is kept for them. umbel:keyed has the key of each lease that holds one.
+-- because it is their turn, until when that is kept for them. umbel:keyed has the key of each lease that holds one, and
+-- umbel:called:<id>, for as long as its turn is kept, that of a message which was put back.
 local function key_users(key, most)
   local held, woken = U .. 'key:held:' .. key, U .. 'key:woken:' .. key
   local users = redis.call('ZCARD', held) + redis.call('ZCARD', woken)
@@ -112,11 +113,21 @@ local function wake_key(key)
       if known == tag and type(redis.pcall('RPUSH', list, raw)) == 'number' then
         redis.call('ZREM', delayed, member)
         redis.call('ZADD', woken, seconds(micros() + 30000000), id)
+        redis.call('SET', U .. 'called:' .. id, key, 'EX', 30)
         free = free - 1
         break
       end
     end
   end
+end
+-- A message that was called by its key ends, or waits for something else, before it has asked: the turn is the next
+-- one's.
+local function give_turn(id)
+  local key = id ~= '' and redis.call('GET', U .. 'called:' .. id)
+  if not key then return end
+  redis.call('DEL', U .. 'called:' .. id)
+  redis.call('ZREM', U .. 'key:woken:' .. key, id)
+  wake_key(key)
 end
 -- Leases of a queue have ended, so many of it are held now: who holds a concurrency key lets go of it, and where no more
 -- than so many messages of the queue may be held, the workers that waited for room are woken. Both flags are there only

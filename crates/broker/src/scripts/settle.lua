@@ -48,6 +48,8 @@ while at <= #ARGV do
     -- After everything that the server may refuse, so that a repetition does not send it again.
     follow(at + 14, at + 13 + followed)
     end_lease(lid, list)
+    -- At the head of its list it is the next that asks.
+    if action ~= 'release' then give_turn(id) end
   end
   at = at + 14 + followed
 end

@@ -58,6 +58,7 @@ local function may_hold(m)
   if redis.call('ZSCORE', held, m.lid) then return true end
   redis.call('HSET', U .. 'key:most', m.key, m.most)
   local is_called = redis.call('ZREM', woken, m.id) == 1
+  if is_called then redis.call('DEL', U .. 'called:' .. m.id) end
   local free = m.most - key_users(m.key, m.most)
   if free <= 0 then return false end
   if is_called then return true end
@@ -87,7 +88,10 @@ local function turn(m)
   local once = m.once ~= '' and U .. 'copy:' .. m.once
   if once then
     local by = redis.call('GET', once)
-    if by == 'done' or (by and by ~= m.lid and redis.call('ZSCORE', U .. 'lease', by)) then return { 'duplicate' } end
+    if by == 'done' or (by and by ~= m.lid and redis.call('ZSCORE', U .. 'lease', by)) then
+      give_turn(m.id)
+      return { 'duplicate' }
+    end
   end
   if m.key ~= '' and not may_hold(m) then return wait_for_key(m, list, raw) end
   local wait = 0

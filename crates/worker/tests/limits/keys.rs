@@ -8,7 +8,7 @@ use umbel_testkit::redis::AsyncCommands;
 use umbel_testkit::{Event, eventually};
 
 use crate::stage::{Stage, results};
-use crate::support::{LATER, SOON, broker, depth};
+use crate::support::{LATER, SOON, broker, depth, laid_aside};
 
 /// `test.exclusive` has the key `key`, one at a time.
 fn exclusive(key: &str, seconds: f64) -> Task {
@@ -177,4 +177,48 @@ async fn a_message_that_is_not_woken_comes_back_by_itself() {
     results::<i64>(&first).await;
     let _: () = connection.zadd("umbel:delayed:celery", member, 1).await.unwrap();
     results::<i64>(&next).await;
+}
+
+/// Those that are called by the key do not ask for it any more: the one behind them is called at once, not after the minute
+/// in which it comes back by itself.
+#[tokio::test]
+async fn a_turn_that_a_revoked_message_does_not_use_is_the_next_ones() {
+    let stage = Stage::new(1, &[]).await;
+    let holder = stage.send(vec![exclusive("k", 3.0)]).await;
+    eventually(SOON, "it runs", async || stage.number("running:k").await == 1).await;
+    let idle = || exclusive("k", 0.0);
+    let waiting = stage.send(vec![idle(), idle().ignore_result(true), idle()]).await;
+    let broker = broker(&stage.redis.url()).await;
+    eventually(SOON, "three wait", async || depth(&broker, "celery").await.delayed == 3).await;
+    let revoked: Vec<String> = waiting[..2].iter().map(|handle| handle.id().to_owned()).collect();
+    stage
+        .client
+        .revoke(&revoked, &umbel_client::Revoke::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        stage.number("running:k").await,
+        1,
+        "they were revoked while they waited"
+    );
+    results::<i64>(&holder).await;
+    results::<i64>(&waiting[2..]).await;
+    let mut connection = stage.redis.connection().await;
+    let ran: Vec<String> = connection.lrange("ran:k", 0, -1).await.unwrap();
+    assert_eq!(ran, [holder[0].id(), waiting[2].id()]);
+    assert_clean(&stage).await;
+}
+
+#[tokio::test]
+async fn a_key_function_that_panics_costs_its_message_and_not_the_worker() {
+    let mut stage = Stage::new(1, &[]).await;
+    let keyed = |seconds: f64| Task::new("test.keyed").args(&(seconds,));
+    let bad = stage.send(vec![keyed(-1.0)]).await;
+    let good = stage.send(vec![keyed(0.0)]).await;
+    results::<f64>(&good).await;
+    let dead = laid_aside(&stage.redis, "dead", "celery").await;
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!(dead[0].1, bad[0].id());
+    assert!(dead[0].0.contains("no key for -1"), "{dead:?}");
+    assert!(stage.workers[0].exit().is_none(), "the worker lives");
 }
