@@ -39,7 +39,8 @@ impl Broker {
     /// was enqueued. The key is kept for `ttl` at most, in case that nobody ever ends the task.
     ///
     /// # Errors
-    /// [`Error::Call`]: it may or may not be enqueued; publish it again, the key sees to it that it is so once.
+    /// [`Error::Call`]: it may or may not be enqueued; publish it again. Its id is remembered for ten minutes, so that it
+    /// is enqueued once, also where the task has ended meanwhile and its key is free.
     ///
     /// # Cancellation
     /// As an error.

@@ -61,7 +61,7 @@ impl Client {
             let taken = (unique.key.as_str(), task.id(), unique.ttl);
             match self.inner.broker.publish_unique(queue, *priority, raw, taken).await {
                 Ok(id) => break id,
-                // The key sees to it that it is sent once.
+                // Redis remembers the id for longer than this goes on, so it is sent once.
                 Err(err) if left > 0 && err.is_connection() => {
                     tokio::time::sleep(pause).await;
                     pause *= 2;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use umbel_client::{Client, Config, Options, Replicas, Retry, SendError, Task, chain};
+use umbel_client::{Client, Config, Options, Replicas, Retry, SendError, Task, Until, chain};
 use umbel_testkit::redis::AsyncCommands;
-use umbel_testkit::{Redis, Relay, eventually};
+use umbel_testkit::{Redis, Relay, eventually, script};
 
 use crate::support::{SOON, client, client_with};
 
@@ -52,6 +52,32 @@ async fn a_cut_answer_is_told_and_only_what_is_idempotent_is_sent_again() {
         unsent.len()
     );
     assert_eq!(waiting(&redis, "celery").await, 3 + unknown.len());
+}
+
+#[tokio::test]
+async fn a_unique_task_that_ends_before_it_is_sent_again_is_sent_once() {
+    let redis = Redis::start().await;
+    let mut connection = redis.connection().await;
+    let relay = Relay::before(&redis).await;
+    let retry = Retry {
+        attempts: 3,
+        pause: Duration::from_secs(1),
+    };
+    let options = Options {
+        retry,
+        ..Options::default()
+    };
+    let client = Client::connect(Config::new(&relay.url()), options).await.unwrap();
+    let unique = |n| task(n).unique(&format!("key-{n}"), Until::Done, Duration::from_mins(1));
+    client.send(unique(0)).await.unwrap(); // From now on the server knows the script.
+    let cut = relay.cut_reply(script("publish_unique"));
+    let sending = tokio::spawn(async move { client.send(unique(1)).await });
+    cut.happened(SOON).await;
+    assert_eq!(waiting(&redis, "celery").await, 2);
+    // A worker has run it within the pause of its sender.
+    let _: () = connection.del(&["celery", "umbel:unique:key-1"][..]).await.unwrap();
+    assert_eq!(sending.await.unwrap().unwrap().id(), "id-1");
+    assert_eq!(waiting(&redis, "celery").await, 0, "it is not run twice");
 }
 
 #[tokio::test]
