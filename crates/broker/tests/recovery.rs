@@ -465,3 +465,113 @@ async fn what_was_taken_unheard_comes_back_although_as_much_was_settled_unheard(
     assert_eq!(connection.lpop("q", None).await, Ok("second".to_owned()));
     assert_eq!(connection.hlen("umbel:unacked").await, Ok(0));
 }
+
+#[tokio::test]
+async fn an_end_whose_follow_up_is_refused_leaves_no_dead_letter_however_often_it_is_said() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
+    let taken = take(&mut reserver(&redis, "w", SOON), 1, &queues(&broker, &["q"]))
+        .await
+        .taken;
+    let _: () = connection.rpush("list", "no text").await.expect("set");
+    let _: () = connection.set("text", "no number").await.expect("set");
+    let (list, text) = (|| "list".to_owned(), || "text".to_owned());
+    let store = FollowUp::Store {
+        key: list(),
+        ttl: 9,
+        document: b"{}".to_vec(),
+    };
+    let extend = |key| FollowUp::Extend {
+        key,
+        ttl: 9,
+        by: 1,
+        once: "once".into(),
+    };
+    let free = FollowUp::LetGo {
+        key: list(),
+        token: "t".into(),
+    };
+    let guard = |key, then| FollowUp::Guarded {
+        key,
+        token: "t".into(),
+        then,
+    };
+    let refused = [
+        store.clone(),
+        extend(list()),
+        extend(text()),
+        free,
+        guard(list(), vec![push("next")]),
+        guard("claim".into(), vec![store.clone()]),
+    ];
+    let bury = || End::Bury { reason: "why".into() };
+    for refused in refused {
+        for of in [bury(), End::Quarantine { reason: "why".into() }, End::Requeue] {
+            let settlement = Settlement {
+                end: of.clone(),
+                ..end(&taken[0].lid, vec![push("next"), refused.clone()])
+            };
+            let answer = broker.settle(10, &[settlement]).await;
+            assert!(answer.is_err(), "{refused:?}");
+            for stream in ["umbel:dead:q", "umbel:quarantine:q"] {
+                assert_eq!(connection.xlen(stream).await, Ok(0), "{of:?} {refused:?}");
+            }
+            for key in ["q", "next"] {
+                assert_eq!(connection.llen(key).await, Ok(0), "{of:?} {refused:?}");
+            }
+            assert_eq!(connection.zcard("umbel:lease").await, Ok(1), "still held");
+        }
+    }
+    assert_eq!(connection.get("text").await, Ok("no number".to_owned()));
+    // What is replaced before may have been of any type.
+    let set = FollowUp::Set {
+        key: list(),
+        ttl: 9,
+        value: "1".into(),
+    };
+    let buried = Settlement {
+        end: bury(),
+        ..end(&taken[0].lid, vec![set, extend(list()), push("next")])
+    };
+    assert!(broker.settle(10, &[buried]).await.expect("settled").is_empty());
+    assert_eq!(connection.get("list").await, Ok(2));
+    assert_eq!(connection.xlen("umbel:dead:q").await, Ok(1));
+    assert_eq!(connection.llen("next").await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_unique_task_is_enqueued_once_under_its_id_also_after_it_has_ended() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    let publish = async |queue: &str, key: &str, id: &str| {
+        let taken = (key, id, Duration::from_mins(1));
+        broker.publish_unique(queue, 0, b"m", taken).await
+    };
+    // Refused: nobody has the key, and nothing is remembered.
+    let _: () = connection.set("text", "no list").await.expect("set");
+    assert!(publish("text", "k", "id-0").await.is_err_and(|err| err.is_wrong_type()));
+    for key in ["umbel:unique:k", "umbel:sent:id-0"] {
+        assert_eq!(connection.exists(key).await, Ok(false), "{key}");
+    }
+    assert_eq!(
+        publish("q", "k", "id-0").await.expect("published"),
+        "id-0",
+        "and then it is sent"
+    );
+    assert_eq!(
+        publish("q", "k", "id-1").await.expect("published"),
+        "id-0",
+        "one is on its way"
+    );
+    // It has run, and its sender, whom no answer reached, says it again.
+    assert!(broker.release_unique("k", "id-0").await.expect("released"));
+    assert_eq!(publish("q", "k", "id-0").await.expect("published"), "id-0");
+    assert_eq!(connection.llen("q").await, Ok(1), "sent once");
+    // Another is sent; the first is still known.
+    assert_eq!(publish("q", "k", "id-1").await.expect("published"), "id-1");
+    assert_eq!(publish("q", "k", "id-0").await.expect("published"), "id-0");
+    assert_eq!(connection.llen("q").await, Ok(2));
+    let kept: i64 = connection.ttl("umbel:sent:id-1").await.expect("read");
+    assert!((500..=600).contains(&kept), "{kept} s");
+}

@@ -243,11 +243,22 @@ end
 
 local function term_of(install) return number(redis.call('GET', U .. 'term:' .. install)) end
 
--- Refuses the end whose follow-up messages cannot all be pushed, by the keys they go to.
-local function check_pushes(at, last)
+-- Refuses, before anything is written, the end of which not all that follows can be done, by the keys that it concerns.
+local function check_follow(at, last)
+  local replaced = {} -- By then they have the type that they need.
   while at <= last do
     local op, key = ARGV[at], ARGV[at + 1]
-    if op == 'push' then redis.call('LLEN', key) end
+    if op == 'push' then
+      redis.call('LLEN', key)
+    elseif op == 'set' or op == 'del' then
+      replaced[key] = true
+    elseif not replaced[key] then
+      redis.call('STRLEN', key)
+      -- A text that is no number is refused by this, and a number stays what it is.
+      if op == 'incr' and redis.call('EXISTS', key) == 1 and redis.call('EXISTS', U .. 'once:' .. ARGV[at + 4]) == 0 then
+        redis.call('INCRBY', key, 0)
+      end
+    end
     at = at + ((op == 'push' or op == 'free') and 3 or op == 'del' and 2 or op == 'incr' and 5 or 4)
   end
 end

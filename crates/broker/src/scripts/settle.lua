@@ -24,7 +24,8 @@ while at <= #ARGV do
       if raw == '' and action ~= 'later' then action = 'ack' end
     end
     -- Before the first write: the server takes nothing back when it refuses the next one.
-    check_pushes(at + 14, at + 13 + followed)
+    check_follow(at + 14, at + 13 + followed)
+    if run ~= '' then redis.call('HLEN', U .. 'run:' .. run) end
     if key ~= '' then store_result(key, ttl, doc, success) end
     local attempts = att ~= '' and redis.call('HGET', U .. 'att', att) or '0'
     if action ~= 'park' and action ~= 'release' and att ~= '' then redis.call('HDEL', U .. 'att', att) end
