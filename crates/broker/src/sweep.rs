@@ -13,7 +13,7 @@ pub struct Overdue {
     pub lid: String,
     /// Key of the list that it was taken from.
     pub list: String,
-    /// The raw message, or nothing where the body is missing (the janitor's work).
+    /// The raw message; nothing where the body is missing, is no record, or is an empty message.
     pub raw: Vec<u8>,
 }
 

@@ -130,12 +130,9 @@ impl Recovery {
     /// Puts back what may run again, and ends what is given up: each by itself, so that a chord whose server is away
     /// holds up no other.
     async fn take_back(&self, overdue: Vec<Overdue>) -> Result<(), Error> {
-        // A lease without a body is the janitor's work.
-        let mut overdue: Vec<Option<Overdue>> = overdue
-            .into_iter()
-            .filter(|one| !one.raw.is_empty())
-            .map(Some)
-            .collect();
+        // Also those that are empty or no record: left where they are they would fill every batch, and the rest never came
+        // back. The script lays them aside.
+        let mut overdue: Vec<Option<Overdue>> = overdue.into_iter().map(Some).collect();
         let served = self.queues.names();
         let reclaims: Vec<Reclaim> = overdue
             .iter()

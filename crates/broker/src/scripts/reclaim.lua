@@ -28,6 +28,10 @@ local function take_back(at, lid, list, raw, score)
     lay_aside('quarantine', list, raw, 'no record of ours stood under this lease', '', '', 0, '10000')
     return end_lease(lid, list)
   end
+  if raw == '' then -- There is nothing in it that anybody could read or run.
+    lay_aside('quarantine', list, raw, 'the message is empty', '', '', 0, '10000')
+    return end_lease(lid, list)
+  end
   local place = at / 3
   local is_left = ARGV[at + 2] ~= '1' and now / 1000000 - score <= tonumber(ARGV[2])
   if is_early(raw) then
@@ -64,7 +68,10 @@ for at = 3, #ARGV, 3 do
   if score and score <= now / 1000000 then -- renewed in between: not ours to take
     local list, raw = leased(lid)
     -- A queue whose key has another type must not hold up the recovery of all others: its leases are put off.
-    if list and not pcall(take_back, at, lid, list, raw, score) then
+    if not list then
+      -- Without a body it would come with every sweep; the counts are the janitor's.
+      redis.call('ZREM', U .. 'lease', lid)
+    elseif not pcall(take_back, at, lid, list, raw, score) then
       redis.call('ZADD', U .. 'lease', 'XX', seconds(now + 60 * 1000000), lid)
     end
   end

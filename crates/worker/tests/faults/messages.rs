@@ -164,3 +164,51 @@ async fn w19_two_messages_have_the_same_delivery_tag() {
         assert_eq!(stage.history.count(Event::Done, id), 1, "{id}");
     }
 }
+
+/// Leases of a worker that was killed, more than one sweep looks at, on what is empty or no record of ours.
+#[tokio::test]
+async fn overdue_leases_on_nothing_that_can_be_read_hold_up_nobody() {
+    let redis = Redis::start().await;
+    let mut connection = redis.connection().await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let id = celery.send("test.work", json!([0.0]), json!({})).await;
+    let whole: Vec<u8> = connection.rpop("celery", None).await.expect("it was sent");
+    let mut held = redis::pipe();
+    for n in 0..30 {
+        for (lid, body) in [
+            (format!("gone|celery:{n}"), ""),
+            (format!("gone:{n}"), "of an older format"),
+        ] {
+            held.hset("umbel:unacked", &lid, body).zadd("umbel:lease", &lid, 1);
+        }
+        held.zadd("umbel:lease", format!("gone|other:{n}"), 1); // Its body is lost.
+    }
+    held.hset("umbel:unacked", "gone|celery:99", whole)
+        .zadd("umbel:lease", "gone|celery:99", 2)
+        .hset("umbel:held", "w:gone", 61)
+        .hset("umbel:held", "q:celery", 31);
+    let _: () = held.query_async(&mut connection).await.expect("written");
+
+    let history = History::new();
+    let _worker = test_worker(&redis.url(), &history, &[]);
+    assert_eq!(
+        celery.get(&id, LATER).await,
+        Ok(json!(0.0)),
+        "what stands behind them is recovered"
+    );
+    eventually(SOON, "no lease is left", async || {
+        let left: usize = connection.zcard("umbel:lease").await.expect("the server answers");
+        left == 0
+    })
+    .await;
+    let aside = laid_aside(&redis, "quarantine", "celery").await;
+    assert_eq!(aside, vec![("the message is empty".to_owned(), String::new()); 30]);
+    let unreadable: usize = connection
+        .xlen("umbel:quarantine:umbel:unreadable")
+        .await
+        .expect("the server answers");
+    assert_eq!(unreadable, 30);
+    for field in ["w:gone", "q:celery"] {
+        assert_eq!(connection.hget("umbel:held", field).await, Ok(Some(0)), "{field}");
+    }
+}
