@@ -309,13 +309,38 @@ async fn not_begun(shared: &Arc<Shared>, delivery: Delivery, cut: Option<Cut>) {
 /// Runs a message in a slot.
 async fn run_in(shared: Arc<Shared>, slot: OwnedSemaphorePermit, delivery: Delivery, job: Arc<dyn Job>) {
     shared.recycle.started();
-    shared.started.fetch_add(1, Ordering::Relaxed);
-    shared.metrics.started.inc();
+    let running = Running::new(&shared, &delivery.lease.lid);
     let (message, queue) = (Arc::clone(&delivery.message), Arc::clone(&delivery.queue));
     facts::within(&message, &queue, run(&shared, delivery, job)).await;
-    shared.finished.fetch_add(1, Ordering::Relaxed);
-    shared.metrics.finished.inc();
+    drop(running);
     give_back(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+}
+
+/// Counts a run, from its start to its end. Where that is a panic outside of the task, whoever polled it, nobody settles
+/// the message: its lease is renewed no more, and returns it.
+struct Running<'a> {
+    shared: &'a Shared,
+    lid: Arc<str>,
+}
+
+impl<'a> Running<'a> {
+    fn new(shared: &'a Shared, lid: &Arc<str>) -> Running<'a> {
+        shared.started.fetch_add(1, Ordering::Relaxed);
+        shared.metrics.started.inc();
+        let lid = Arc::clone(lid);
+        Running { shared, lid }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.shared.finished.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.finished.inc();
+        if std::thread::panicking() {
+            tracing::error!(lease = %self.lid, "a run panicked outside of its task: its lease runs out and returns the message");
+            self.shared.leases.remove(std::iter::once(&self.lid));
+        }
+    }
 }
 
 /// Faults of lists, told once a minute each: one line, not one a reserve.

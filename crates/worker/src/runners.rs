@@ -140,7 +140,7 @@ impl<S: Send + 'static> Runners<S> {
                     place = Some(running);
                 }
                 Some(Poll::Pending) => drop(tokio::spawn(running)),
-                None => tracing::error!("a run panicked outside of its task: its lease returns the message"),
+                None => tracing::error!("a run panicked outside of its task"),
             }
             let ends = self.gather(&mut gathered);
             if ends >= TOGETHER {

@@ -90,3 +90,36 @@ async fn w09_stacks_and_memory_run_out() {
         assert_eq!(celery.get(&after, LATER).await, Ok(json!(0.0)), "{how}");
     }
 }
+
+/// Nobody settles such a run; were its lease renewed, nobody would ever have the message again.
+#[tokio::test]
+async fn a_panic_outside_of_the_task_lets_its_lease_run_out() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let mut worker = test_worker(&redis.url(), &history, &["--concurrency", "2", "--max-deliveries", "2"]);
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    // At its first poll, which a runner does, and in a task of its own.
+    let mut sent = Vec::new();
+    for late in [false, true] {
+        sent.push(celery.send("test.outside", json!([late]), json!({})).await);
+    }
+    for id in &sent {
+        let raised = celery.get(id, LATER).await.expect_err("it never ends well");
+        assert_eq!(raised.exc_type, "WorkerLostError");
+        assert_eq!(
+            history.count(Event::Started, id),
+            2,
+            "delivered again, as often as allowed"
+        );
+    }
+    assert_eq!(worker.exit(), None, "the worker goes on");
+    let after = celery.send("test.work", json!([0.0]), json!({})).await;
+    assert_eq!(celery.get(&after, LATER).await, Ok(json!(0.0)));
+    let broker = broker(&redis.url()).await;
+    umbel_testkit::eventually(LATER, "nothing is held", async || {
+        let left = depth(&broker, "celery").await;
+        (left.waiting, left.suspect, left.in_flight) == (0, 0, 0)
+    })
+    .await;
+}
