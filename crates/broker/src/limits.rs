@@ -235,6 +235,39 @@ impl Broker {
         self.change_policy(queue, &changes).await.map(|_| true)
     }
 
+    /// Lifts what a queue's object said, when the object is gone: what people or workers have set since stays. True:
+    /// something was written.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// It may or may not have happened; repeat it.
+    pub async fn lift_queue_policy(&self, queue: &str) -> Result<bool, Error> {
+        const FIELDS: [&str; 3] = ["paused", "max_in_flight", "rate"];
+        let (said, now): (Option<String>, [Option<String>; 3]) = {
+            let (said, paused, most, rate) = redis::cmd("HMGET")
+                .arg(self.keys.umbel(&format!("queue:{queue}")))
+                .arg("said")
+                .arg(&FIELDS)
+                .query_async(&mut self.connection.clone())
+                .await
+                .map_err(|source| Error::Call {
+                    call: "HMGET umbel:queue",
+                    source,
+                })?;
+            (said, [paused, most, rate])
+        };
+        let Some(said) = said else { return Ok(false) };
+        let mut changes = vec![("said", String::new())];
+        for ((field, said), now) in FIELDS.into_iter().zip(said.split('|')).zip(now) {
+            if now.as_deref() == Some(said) {
+                changes.push((field, String::new()));
+            }
+        }
+        self.change_policy(queue, &changes).await.map(|_| true)
+    }
+
     async fn change_policy(&self, queue: &str, changes: &[(&str, String)]) -> Result<QueuePolicy, Error> {
         let mut args = Args::new(&QUEUE_POLICY, self.keys.scope()).arg(queue);
         for (field, value) in changes {

@@ -1,6 +1,7 @@
 //! `TaskQueue`: whose it is, whether its broker answers, and how full it is.
 //!
-//! Nothing is done to a queue here. The status is written at once when a condition turns, and at most every 15 s when
+//! Nothing is done to the messages of a queue here. What it allows its workers is set at its broker, and lifted when the
+//! object is deleted; nobody waits for that. The status is written at once when a condition turns, and at most every 15 s when
 //! only numbers changed.
 
 use std::collections::HashMap;
@@ -51,6 +52,7 @@ pub async fn run(ctx: Arc<Context>, scope: usize, stop: CancellationToken) {
         let namespace = changed.namespace().unwrap_or_default();
         if all.queue(&namespace, &changed.name_any()).is_none() {
             all.metrics.forget_queue(&namespace, &changed.name_any());
+            lift(&all, changed);
         }
         let claimants = all.queues().into_iter().filter(|queue| queue.queue_name() == name);
         claimants
@@ -171,6 +173,40 @@ async fn allow(ctx: &Context, queue: &TaskQueue) {
             tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "what the queue allows is set later");
         }
     }
+}
+
+/// Lifts what a deleted queue allowed its workers, or nobody would know why they take nothing. Of two objects for one
+/// queue the other one says what it allows.
+fn lift(ctx: &Context, gone: &TaskQueue) {
+    if ctx.leader.term().is_none() {
+        return;
+    }
+    let (name, queue) = (gone.name_any(), gone.queue_name().to_string());
+    // Looked up here and not by the task: nobody asks this broker any more when this was its last queue.
+    let broker = ctx
+        .brokers
+        .source(gone)
+        .ok()
+        .and_then(|source| ctx.brokers.view(&source).broker);
+    let (Some(broker), Some(mine)) = (broker, claim(ctx, gone)) else {
+        return tracing::warn!(
+            queue = %name,
+            "deleted while its broker is away: what it allowed its workers stays there"
+        );
+    };
+    let is_same = |other: Claim| other.broker == mine.broker && other.queue == mine.queue;
+    if ctx.queues().iter().filter_map(|other| claim(ctx, other)).any(is_same) {
+        return;
+    }
+    tokio::spawn(async move {
+        match broker.lift_queue_policy(&queue).await {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(queue = %name, "deleted: what it allowed its workers is lifted at its broker"),
+            Err(err) => {
+                tracing::warn!(queue = %name, error = %chain(&err), "deleted: what it allowed its workers stays at its broker");
+            }
+        }
+    });
 }
 
 /// An Event when a queue becomes ready or stops being so.
