@@ -163,10 +163,19 @@ async fn tasks_wait_in_the_list_of_their_priority_and_depth_shows_them() {
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(
         rows[0],
-        ["NAME", "READY", "WAITING", "IN-FLIGHT", "DELAYED", "DEAD", "SEEN"]
+        [
+            "NAME",
+            "READY",
+            "WAITING",
+            "IN-FLIGHT",
+            "DELAYED",
+            "DEAD",
+            "PAUSED",
+            "SEEN"
+        ]
     );
-    assert_eq!(rows[1], ["mail", "-", "2", "0", "0", "0", "0s"]);
-    assert_eq!(rows[2], ["none", "-", "0", "0", "0", "0", "0s"]);
+    assert_eq!(rows[1], ["mail", "-", "2", "0", "0", "0", "false", "0s"]);
+    assert_eq!(rows[2], ["none", "-", "0", "0", "0", "0", "false", "0s"]);
 }
 
 struct Stage {
