@@ -83,6 +83,14 @@ impl Connection {
         })
     }
 
+    /// Resolves when it leads to the wrong place; never, where that cannot be.
+    pub(crate) async fn left(&self) {
+        match &self.watch {
+            Some(watch) => watch.place.left(&watch.born).await,
+            None => std::future::pending().await,
+        }
+    }
+
     fn is_same(&self, other: &Connection) -> bool {
         Arc::ptr_eq(&self.driver, &other.driver)
     }

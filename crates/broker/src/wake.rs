@@ -86,12 +86,21 @@ impl Waker {
         self.is_tracking
     }
 
-    /// Resolves on the next reported change since the last look.
+    /// Resolves on the next reported change since the last look, and when reports come from the wrong server.
     ///
     /// # Cancellation
     /// Safe: a report that nobody awaited is kept.
     pub async fn changed(&self) {
-        self.changed.notified().await;
+        let left = async {
+            match &self.connection {
+                Some(connection) => connection.left().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = left => {}
+        }
     }
 
     async fn connect(&mut self) -> Result<Connection, Error> {
