@@ -73,7 +73,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Waits until a task with this key may be sent again.
 async fn freed(stage: &Stage, first: &umbel_client::Handle, make: impl Fn() -> Task) {
     eventually(LATER, "its key is free", async || {
-        stage.client.send(make()).await.unwrap().id() != first.id()
+        let sent = stage.client.send(make()).await.expect("the server answers");
+        sent.id() != first.id()
     })
     .await;
 }
