@@ -531,7 +531,11 @@ async fn what_a_queue_allows_reaches_its_broker_and_what_people_do_there_stays()
     allows("true 9 -").await;
     let rate = "5/s/1".parse().expect("a rate");
     stage.broker.set_queue_rate("mail.out", Some(rate)).await.expect("set");
-    stage.broker.publish("mail.out", 0, &[b"m".to_vec()]).await.expect("published");
+    stage
+        .broker
+        .publish("mail.out", 0, &[b"m".to_vec()])
+        .await
+        .expect("published");
     stage
         .queues()
         .delete("mail", &kube::api::DeleteParams::default())
@@ -539,6 +543,9 @@ async fn what_a_queue_allows_reaches_its_broker_and_what_people_do_there_stays()
         .expect("deleted");
     allows("false 0 5/1000/1").await;
     assert_eq!(connection.llen("mail.out").await, Ok(1));
-    let said: bool = connection.hexists("umbel:queue:mail.out", "said").await.expect("answered");
+    let said: bool = connection
+        .hexists("umbel:queue:mail.out", "said")
+        .await
+        .expect("answered");
     assert!(!said);
 }

@@ -215,6 +215,7 @@ async fn violent(ctx: JobContext, (how,): (String,)) -> Result<usize, Failure> {
 }
 
 /// Panics with something that panics again when it is dropped, which nobody catches for a task; with `late` after a wait.
+#[allow(clippy::panic)]
 async fn outside(ctx: JobContext, (late,): (bool,)) -> Result<(), Failure> {
     struct Fragile;
     impl Drop for Fragile {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use umbel_testkit::redis::{self, AsyncCommands};
-use umbel_testkit::{Event, History, Redis, Relay, eventually};
+use umbel_testkit::{History, Redis, Relay, eventually};
 
 use crate::stage::{Admin, all_done, goes_through, ids, message, send, settled, told};
 use crate::support::{LATER, SOON, admitted, laid_aside, test_worker};
