@@ -181,7 +181,7 @@ fn lift(ctx: &Context, gone: &TaskQueue) {
     if ctx.leader.term().is_none() {
         return;
     }
-    let (name, queue) = (gone.name_any(), gone.queue_name().clone());
+    let (name, queue) = (gone.name_any(), gone.queue_name());
     // Looked up here and not by the task: nobody asks this broker any more when this was its last queue.
     let broker = ctx
         .brokers
