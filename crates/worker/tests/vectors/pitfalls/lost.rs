@@ -194,19 +194,19 @@ async fn a13_a_retry_that_cannot_be_stored_is_stored_later() {
     push(&mut stage, "celery", &call("full", "proj.sleeps", &json!([1, 0]))).await;
     holds(&stage, 1).await;
     let mut connection = stage.connection.clone();
-    // From here on nothing can be written but what frees memory.
-    stage.redis.set("maxmemory", "1").await;
+    // From here on nothing can be written.
+    stage.redis.set("min-replicas-to-write", "1").await;
     let held = async |connection: &mut MultiplexedConnection| connection.hlen::<_, u64>("umbel:unacked").await;
     let mut worker = stage.worker.log().len();
     eventually(SOON, "the worker cannot settle", async || {
         let log = stage.worker.log();
-        let grown = log.len() > worker && log[worker..].contains("OOM");
+        let grown = log.len() > worker && log[worker..].contains("NOREPLICAS");
         worker = worker.min(log.len());
         grown
     })
     .await;
     assert_eq!(held(&mut connection).await, Ok(1), "it is held");
-    stage.redis.set("maxmemory", "0").await;
+    stage.redis.set("min-replicas-to-write", "0").await;
     assert_eq!(ended(&mut connection, "full").await["status"], json!("SUCCESS"));
     eventually(SOON, "settled", async || held(&mut connection).await == Ok(0)).await;
 }
