@@ -372,8 +372,9 @@ async fn a_rate_is_measured_and_then_followed() {
     let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
     stage.queue("mail").await;
-    // 60 tasks of 0.5 s on two slots a pod: Utilization asks for the maximum, a minute of time for one pod.
-    let target = json!({ "type": "DrainTime", "value": "1m" });
+    // 800 tasks of 0.5 s on two slots a pod: Utilization asks for the maximum, five minutes of time for one pod. There is
+    // work for longer than anyone looks, however late the rate is known.
+    let target = json!({ "type": "DrainTime", "value": "5m" });
     let down = json!({ "stabilization": "0s" });
     pool(
         &stage,
@@ -381,7 +382,7 @@ async fn a_rate_is_measured_and_then_followed() {
         json!({ "scaling": { "target": target, "maxReplicas": 2, "down": down } }),
     )
     .await;
-    stage.send_sleeps("mail", 160, 0.5).await;
+    stage.send_sleeps("mail", 800, 0.5).await;
     shows(
         &stage,
         "mail",
@@ -393,7 +394,7 @@ async fn a_rate_is_measured_and_then_followed() {
     .await;
     eventually(LONG, "the rate is known, and asks for less", async || {
         let says = stage.condition("mail", "ScalingActive").await.unwrap_or_default().2;
-        says.contains("to be done within 1m, at 0.5") && stage.status("mail").await.desired_replicas == 1
+        says.contains("to be done within 5m, at 0.5") && stage.status("mail").await.desired_replicas == 1
     })
     .await;
     drop(operator);
