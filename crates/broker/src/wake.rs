@@ -27,6 +27,8 @@ pub struct Look {
     pub now: f64,
     /// State of this worker's gate; empty if Redis does not know the worker.
     pub gate: String,
+    /// Workers of this database; those that ended lately may still count.
+    pub workers: u64,
 }
 
 /// The connection that wakes a worker.
@@ -165,6 +167,7 @@ impl Waker {
         let now = reply.seconds()?.unwrap_or(0.0);
         let due_in = due.map(|due| Duration::try_from_secs_f64(due - now).unwrap_or(Duration::ZERO));
         let gate = reply.text()?;
+        let workers = reply.count()?;
         self.is_open = gate == "open";
         Ok(Look {
             waiting,
@@ -172,6 +175,7 @@ impl Waker {
             due_in,
             now,
             gate,
+            workers,
         })
     }
 

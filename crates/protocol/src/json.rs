@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
@@ -49,11 +50,11 @@ pub enum JsonError {
     },
 }
 
-/// A valid JSON text of one value, without blanks around it.
+/// A valid JSON text of one value, without blanks around it. A clone shares the text.
 ///
 /// Equality is that of the bytes: `1` and `1.0` differ.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Json(Box<str>);
+pub struct Json(Arc<str>);
 
 impl Json {
     /// Checks a text and keeps it.
@@ -85,7 +86,7 @@ impl Json {
     }
 
     /// A span that a [`Scanner`] has accepted, or a text that this crate wrote.
-    pub(crate) fn trusted(text: impl Into<Box<str>>) -> Json {
+    pub(crate) fn trusted(text: impl Into<Arc<str>>) -> Json {
         Json(text.into())
     }
 

@@ -28,6 +28,11 @@ pub fn within<F: Future>(facts: Arc<dyn Facts>, work: F) -> impl Future<Output =
     FACTS.scope(facts, work)
 }
 
+/// As [`within`], of a function that waits for nothing.
+pub fn within_call<T>(facts: Arc<dyn Facts>, call: impl FnOnce() -> T) -> T {
+    FACTS.sync_scope(facts, call)
+}
+
 /// Is this line written for a task?
 pub(crate) fn is_within() -> bool {
     FACTS.try_with(|_| ()).is_ok()

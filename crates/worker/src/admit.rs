@@ -38,7 +38,7 @@ pub(crate) fn is_expired(message: &TaskMessage, now: f64, expires_after: Option<
     let Some(after) = expires_after else {
         return false;
     };
-    let sent_at = message.header("umbel_sent_at").and_then(|at| at.to::<f64>().ok());
+    let sent_at = message.own_header("umbel_sent_at").and_then(|at| at.to::<f64>().ok());
     sent_at.is_some_and(|at| at + after.as_secs_f64() <= now)
 }
 

@@ -18,9 +18,10 @@ use crate::autoscale::Autoscale;
 use crate::budget::Budget;
 use crate::causes::Causes;
 use crate::clock::RedisClock;
-use crate::consume::{Aside, Consumer};
+use crate::consume::{Aside, Consumer, Decider};
 use crate::decide::Faults;
 use crate::events::{self, Events};
+use crate::fleet::Fleet;
 use crate::job::Report;
 use crate::lease::Leases;
 use crate::limits::Limits;
@@ -74,13 +75,15 @@ pub(crate) struct Shared {
     pub(crate) due: Arc<DueSoon>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: Arc<Readiness>,
-    pub(crate) ended: mpsc::Sender<Ended>,
+    /// To who settles.
+    pub(crate) settler: mpsc::Sender<Ended>,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) abandon: CancellationToken,
     pub(crate) gate: Mutex<String>,
     pub(crate) generation: Mutex<Option<String>>,
     pub(crate) beat_now: Notify,
     pub(crate) has_counted: Arc<AtomicBool>,
+    pub(crate) fleet: Fleet,
     pub(crate) started: AtomicU64,
     pub(crate) finished: AtomicU64,
     pub(crate) faults: Faults,
@@ -125,7 +128,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         None => None,
     };
     let worker = worker_name(&config);
-    let (ended, ended_rx) = mpsc::channel(ENDED);
+    let (settler_tx, ended_rx) = mpsc::channel(ENDED);
     let (reports, reports_rx) = mpsc::channel(REPORTS);
     let clock = Arc::new(RedisClock::new());
     let shared = Arc::new(Shared {
@@ -156,13 +159,14 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         due: Arc::new(DueSoon::default()),
         metrics,
         readiness,
-        ended,
+        settler: settler_tx,
         reports,
         abandon: CancellationToken::new(),
         gate: Mutex::new(String::new()),
         generation: Mutex::new(None),
         beat_now: Notify::new(),
         has_counted: Arc::new(AtomicBool::new(false)),
+        fleet: Fleet::default(),
         started: AtomicU64::new(0),
         finished: AtomicU64::new(0),
         faults: Faults::default(),
@@ -323,17 +327,26 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         waker: Waker::new(config.broker.clone(), &shared.worker, queues.clone()),
         queues,
         served,
-        permits: None,
-        peers: Peers::default(),
+        decider: Decider {
+            shared: Arc::clone(shared),
+            broker: shared.broker.clone(),
+            permits: None,
+            peers: Peers::default(),
+            quiet: quiet.clone(),
+            deciding: tokio::sync::watch::Sender::new(false),
+            runners: Arc::default(),
+            starting: Vec::new(),
+            asking: Vec::new(),
+            has_left: false,
+            is_slow: false,
+        },
         quiet,
         backoff,
-        deciding: tokio::sync::watch::Sender::new(false),
         aside: Aside::default(),
-        runners: Arc::default(),
-        starting: Vec::new(),
         shares: Shares::new(config.consumption),
-        asking: Vec::new(),
         blocked: None,
+        is_open: false,
+        ahead: None,
     }
 }
 

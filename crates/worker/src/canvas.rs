@@ -45,7 +45,7 @@ pub(crate) fn with_sender<T>(shared: &Shared, message: &TaskMessage, make: impl 
 }
 
 /// Does nothing hang on the message? Celery writes the same text for most of them.
-fn is_alone(message: &TaskMessage) -> bool {
+pub(crate) fn is_alone(message: &TaskMessage) -> bool {
     const NOTHING: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
     message.embed.as_ref().is_none_or(|embed| embed.as_str() == NOTHING)
 }

@@ -1,19 +1,23 @@
 //! The loop of a worker: a free slot first, then a message for it, then its run, then its settlement.
 //!
+//! While a batch is decided on, the next is on its way, so that neither Redis nor the worker waits for the other.
+//!
 //! # Guarantees
-//! Never more messages are held than there are slots, and each is decided on the moment it was taken.
+//! Never more messages are held than there are slots, and each is decided on the moment it was taken, or when the batch
+//! before it is.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{Admission as SelfAdmission, Blocked, Broker, QueueLists, Reserved, Reserver, Waker};
+use umbel_broker::{Admission as SelfAdmission, Batch, Blocked, Broker, QueueLists, Reserved, Reserver, Waker};
 use umbel_protocol::control::Consumed;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
 use crate::decide::Start;
+use crate::lease::Lease;
 use crate::limits::Asking;
 use crate::peers::Peers;
 use crate::runners::Runners;
@@ -21,6 +25,8 @@ use crate::shares::{Quota, Shares};
 
 /// Messages in one reserve: Redis is busy for less than a millisecond with so many.
 const BATCH: usize = 256;
+/// With so many slots a batch has half of them at most: while it is decided on, the next one is on its way.
+const MANY: usize = 64;
 /// Longest time without a look in a backlog: a suspect must not wait for its end.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest wait between two looks where Redis reports changes: with all else that an idle worker asks, it asks no more
@@ -48,23 +54,47 @@ pub(crate) struct Consumer {
     pub(crate) queues: Vec<QueueLists>,
     /// What remote control makes of the queues.
     pub(crate) served: watch::Receiver<Vec<Consumed>>,
-    /// Slots for what is being taken.
+    pub(crate) quiet: CancellationToken,
+    pub(crate) backoff: Duration,
+    pub(crate) aside: Aside,
+    /// Whose turn it is.
+    pub(crate) shares: Shares,
+    /// A limit of a queue keeps messages from being taken.
+    pub(crate) blocked: Option<Blocked>,
+    /// Was the gate open at the last look?
+    pub(crate) is_open: bool,
+    pub(crate) decider: Decider,
+    /// Taken, and to be decided on while the next batch is on its way.
+    pub(crate) ahead: Option<Held>,
+}
+
+/// Messages that were taken, with their leases and their slots.
+pub(crate) struct Held {
+    pub(crate) batch: Batch,
+    pub(crate) leases: Vec<Lease>,
+    /// None for a suspect, which runs alone.
+    pub(crate) permits: Option<OwnedSemaphorePermit>,
+}
+
+/// Decides on messages that were taken.
+pub(crate) struct Decider {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) broker: Broker,
+    /// Slots for what is being decided on.
     pub(crate) permits: Option<OwnedSemaphorePermit>,
     pub(crate) peers: Peers,
     pub(crate) quiet: CancellationToken,
-    pub(crate) backoff: Duration,
     /// Messages were taken and are not yet decided on: not a moment to drop the loop.
     pub(crate) deciding: watch::Sender<bool>,
-    pub(crate) aside: Aside,
     pub(crate) runners: Arc<Runners<Start>>,
     /// Decided on, on their way to the runners.
     pub(crate) starting: Vec<Start>,
-    /// Whose turn it is.
-    pub(crate) shares: Shares,
     /// Messages of a batch that must ask before they run.
     pub(crate) asking: Vec<Asking>,
-    /// A limit of a queue keeps messages from being taken.
-    pub(crate) blocked: Option<Blocked>,
+    /// Messages were left to the next hello, which hands back what is not named.
+    pub(crate) has_left: bool,
+    /// Did the last batch have to ask somebody? Then the next one stays in Redis, for others, until this one is decided on.
+    pub(crate) is_slow: bool,
 }
 
 /// How long a busy worker stands aside for a suspect, taking nothing until its last task ends. In vain, it works on for
@@ -96,7 +126,7 @@ impl Consumer {
     /// Takes and starts messages until told to be quiet. Runs go on after it has returned.
     /// Answers when it was told.
     pub(crate) async fn run(mut self) -> Instant {
-        let (quiet, mut deciding) = (self.quiet.clone(), self.deciding.subscribe());
+        let (quiet, mut deciding) = (self.quiet.clone(), self.decider.deciding.subscribe());
         let told = async {
             quiet.cancelled().await;
             let at = Instant::now();
@@ -109,6 +139,10 @@ impl Consumer {
         };
         // The select above may have dropped a reserve on its way, or a batch was not started any more: one more hello
         // hands back what nobody runs.
+        if let Some(held) = self.ahead.take() {
+            self.decider.leave(held.leases.iter().map(|lease| &lease.lid));
+        }
+        self.forget_left();
         if !self.reserver.is_connected() {
             let leases = Arc::clone(&self.shared.leases);
             let hello = self.reserver.ensure(|| leases.lids());
@@ -141,6 +175,9 @@ impl Consumer {
                 is_woken = true;
             }
             let free = self.shared.slots.free().available_permits();
+            if free == 0 || !is_woken {
+                self.start_ahead().await;
+            }
             if free == 0 {
                 // Wait for a slot; the permit itself is taken when there is a message for it.
                 drop(self.shared.while_alive(self.shared.slots.free().acquire()).await);
@@ -152,6 +189,9 @@ impl Consumer {
             } else {
                 Ok(Next::Wait)
             };
+            if !matches!(next, Ok(Next::Again)) {
+                self.start_ahead().await;
+            }
             if self.note_hello() {
                 leader_seen = Instant::now(); // After an outage its leader gets as long to come back as we did.
             }
@@ -190,11 +230,13 @@ impl Consumer {
                 }
             };
             looked = Instant::now();
+            self.shared.fleet.met(look.workers);
             self.shared.clock.observe(look.now);
             if let Some(due_in) = look.due_in {
                 self.shared.due.within(due_in);
             }
             let is_open = look.gate == "open";
+            self.is_open = is_open;
             self.note_gate(&look.gate);
             if look.gate.is_empty() {
                 self.reserver.forget(); // Redis has lost us: hello again.
@@ -255,7 +297,12 @@ impl Consumer {
 
     /// One reserve, and everything it brought on its way.
     async fn take(&mut self, free: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
-        let asked = self.shared.recycle.room(free.min(BATCH));
+        if self.shared.recycle.is_counting() {
+            self.start_ahead().await; // What is not decided on is not counted yet.
+        }
+        let slots = self.shared.slots.total();
+        let most = if slots < MANY { BATCH } else { BATCH.min(slots / 2) };
+        let asked = self.shared.recycle.room(free.min(most));
         if asked == 0 {
             return Ok(Next::Wait); // It has run as many as it may; the end is on its way.
         }
@@ -270,13 +317,18 @@ impl Consumer {
         let Ok(permits) = Arc::clone(self.shared.slots.free()).try_acquire_many_owned(asked as u32) else {
             return Ok(Next::Again); // There are fewer than a moment ago.
         };
-        self.permits = Some(permits);
-        let taken = self.reserve(asked, fruitless).await;
-        self.permits = None;
-        taken
+        self.reserve(asked, permits, fruitless).await
     }
 
-    async fn reserve(&mut self, asked: usize, fruitless: &mut u32) -> Result<Next, umbel_broker::Error> {
+    async fn reserve(
+        &mut self,
+        asked: usize,
+        mut permits: OwnedSemaphorePermit,
+        fruitless: &mut u32,
+    ) -> Result<Next, umbel_broker::Error> {
+        if self.decider.is_slow {
+            self.start_ahead().await;
+        }
         let leases = Arc::clone(&self.shared.leases);
         self.blocked = None;
         let plan = self.shares.plan(asked);
@@ -291,14 +343,24 @@ impl Consumer {
             turns = plan.iter().map(turn).collect();
             &turns
         };
-        match self.reserver.reserve(asked, queues, || leases.lids()).await? {
+        let (ahead, decider) = (self.ahead.take(), &mut self.decider);
+        let start = async {
+            if let Some(held) = ahead {
+                Box::pin(decider.start(held)).await;
+            }
+        };
+        let (reserved, ()) = tokio::join!(self.reserver.reserve(asked, queues, || leases.lids()), start);
+        self.forget_left();
+        match reserved? {
             Reserved::Batch(batch) => {
                 let got = batch.taken.len();
                 *fruitless = if got > 0 { 0 } else { *fruitless };
                 self.blocked = batch.blocked;
                 let counts = self.shares.counted(batch.taken.iter().map(|one| &*one.queue));
                 self.shares.taken(&plan, &counts);
-                self.start(batch).await;
+                let used = permits.split(got);
+                drop(permits);
+                self.ahead = Some(self.held(batch, used));
                 Ok(if got == asked { Next::Again } else { Next::Wait })
             }
             Reserved::Gate(state) => {
@@ -306,6 +368,31 @@ impl Consumer {
                 Ok(Next::Wait)
             }
             Reserved::Busy => Ok(Next::Wait),
+        }
+    }
+
+    /// What was taken is held from now on: all of it is renewed, and named at a hello.
+    fn held(&self, batch: Batch, permits: Option<OwnedSemaphorePermit>) -> Held {
+        let lids = batch.taken.iter().map(|one| (&one.lid, one.micros));
+        let leases = self
+            .shared
+            .leases
+            .insert(lids, batch.term, batch.sent, self.shared.config.lease);
+        Held { batch, leases, permits }
+    }
+
+    /// Decides on what was taken ahead.
+    async fn start_ahead(&mut self) {
+        if let Some(held) = self.ahead.take() {
+            Box::pin(self.decider.start(held)).await;
+            self.forget_left();
+        }
+    }
+
+    /// Says hello again where something was left to it.
+    fn forget_left(&mut self) {
+        if std::mem::take(&mut self.decider.has_left) {
+            self.reserver.forget();
         }
     }
 
@@ -417,7 +504,8 @@ impl Consumer {
         match self.reserver.reserve_suspect(&self.queues, || leases.lids()).await {
             Ok(Reserved::Batch(batch)) if !batch.taken.is_empty() => {
                 self.aside = Aside::default();
-                self.start(batch).await;
+                self.ahead = Some(self.held(batch, None));
+                self.start_ahead().await;
                 self.shared.while_alive(self.shared.leases.ended()).await; // Alone means alone.
                 true
             }
@@ -432,7 +520,8 @@ impl Consumer {
     /// Waits for a report of a change, or for the next look. True after a report.
     async fn wait(&mut self) -> bool {
         let patience = if self.waker.is_tracking() {
-            IDLE
+            // Until it is admitted it asks for a leader now and then, too.
+            if self.is_open { self.shared.fleet.stretch(IDLE) } else { IDLE }
         } else {
             POLL.0 + POLL.1.mul_f64(crate::random())
         };

@@ -151,7 +151,7 @@ async fn obey(shared: &Arc<Shared>, request: &Request, command: Command, quiet: 
     Some(match command {
         Command::Ping => answer::pong(),
         Command::Clock => answer::clock(shared.events.lamport()),
-        Command::Active { safe } => or_error(inspect::active(shared, safe).await),
+        Command::Active { safe } => inspect::active(shared, safe),
         Command::Reserved => or_error(inspect::reserved(shared).await),
         Command::Scheduled => or_error(inspect::scheduled(shared).await),
         Command::QueryTask { ids } => or_error(inspect::query(shared, &ids).await),
@@ -288,7 +288,7 @@ async fn mark(shared: &Shared, ids: &[String]) {
     };
     let documents: Vec<_> = ids
         .iter()
-        .filter(|id| runs.iter().all(|run| run.id != **id))
+        .filter(|id| runs.iter().all(|run| run.message.id != **id))
         .map(|id| shared.stored(id, result::revoked(id, "revoked", &meta), false))
         .collect();
     match shared.store.store_unless_begun(&documents).await {
@@ -316,10 +316,7 @@ async fn revoke_stamps(shared: &Shared, stamps: &[(String, Vec<Json>)], headers:
     let Some(signum) = signum else {
         return answer::flagged_stamps(headers);
     };
-    let (ids, stopped) = match inspect::stamped(shared, &pairs).await {
-        Ok(found) => found,
-        Err(err) => return answer::error(&chain(&err).to_string()),
-    };
+    let (ids, stopped) = inspect::stamped(shared, &pairs);
     shared.leases.terminate(&ids, signum);
     answer::terminated_stamps(headers, &stopped)
 }

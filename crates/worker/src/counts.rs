@@ -41,9 +41,12 @@ pub(crate) struct Counts {
     known: RwLock<Known>,
 }
 
+/// Bounded in size, so nobody slows it down by the names that he chooses.
+type Map<T> = HashMap<String, T, foldhash::fast::RandomState>;
+
 #[derive(Default)]
 struct Known {
-    queues: HashMap<String, Queue>,
+    queues: Map<Queue>,
     /// Task names in all queues.
     names: usize,
 }
@@ -51,7 +54,7 @@ struct Known {
 struct Queue {
     runtime: Histogram,
     wait: Histogram,
-    tasks: HashMap<String, Vec<(&'static str, Counter)>>,
+    tasks: Map<Vec<(&'static str, Counter)>>,
 }
 
 impl Counts {
@@ -106,7 +109,7 @@ impl Counts {
             Queue {
                 runtime: self.runtime.get_or_create(&labels).clone(),
                 wait: self.wait.get_or_create(&labels).clone(),
-                tasks: HashMap::new(),
+                tasks: Map::default(),
             }
         });
         what(queue)

@@ -4,51 +4,66 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use umbel_broker::{Batch, End, Taken};
 use umbel_protocol::canvas::Aftermath;
 use umbel_protocol::message::Limits;
-use umbel_telemetry::chain;
+use umbel_telemetry::{chain, task};
 
 use crate::admit::{Admission, UnknownTask, admit};
 use crate::app::Shared;
 use crate::canvas;
-use crate::consume::Consumer;
+use crate::consume::{Decider, Held};
 use crate::facts;
 use crate::job::{Failure, Job};
-use crate::lease::Cut;
+use crate::lease::{Cut, Lease};
 use crate::limits::Asking;
 use crate::lost::{Unread, quarantine};
 use crate::rates::Turn;
-use crate::run::{Delivery, run};
+use crate::run::{Delivery, begin, run};
 use crate::runners::give_back;
 use crate::skew;
 
 /// Messages that are handed to the runners together: the first start while the last are read.
 const TOGETHER: usize = 32;
+/// A batch that takes longer had to ask somebody, or is huge.
+const SLOW: Duration = Duration::from_millis(20);
 /// A message that is handed back is not taken again for so long: others get their chance.
 const HAND_BACK: Duration = Duration::from_secs(1);
 
 /// A message that is to run: its slot, itself, its task.
 pub(crate) type Start = (OwnedSemaphorePermit, Delivery, Arc<dyn Job>);
 
-impl Consumer {
+impl Decider {
     /// Decides on each message and starts what can run. Told to be quiet, it leaves the rest to the last hello, which
     /// hands back what is not named.
-    pub(crate) async fn start(&mut self, batch: Batch) {
+    pub(crate) async fn start(&mut self, held: Held) {
+        let began = Instant::now();
         self.deciding.send_replace(true);
-        self.decide_all(batch).await;
+        self.permits = held.permits;
+        self.decide_all(held.batch, held.leases).await;
         self.take_turns().await;
         self.start_gathered();
+        self.permits = None;
         self.deciding.send_replace(false);
+        self.is_slow = began.elapsed() > SLOW;
     }
 
-    async fn decide_all(&mut self, batch: Batch) {
+    /// Leaves messages to the next hello.
+    pub(crate) fn leave<'a>(&mut self, lids: impl Iterator<Item = &'a Arc<str>>) {
+        self.shared.leases.remove(lids);
+        self.has_left = true;
+    }
+
+    async fn decide_all(&mut self, batch: Batch, leases: Vec<Lease>) {
         let Batch {
-            term,
-            sent,
+            term: _,
+            sent: _,
             now,
             taken,
             has_counted,
@@ -63,14 +78,6 @@ impl Consumer {
             self.shared.clock.observe(now);
         }
         let now = self.shared.clock.now();
-        // All of them are renewed from now on: one that takes long to read must not cost those behind it.
-        let leases = taken
-            .iter()
-            .map(|one| {
-                let length = self.shared.config.lease;
-                self.shared.leases.insert(&one.lid, term, one.micros, sent, length)
-            })
-            .collect::<Vec<_>>();
         let mut taken = leases.into_iter().zip(taken);
         while let Some((lease, one)) = taken.next() {
             let Taken {
@@ -83,10 +90,8 @@ impl Consumer {
             if self.quiet.is_cancelled() {
                 let rest = taken.map(|(_, one)| one.lid);
                 let asking = self.asking.drain(..).map(|one| one.ask.lid);
-                for lid in std::iter::once(lid).chain(rest).chain(asking) {
-                    self.shared.leases.remove(std::iter::once(&lid));
-                }
-                return self.reserver.forget();
+                let lids: Vec<_> = std::iter::once(lid).chain(rest).chain(asking).collect();
+                return self.leave(lids.iter());
             }
             let limits = Limits {
                 bytes: self.shared.config.max_message,
@@ -104,7 +109,9 @@ impl Consumer {
                         is_early: false,
                         sends: Aftermath::default(),
                     };
-                    facts::within(&message, &queue, self.decide(delivery, now)).await;
+                    if let Some(delivery) = self.start_plain(delivery, now) {
+                        facts::within(&message, &queue, self.decide(delivery, now)).await;
+                    }
                 }
                 Err(malformed) => {
                     let raw = Arc::new(raw);
@@ -112,6 +119,49 @@ impl Consumer {
                 }
             }
         }
+    }
+
+    /// Starts a message of which nothing is to be asked, as most are; else it is back, to be decided on.
+    fn start_plain(&mut self, delivery: Delivery, now: f64) -> Option<Delivery> {
+        let Shared {
+            revoked,
+            tasks,
+            rates,
+            limits,
+            budget,
+            config,
+            ..
+        } = &*self.shared;
+        let message = &*delivery.message;
+        let Some(job) = tasks.get(&message.task) else {
+            return Some(delivery);
+        };
+        let is_plain = message.retries == 0
+            && !rates.are_any()
+            && !revoked.contains(message, now)
+            && admit(message, true, now, config.expires_after) == Admission::Run
+            && skew::too_new(message, tasks.options(&message.task)).is_none()
+            && matches!(limits.ask(&delivery, &**job), Ok(None))
+            && budget.wait(&delivery.queue, 0).is_none();
+        if !is_plain {
+            return Some(delivery);
+        }
+        let Some(slot) = self.permits.as_mut().and_then(|permits| permits.split(1)) else {
+            return Some(delivery);
+        };
+        let job = Arc::clone(job);
+        self.takes(&delivery);
+        self.starting.push((slot, delivery, job));
+        if self.starting.len() >= TOGETHER {
+            self.start_gathered();
+        }
+        None
+    }
+
+    /// A message starts, or waits here for its turn.
+    fn takes(&self, delivery: &Delivery) {
+        self.shared.events.received(&delivery.message, false);
+        self.shared.recycle.takes();
     }
 
     async fn decide(&mut self, mut delivery: Delivery, now: f64) {
@@ -159,8 +209,7 @@ impl Consumer {
     pub(crate) async fn begin(&mut self, delivery: Delivery, job: Arc<dyn Job>, wait: Duration) {
         match self.shared.rates.turn(job.name(), Instant::now(), crate::random()) {
             Turn::After(own) => {
-                self.shared.events.received(&delivery.message, false);
-                self.shared.recycle.takes();
+                self.takes(&delivery);
                 match wait.max(own) {
                     Duration::ZERO => self.spawn(delivery, job).await,
                     wait => self.hold(delivery, job, wait),
@@ -187,8 +236,7 @@ impl Consumer {
         let (peers, me) = (&mut self.peers, &self.shared.worker);
         let asked = async { is_hand_back && peers.somebody_knows(&self.broker, me, &queue, &task).await };
         let Some(is_known) = self.quiet.run_until_cancelled(asked).await else {
-            self.shared.leases.remove(std::iter::once(&delivery.lease.lid));
-            return self.reserver.forget();
+            return self.leave(std::iter::once(&delivery.lease.lid));
         };
         if is_known {
             match self.leave_to_others(delivery).await {
@@ -252,8 +300,8 @@ impl Consumer {
         if !self.starting.is_empty() {
             let these = std::mem::take(&mut self.starting);
             self.runners
-                .start(&self.shared, these, |shared, (slot, delivery, job)| {
-                    run_in(shared, slot, delivery, job)
+                .start(&self.shared, these, |shared, (slot, delivery, job), cx| {
+                    begin_in(shared, slot, delivery, job, cx)
                 });
         }
     }
@@ -306,6 +354,30 @@ async fn not_begun(shared: &Arc<Shared>, delivery: Delivery, cut: Option<Cut>) {
     }
 }
 
+/// Begins a message in a slot; what is left of it, where it has to wait.
+fn begin_in(
+    shared: &Arc<Shared>,
+    slot: OwnedSemaphorePermit,
+    delivery: Delivery,
+    job: Arc<dyn Job>,
+    cx: &mut Context<'_>,
+) -> Option<BoxFuture<'static, ()>> {
+    shared.recycle.started();
+    let running = Running::new(shared, &delivery.lease.lid);
+    let facts = facts::of(&delivery.message, &delivery.queue);
+    let Some(rest) = task::within_call(Arc::clone(&facts), || begin(shared, delivery, job, cx)) else {
+        drop(running);
+        give_back(slot);
+        return None;
+    };
+    let rest = async move {
+        rest.await;
+        drop(running);
+        drop(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+    };
+    Some(task::within(facts, rest).boxed())
+}
+
 /// Runs a message in a slot.
 async fn run_in(shared: Arc<Shared>, slot: OwnedSemaphorePermit, delivery: Delivery, job: Arc<dyn Job>) {
     shared.recycle.started();
@@ -313,26 +385,26 @@ async fn run_in(shared: Arc<Shared>, slot: OwnedSemaphorePermit, delivery: Deliv
     let (message, queue) = (Arc::clone(&delivery.message), Arc::clone(&delivery.queue));
     facts::within(&message, &queue, run(&shared, delivery, job)).await;
     drop(running);
-    give_back(slot); // After the settlement is on its way: a slow Redis slows the taking down.
+    drop(slot); // As above.
 }
 
 /// Counts a run, from its start to its end. Where that is a panic outside of the task, whoever polled it, nobody settles
 /// the message: its lease is renewed no more, and returns it.
-struct Running<'a> {
-    shared: &'a Shared,
+struct Running {
+    shared: Arc<Shared>,
     lid: Arc<str>,
 }
 
-impl<'a> Running<'a> {
-    fn new(shared: &'a Shared, lid: &Arc<str>) -> Running<'a> {
+impl Running {
+    fn new(shared: &Arc<Shared>, lid: &Arc<str>) -> Running {
         shared.started.fetch_add(1, Ordering::Relaxed);
         shared.metrics.started.inc();
-        let lid = Arc::clone(lid);
+        let (shared, lid) = (Arc::clone(shared), Arc::clone(lid));
         Running { shared, lid }
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         self.shared.finished.fetch_add(1, Ordering::Relaxed);
         self.shared.metrics.finished.inc();

@@ -43,7 +43,7 @@ impl Shared {
     pub(crate) async fn send(&self, ended: Ended) {
         let Some(ended) = gather(ended) else { return };
         let lid = Arc::clone(&ended.settlement.lid);
-        if self.ended.send(ended).await.is_err() {
+        if self.settler.send(ended).await.is_err() {
             tracing::error!("nobody settles any more: the lease will");
             self.leases.remove(std::iter::once(&lid));
         }
@@ -51,7 +51,7 @@ impl Shared {
 
     /// Hands many ends to the settler, and leaves none.
     pub(crate) async fn send_all(&self, ended: &mut Vec<Ended>) {
-        match self.ended.reserve_many(ended.len()).await {
+        match self.settler.reserve_many(ended.len()).await {
             Ok(places) => places.zip(ended.drain(..)).for_each(|(place, ended)| place.send(ended)),
             Err(_) => {
                 tracing::error!("nobody settles any more: the lease will");
@@ -152,14 +152,27 @@ impl Shared {
         delivery: Delivery,
         end: End,
         result: Option<StoredResult>,
+        follow_ups: Vec<FollowUp>,
+        words: (&'static str, &'static str),
+    ) {
+        let ended = self.ended(delivery, end, result, follow_ups, words);
+        self.send(ended).await;
+    }
+
+    /// What the settler is told of an end, which is counted here.
+    pub(crate) fn ended(
+        &self,
+        delivery: Delivery,
+        end: End,
+        result: Option<StoredResult>,
         mut follow_ups: Vec<FollowUp>,
         (outcome, state): (&'static str, &'static str),
-    ) {
+    ) -> Ended {
         follow_ups.extend(limits::at_the_end(self, &delivery.message, &end, state));
         let Delivery {
             lease, queue, message, ..
         } = delivery;
-        let run = message.header("umbel_run").and_then(|run| run.to().ok());
+        let run = message.own_header("umbel_run").and_then(|run| run.to().ok());
         let is_known = self.tasks.get(&message.task).is_some();
         self.metrics
             .tasks
@@ -174,7 +187,7 @@ impl Shared {
             outcome,
             follow_ups,
         };
-        self.send(Ended { queue, settlement }).await;
+        Ended { queue, settlement }
     }
 
     /// Ends a delivery that is not to run, or not any longer. `why` is `revoked`, `expired` or `terminated`.

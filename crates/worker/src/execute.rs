@@ -5,14 +5,15 @@
 //! the worker lives. When the lease is lost the future is dropped and nothing is settled: another worker has the message.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
-use crate::lease::Cut;
+use crate::lease::{Cut, Lease};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -61,40 +62,67 @@ async fn after(limit: Option<Duration>) {
     }
 }
 
-/// Runs a task to its end. `abandon` is cancelled when the worker will not wait for it any longer.
-pub(crate) async fn execute(
-    job: Arc<dyn Job>,
-    ctx: JobContext,
-    args: Arguments,
-    limits: RunLimits,
-    abandon: &CancellationToken,
-) -> Ending {
-    let lease = ctx.lease.clone();
-    let (cancel, soft_limit) = (ctx.cancel.clone(), ctx.soft_limit.clone());
-    let mut run = Box::pin(AssertUnwindSafe(async move { job.run(&ctx, args).await }).catch_unwind());
-    let soft = async {
-        after(limits.soft).await;
-        soft_limit.cancel();
-        std::future::pending::<()>().await;
-    };
-    let ending = tokio::select! {
-        biased;
-        outcome = &mut run => Ending::Outcome(outcome.unwrap_or_else(|panic| Outcome::Failed(panicked(&*panic)))),
-        cut = lease.cut_short() => match cut {
-            Cut::Lost => Ending::Lost,
-            Cut::Terminated => Ending::Terminated,
-        },
-        () = abandon.cancelled() => Ending::HandBack,
-        () = after(limits.hard) => Ending::TimedOut(limits.hard.unwrap_or_default()),
-        () = soft => Ending::HandBack, // Never: the future above does not end.
-    };
-    cancel.cancel(); // Whatever the task spawned and told of its token ends too.
-    // Its words may hold arguments.
-    if std::panic::catch_unwind(AssertUnwindSafe(|| drop(run))).is_err() {
-        tracing::warn!("task panicked while it was dropped");
+/// A run of a task.
+pub(crate) struct Attempt {
+    work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+    lease: Lease,
+    cancel: CancellationToken,
+    soft_limit: CancellationToken,
+}
+
+impl Attempt {
+    /// Nothing runs before it is polled.
+    pub(crate) fn new(job: Arc<dyn Job>, ctx: JobContext, args: Arguments) -> Attempt {
+        let lease = ctx.lease.clone();
+        let (cancel, soft_limit) = (ctx.cancel.clone(), ctx.soft_limit.clone());
+        Attempt {
+            work: Box::pin(async move { job.run(&ctx, args).await }),
+            lease,
+            cancel,
+            soft_limit,
+        }
     }
-    // A task that saw its lease go may well have returned something: it does not count.
-    if lease.is_lost() { Ending::Lost } else { ending }
+
+    /// Lets the task go as far as it goes; a panic is its end.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| self.work.as_mut().poll(cx)));
+        polled.unwrap_or_else(|panic| Poll::Ready(Outcome::Failed(panicked(&*panic))))
+    }
+
+    /// Runs the task to its end. `abandon` is cancelled when the worker will not wait for it any longer.
+    pub(crate) async fn end(&mut self, limits: RunLimits, abandon: &CancellationToken) -> Ending {
+        let (lease, soft_limit) = (self.lease.clone(), self.soft_limit.clone());
+        let soft = async {
+            after(limits.soft).await;
+            soft_limit.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            outcome = std::future::poll_fn(|cx| self.poll(cx)) => Ending::Outcome(outcome),
+            cut = lease.cut_short() => match cut {
+                Cut::Lost => Ending::Lost,
+                Cut::Terminated => Ending::Terminated,
+            },
+            () = abandon.cancelled() => Ending::HandBack,
+            () = after(limits.hard) => Ending::TimedOut(limits.hard.unwrap_or_default()),
+            () = soft => Ending::HandBack, // Never: the future above does not end.
+        }
+    }
+
+    /// The run is over: whatever it spawned and told of its token ends too, and what is left of it is dropped.
+    pub(crate) fn over(self, ending: Ending) -> Ending {
+        let Attempt {
+            work, lease, cancel, ..
+        } = self;
+        cancel.cancel();
+        // Its words may hold arguments.
+        if std::panic::catch_unwind(AssertUnwindSafe(|| drop(work))).is_err() {
+            tracing::warn!("task panicked while it was dropped");
+        }
+        // A task that saw its lease go may well have returned something: it does not count.
+        if lease.is_lost() { Ending::Lost } else { ending }
+    }
 }
 
 pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {

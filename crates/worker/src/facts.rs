@@ -32,17 +32,21 @@ impl task::Facts for Facts {
     }
 }
 
+/// What log lines say of this message.
+pub(crate) fn of(message: &Arc<TaskMessage>, queue: &Arc<str>) -> Arc<dyn task::Facts> {
+    Arc::new(Facts {
+        message: Arc::clone(message),
+        queue: Arc::clone(queue),
+    })
+}
+
 /// Work on a message: its log lines name it.
 pub(crate) fn within<F: Future>(
     message: &Arc<TaskMessage>,
     queue: &Arc<str>,
     work: F,
 ) -> impl Future<Output = F::Output> {
-    let facts = Facts {
-        message: Arc::clone(message),
-        queue: Arc::clone(queue),
-    };
-    task::within(Arc::new(facts), work)
+    task::within(of(message, queue), work)
 }
 
 /// The trace in `<version>-<trace id>-<parent id>-<flags>`.

@@ -66,8 +66,8 @@ fn describe(shared: &Shared) -> Heartbeat {
         busy: u32::try_from(busy).unwrap_or(u32::MAX),
         running: running
             .map(|run| Running {
-                id: run.id,
-                task: run.task,
+                id: run.message.id.clone(),
+                task: run.message.task.clone(),
                 queue: run.queue.to_string(),
                 since: run.since,
             })

@@ -1,6 +1,6 @@
-//! What the worker shows of itself. Messages are read from Redis when somebody asks: keeping them costs tasks nothing.
+//! What the worker shows of itself. Messages of what waits are read from Redis when somebody asks; those of runs are
+//! in memory anyway.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use umbel_broker::Error;
@@ -9,7 +9,6 @@ use umbel_protocol::json::Json;
 use umbel_protocol::message::{Limits, TaskMessage};
 
 use crate::app::Shared;
-use crate::lease::Run;
 use crate::options::Ack;
 
 /// Tasks in one answer.
@@ -20,13 +19,13 @@ const CHUNK: usize = 4;
 const BYTES: usize = 4 * 1024 * 1024;
 
 /// Tasks that run.
-pub(crate) async fn active(shared: &Shared, safe: bool) -> Result<Json, Error> {
-    Ok(answer::tasks(&running(shared, None).await?, safe))
+pub(crate) fn active(shared: &Shared, safe: bool) -> Json {
+    answer::tasks(&running(shared, None), safe)
 }
 
 /// Of these ids those that run.
 pub(crate) async fn query(shared: &Shared, ids: &[String]) -> Result<Json, Error> {
-    let active = running(shared, Some(ids)).await?;
+    let active = running(shared, Some(ids));
     let mut tasks: Vec<(&str, TaskRequest)> = active.into_iter().map(|task| ("active", task)).collect();
     let mut add = |state, found: Vec<TaskRequest>| {
         for task in found {
@@ -63,36 +62,30 @@ async fn waiting(shared: &Shared) -> Result<Vec<TaskRequest>, Error> {
 }
 
 /// Ids of the runs that have one of these stamps, and the stamps by which they were found.
-pub(crate) async fn stamped(
-    shared: &Shared,
-    wanted: &[(String, Json)],
-) -> Result<(Vec<String>, Vec<(String, Vec<Json>)>), Error> {
-    let runs = shared.leases.held_runs();
+pub(crate) fn stamped(shared: &Shared, wanted: &[(String, Json)]) -> (Vec<String>, Vec<(String, Vec<Json>)>) {
     let (mut ids, mut found): (Vec<String>, Vec<(String, Vec<Json>)>) = Default::default();
-    for chunk in runs.chunks(CHUNK) {
-        for (_, message) in messages(shared, chunk, &mut 0).await? {
-            let mut is_meant = false;
-            for (name, values) in crate::revoked::stamps(&message) {
-                let hits = values
-                    .into_iter()
-                    .filter(|value| wanted.iter().any(|(stamp, asked)| *stamp == name && asked == value));
-                for value in hits {
-                    is_meant = true;
-                    let at = found.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
-                        found.push((name.clone(), Vec::new()));
-                        found.len() - 1
-                    });
-                    if !found[at].1.contains(&value) {
-                        found[at].1.push(value);
-                    }
+    for run in shared.leases.runs() {
+        let mut is_meant = false;
+        for (name, values) in crate::revoked::stamps(&run.message) {
+            let hits = values
+                .into_iter()
+                .filter(|value| wanted.iter().any(|(stamp, asked)| *stamp == name && asked == value));
+            for value in hits {
+                is_meant = true;
+                let at = found.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
+                    found.push((name.clone(), Vec::new()));
+                    found.len() - 1
+                });
+                if !found[at].1.contains(&value) {
+                    found[at].1.push(value);
                 }
             }
-            if is_meant {
-                ids.push(message.id.clone());
-            }
+        }
+        if is_meant {
+            ids.push(run.message.id.clone());
         }
     }
-    Ok((ids, found))
+    (ids, found)
 }
 
 /// Tasks that this worker knows, with those of these attributes that are set; asked for none: with Celery's choice.
@@ -133,51 +126,25 @@ fn attribute(shared: &Shared, task: &str, item: &str) -> Option<String> {
     }
 }
 
-async fn running(shared: &Shared, ids: Option<&[String]>) -> Result<Vec<TaskRequest>, Error> {
-    let runs: Vec<_> = shared
+fn running(shared: &Shared, ids: Option<&[String]>) -> Vec<TaskRequest> {
+    let mut bytes = 0;
+    shared
         .leases
-        .held_runs()
-        .into_iter()
-        .filter(|(_, run)| ids.is_none_or(|ids| ids.contains(&run.id)))
-        .take(MOST)
-        .collect();
-    let (mut tasks, mut bytes) = (Vec::with_capacity(runs.len()), 0);
-    for chunk in runs.chunks(CHUNK) {
-        if bytes > BYTES {
-            break;
-        }
-        for (run, message) in messages(shared, chunk, &mut bytes).await? {
-            tasks.push(TaskRequest {
-                time_start: Some(run.since),
-                worker_pid: Some(std::process::id()),
-                ..TaskRequest::waiting(&message, &shared.config.name)
-            });
-        }
-    }
-    Ok(tasks)
-}
-
-/// The messages of runs: as Redis has them, or as they were acknowledged before their run. `bytes` grows by what is read.
-async fn messages<'a>(
-    shared: &Shared,
-    runs: &'a [(Arc<str>, Run)],
-    bytes: &mut usize,
-) -> Result<Vec<(&'a Run, Arc<TaskMessage>)>, Error> {
-    let kept = runs
+        .runs()
         .iter()
-        .filter_map(|(_, run)| Some((run, Arc::clone(run.early.as_ref()?))));
-    let mut found: Vec<_> = kept.collect();
-    let late = runs.iter().filter(|(_, run)| run.early.is_none());
-    let lids: Vec<_> = late.map(|(lid, _)| Arc::clone(lid)).collect();
-    if lids.is_empty() {
-        return Ok(found);
-    }
-    for (lid, raw) in shared.broker.held(&lids).await? {
-        *bytes += raw.len();
-        let run = runs.iter().find(|(known, _)| *known == lid).map(|(_, run)| run);
-        found.extend(run.and_then(|run| Some((run, Arc::new(read(shared, &raw)?)))));
-    }
-    Ok(found)
+        .filter(|run| ids.is_none_or(|ids| ids.contains(&run.message.id)))
+        .take(MOST)
+        .take_while(|run| {
+            let fits = bytes <= BYTES;
+            bytes += run.message.args.as_str().len() + run.message.kwargs.as_str().len();
+            fits
+        })
+        .map(|run| TaskRequest {
+            time_start: Some(run.since),
+            worker_pid: Some(std::process::id()),
+            ..TaskRequest::waiting(&run.message, &shared.config.name)
+        })
+        .collect()
 }
 
 /// Tasks that wait for their time in the queues of this worker; any worker of the queue may get them.

@@ -30,17 +30,39 @@ pub enum Lost {
     Cancelled,
 }
 
-/// The state of one lease, shared by the renewal and the task.
-#[derive(Debug)]
+/// The state of one lease, shared by the table of all and the task.
 pub(crate) struct Cell {
     until: AtomicU64,
     is_lost: AtomicBool,
     /// The signal of who asked for its end; 0: nobody has.
     signum: AtomicU8,
     changed: Notify,
+    /// What runs under it.
+    run: Mutex<Option<Run>>,
 }
 
 impl Cell {
+    fn new(until: Instant) -> Cell {
+        Cell {
+            until: AtomicU64::new(nanos(until)),
+            is_lost: AtomicBool::new(false),
+            signum: AtomicU8::new(0),
+            changed: Notify::new(),
+            run: Mutex::new(None),
+        }
+    }
+
+    fn run(&self) -> std::sync::MutexGuard<'_, Option<Run>> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner) // It is whole after any panic.
+    }
+
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.run()
+            .as_ref()
+            .and_then(|run| run.stuck_at)
+            .is_some_and(|at| at < now)
+    }
+
     fn renewed(&self, until: Instant) {
         self.until.store(nanos(until), Ordering::Release);
         self.changed.notify_waiters();
@@ -89,6 +111,23 @@ impl Lease {
         self.cell.is_lost.load(Ordering::Acquire)
     }
 
+    /// A task runs under the lease from now on.
+    pub(crate) fn running(&self, run: Run) {
+        *self.cell.run() = Some(run);
+    }
+
+    /// Redis has no longer the message of what runs.
+    pub(crate) fn keep(&self) {
+        if let Some(run) = self.cell.run().as_mut() {
+            run.is_early = true;
+        }
+    }
+
+    /// The task has ended.
+    pub(crate) fn stopped(&self) {
+        drop(self.cell.run().take()); // The guard goes first: the message may be large.
+    }
+
     /// Resolves inside the window, and as `Lost` once the lease is gone.
     pub(crate) async fn trusted(&self) -> Result<(), Lost> {
         loop {
@@ -118,79 +157,82 @@ impl Lease {
     }
 }
 
-/// A task that runs, for heartbeats.
+/// A task that runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    pub(crate) id: String,
-    pub(crate) task: String,
+    pub(crate) message: Arc<TaskMessage>,
     pub(crate) queue: Arc<str>,
     pub(crate) since: f64,
-    /// The message, where Redis has it no longer.
-    pub(crate) early: Option<Arc<TaskMessage>>,
-}
-
-struct Held {
-    cell: Arc<Cell>,
-    run: Option<Run>,
+    /// Was it acknowledged before its run? Then Redis has the message no longer.
+    pub(crate) is_early: bool,
     /// After this the run is stuck: it should have been stopped and could not be.
-    stuck_at: Option<Instant>,
+    pub(crate) stuck_at: Option<Instant>,
 }
 
-impl Held {
-    fn is_stuck(&self, now: Instant) -> bool {
-        self.stuck_at.is_some_and(|at| at < now)
-    }
-}
+/// Lease ids are our own: nobody can choose them so that they collide.
+type Held = HashMap<Arc<str>, Arc<Cell>, foldhash::fast::RandomState>;
 
 /// All leases of this process, from the reserve until the settlement was answered.
 #[derive(Default)]
 pub(crate) struct Leases {
-    held: Mutex<HashMap<Arc<str>, Held>>,
+    held: Mutex<Held>,
     freed: Notify,
 }
 
 impl Leases {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Held>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner) // A map is whole after any panic.
     }
 
-    /// Remembers a lease that was taken by a call sent at `sent`.
-    pub(crate) fn insert(&self, lid: &Arc<str>, term: u64, micros: u64, sent: Instant, length: Duration) -> Lease {
-        let cell = Arc::new(Cell {
-            until: AtomicU64::new(nanos(until(sent, length))),
-            is_lost: AtomicBool::new(false),
-            signum: AtomicU8::new(0),
-            changed: Notify::new(),
-        });
-        self.lock().insert(
-            Arc::clone(lid),
-            Held {
-                cell: Arc::clone(&cell),
-                run: None,
-                stuck_at: None,
-            },
-        );
+    /// Remembers leases, each with its fencing token, that were taken by a call sent at `sent`.
+    pub(crate) fn insert<'a>(
+        &self,
+        lids: impl Iterator<Item = (&'a Arc<str>, u64)>,
+        term: u64,
+        sent: Instant,
+        length: Duration,
+    ) -> Vec<Lease> {
+        let until = until(sent, length);
+        let mut held = self.lock();
+        lids.map(|(lid, micros)| {
+            let cell = Arc::new(Cell::new(until));
+            held.insert(Arc::clone(lid), Arc::clone(&cell));
+            let lid = Arc::clone(lid);
+            Lease {
+                lid,
+                term,
+                micros,
+                cell,
+            }
+        })
+        .collect()
+    }
+
+    /// As [`Leases::insert`], of one.
+    pub(crate) fn insert_one(
+        &self,
+        lid: &Arc<str>,
+        (term, micros): (u64, u64),
+        sent: Instant,
+        length: Duration,
+    ) -> Lease {
+        let cell = Arc::new(Cell::new(until(sent, length)));
+        self.lock().insert(Arc::clone(lid), Arc::clone(&cell));
+        let lid = Arc::clone(lid);
         Lease {
-            lid: Arc::clone(lid),
+            lid,
             term,
             micros,
             cell,
         }
     }
 
-    /// The message of a run of which Redis has only a stub.
-    pub(crate) fn keep(&self, lid: &str, message: &Arc<TaskMessage>) {
-        if let Some(run) = self.lock().get_mut(lid).and_then(|held| held.run.as_mut()) {
-            run.early = Some(Arc::clone(message));
-        }
-    }
-
     /// Names of runs that should have ended before `now` and have not.
     pub(crate) fn stuck(&self, now: Instant) -> Vec<String> {
         let held = self.lock();
-        let stuck = held.values().filter(|held| held.is_stuck(now));
-        let name = |run: &Run| format!("{}[{}]", run.task, run.id);
-        stuck.filter_map(|held| held.run.as_ref().map(name)).collect()
+        let stuck = held.values().filter(|cell| cell.is_stuck(now));
+        let name = |run: &Run| format!("{}[{}]", run.message.task, run.message.id);
+        stuck.filter_map(|cell| cell.run().as_ref().map(name)).collect()
     }
 
     /// Wakes who waits for the end of runs: one of them is not waited for any more.
@@ -209,21 +251,6 @@ impl Leases {
         }
     }
 
-    /// A task runs under the lease, not longer than until `stuck_at`.
-    pub(crate) fn running(&self, lid: &str, run: Run, stuck_at: Option<Instant>) {
-        if let Some(held) = self.lock().get_mut(lid) {
-            held.run = Some(run);
-            held.stuck_at = stuck_at;
-        }
-    }
-
-    pub(crate) fn stopped(&self, lid: &str) {
-        if let Some(held) = self.lock().get_mut(lid) {
-            held.run = None;
-            held.stuck_at = None;
-        }
-    }
-
     pub(crate) fn remove<'a>(&self, lids: impl Iterator<Item = &'a Arc<str>>) {
         let mut held = self.lock();
         for lid in lids {
@@ -231,7 +258,7 @@ impl Leases {
         }
         // Most of the time there is one that is not stuck, and it is found at once.
         let now = Instant::now();
-        if held.values().all(|held| held.is_stuck(now)) {
+        if held.values().all(|cell| cell.is_stuck(now)) {
             self.freed.notify_waiters();
         }
     }
@@ -244,7 +271,7 @@ impl Leases {
     pub(crate) fn renewable(&self, now: Instant) -> Vec<Arc<str>> {
         let held = self.lock();
         held.iter()
-            .filter(|(_, held)| !held.is_stuck(now))
+            .filter(|(_, cell)| !cell.is_stuck(now))
             .map(|(lid, _)| Arc::clone(lid))
             .collect()
     }
@@ -252,44 +279,39 @@ impl Leases {
     /// Is nothing held but by runs that are stuck?
     pub(crate) fn is_idle(&self) -> bool {
         let now = Instant::now();
-        self.lock().values().all(|held| held.is_stuck(now))
+        self.lock().values().all(|cell| cell.is_stuck(now))
     }
 
     /// Ends the runs of these tasks, as by this signal; the ids of those that ran.
     pub(crate) fn terminate(&self, ids: &[String], signum: u8) -> Vec<String> {
         let held = self.lock();
-        let running = held.values().filter_map(|held| Some((&held.cell, held.run.as_ref()?)));
-        let asked = running.filter(|(_, run)| ids.contains(&run.id));
+        let running = held.values().filter_map(|cell| {
+            let id = cell.run().as_ref().map(|run| run.message.id.clone())?;
+            Some((cell, id))
+        });
+        let asked = running.filter(|(_, id)| ids.contains(id));
         asked
-            .map(|(cell, run)| {
+            .map(|(cell, id)| {
                 cell.terminate(signum);
-                run.id.clone()
+                id
             })
             .collect()
     }
 
-    /// What runs, with its leases.
-    pub(crate) fn held_runs(&self) -> Vec<(Arc<str>, Run)> {
-        let held = self.lock();
-        let runs = held
-            .iter()
-            .filter_map(|(lid, held)| Some((Arc::clone(lid), held.run.clone()?)));
-        runs.collect()
-    }
-
+    /// What runs.
     pub(crate) fn runs(&self) -> Vec<Run> {
-        self.lock().values().filter_map(|held| held.run.clone()).collect()
+        self.lock().values().filter_map(|cell| cell.run().clone()).collect()
     }
 
     /// A renewal of `lids`, sent at `sent`, has answered: all but `lost` are ours for another `length`.
     pub(crate) fn renewed(&self, lids: &[Arc<str>], lost: &[String], sent: Instant, length: Duration) {
         let held = self.lock();
         for lid in lids {
-            let Some(entry) = held.get(lid) else { continue };
+            let Some(cell) = held.get(lid) else { continue };
             if lost.iter().any(|gone| **gone == **lid) {
-                entry.cell.lose();
+                cell.lose();
             } else {
-                entry.cell.renewed(until(sent, length));
+                cell.renewed(until(sent, length));
             }
         }
     }
@@ -323,16 +345,17 @@ mod tests {
     fn a_run_that_does_not_end_at_its_limit_is_not_renewed() {
         let leases = Leases::default();
         let now = Instant::now();
-        let run = Run {
-            id: String::new(),
-            task: String::new(),
-            queue: "q".into(),
-            since: 0.0,
-            early: None,
-        };
-        for (lid, stuck_at) in [("a", None), ("b", Some(now)), ("c", Some(now + Duration::from_secs(9)))] {
-            leases.insert(&lid.into(), 0, 1, now, Duration::from_secs(60));
-            leases.running(lid, run.clone(), stuck_at);
+        let message = Arc::clone(&crate::request::Request::of_nobody().message);
+        let lids: [Arc<str>; 3] = ["a", "b", "c"].map(Into::into);
+        let held = leases.insert(lids.iter().map(|lid| (lid, 1)), 0, now, Duration::from_secs(60));
+        for (lease, stuck_at) in held.iter().zip([None, Some(now), Some(now + Duration::from_secs(9))]) {
+            lease.running(Run {
+                message: Arc::clone(&message),
+                queue: "q".into(),
+                since: 0.0,
+                is_early: false,
+                stuck_at,
+            });
         }
         let renewable = |after: u64| {
             let mut lids = leases.renewable(now + Duration::from_secs(after));
@@ -342,7 +365,7 @@ mod tests {
         assert_eq!(renewable(0), "a b c");
         assert_eq!(renewable(1), "a c");
         assert_eq!(renewable(10), "a");
-        leases.stopped("b"); // Its end is on its way: renewed until that is settled.
+        held[1].stopped(); // Its end is on its way: renewed until that is settled.
         assert_eq!(renewable(10), "a b");
         assert_eq!(leases.lids().len(), 3, "all of them are named at a hello");
     }
@@ -353,7 +376,7 @@ mod tests {
         let lid: Arc<str> = "w:1".into();
         let length = Duration::from_secs(4);
         let old = Instant::now();
-        let lease = leases.insert(&lid, 0, 1, old, Duration::ZERO);
+        let lease = leases.insert_one(&lid, (0, 1), old, Duration::ZERO);
         let waiting = tokio::spawn({
             let lease = lease.clone();
             async move { lease.trusted().await }

@@ -47,6 +47,7 @@ mod events;
 mod execute;
 mod facts;
 mod failure;
+mod fleet;
 mod heartbeat;
 mod inspect;
 pub mod job;
@@ -215,7 +216,9 @@ impl Worker {
         orphans::attend();
         // One provider, chosen before the first TLS connection; a second install is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let ended = runtime.block_on(self.run_until(config, stop));
+        // On one of the runtime's threads: a loop on this one would wake another for each batch.
+        let worker = runtime.spawn(self.run_until(config, stop));
+        let ended = runtime.block_on(worker).context("the worker panicked").flatten();
         // A run that never yields must not keep the process: its lease returns the message.
         runtime.shutdown_timeout(std::time::Duration::from_millis(200));
         ended

@@ -15,7 +15,7 @@ use umbel_protocol::message::TaskMessage;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
-use crate::consume::Consumer;
+use crate::consume::Decider;
 use crate::job::{Failure, Job};
 use crate::keyed::{KeyOf, KeyRule, bounded};
 use crate::run::Delivery;
@@ -151,24 +151,24 @@ impl Limits {
 
 /// The key that the producer names.
 fn header_key(message: &TaskMessage) -> Option<(String, u32)> {
-    // Most have none, and a search is cheaper than a look-up.
-    if !message.headers.as_str().contains("\"umbel_concurrency_key\"") {
-        return None;
-    }
-    let key = message.header(KEY_HEADER)?.text().filter(|key| !key.is_empty())?;
-    let most = message.header(KEY_LIMIT_HEADER).and_then(|most| most.to::<u32>().ok());
+    let key = message.own_header(KEY_HEADER)?.text().filter(|key| !key.is_empty())?;
+    let most = message
+        .own_header(KEY_LIMIT_HEADER)
+        .and_then(|most| most.to::<u32>().ok());
     Some((bounded(key), most.unwrap_or(1).max(1)))
 }
 
 /// The unique key of a message, and until when it is taken.
 fn unique(message: &TaskMessage) -> Option<(String, Until)> {
-    if !message.headers.as_str().contains("\"umbel_unique\"") {
-        return None;
-    }
-    let header: Json = message.header(UNIQUE_HEADER)?;
+    let header: Json = message.own_header(UNIQUE_HEADER)?;
     let key = header.get("key")?.text().filter(|key| !key.is_empty())?;
     let until = header.get("until").and_then(|until| until.text());
     Some((key, until.and_then(|until| Until::named(&until)).unwrap_or_default()))
+}
+
+/// May another message with its unique key be sent when this one starts?
+pub(crate) fn is_unique_until_start(message: &TaskMessage) -> bool {
+    matches!(unique(message), Some((_, Until::Started)))
 }
 
 /// A message starts: another one with its unique key may be sent now, where its sender wanted that.
@@ -275,7 +275,7 @@ pub(crate) struct Asking {
     pub(crate) ask: Ask,
 }
 
-impl Consumer {
+impl Decider {
     /// Asks for the turns of all messages of a batch that have to, and starts those that may.
     pub(crate) async fn take_turns(&mut self) {
         let asking = std::mem::take(&mut self.asking);
@@ -288,8 +288,7 @@ impl Consumer {
             Some(Ok(turns)) if turns.len() == asks.len() => turns,
             answer => {
                 // Told to be quiet, or nobody knows: the next hello hands back what is still leased.
-                self.shared.leases.remove(asks.iter().map(|ask| &ask.lid));
-                self.reserver.forget();
+                self.leave(asks.iter().map(|ask| &ask.lid));
                 if let Some(Err(err)) = answer {
                     self.shared.metrics.broker_failed(&err);
                     tracing::warn!(error = %chain(&err), "limits not asked: the messages go back");

@@ -56,7 +56,7 @@ pub(crate) async fn give_up(shared: Arc<Shared>, overdue: Overdue, given: GivenU
         micros,
         deaths,
     } = given;
-    let lease = shared.leases.insert(&lid, 0, micros, sent, shared.config.lease);
+    let lease = shared.leases.insert_one(&lid, (0, micros), sent, shared.config.lease);
     let queue: Arc<str> = shared.broker.keys().queue_of(&overdue.list).into();
     let raw = overdue.raw.strip_prefix(b"\0").unwrap_or(&overdue.raw);
     let (why, reason) = if deaths == 0 {

@@ -91,9 +91,14 @@ impl Rates {
         lock(&self.limits).get(task).map(|limit| limit.rate.clone())
     }
 
+    /// Is any task limited?
+    pub(crate) fn are_any(&self) -> bool {
+        self.is_any.load(Ordering::Relaxed)
+    }
+
     /// When a message of the task may start. One load while no task is limited. `random` is in `0.0..1.0`.
     pub(crate) fn turn(&self, task: &str, now: Instant, random: f64) -> Turn {
-        if !self.is_any.load(Ordering::Relaxed) {
+        if !self.are_any() {
             return Turn::After(Duration::ZERO);
         }
         let mut limits = lock(&self.limits);

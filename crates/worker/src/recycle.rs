@@ -58,6 +58,11 @@ impl Recycle {
         count.min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
+    /// Is there a bound to how many may be taken?
+    pub(crate) fn is_counting(&self) -> bool {
+        self.limits.tasks.is_some()
+    }
+
     /// A message is to start, now or when its turn comes.
     pub(crate) fn takes(&self) {
         self.taken.fetch_add(1, Ordering::Relaxed);

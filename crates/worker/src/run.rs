@@ -1,10 +1,13 @@
 //! A message from its start to what its end means: result, what follows, acknowledgement or another run.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
-use umbel_broker::{End, FollowUp};
+use umbel_broker::{End, FollowUp, StoredResult};
 use umbel_protocol::canvas::{Aftermath, Kind as SignatureKind, ResultTuple, Signature};
 use umbel_protocol::event::Event;
 use umbel_protocol::json::Json;
@@ -18,12 +21,13 @@ use crate::app::Shared;
 use crate::canvas;
 use crate::clock::seconds_of;
 use crate::events::seconds;
-use crate::execute::{Ending, RunLimits, execute};
+use crate::execute::{Attempt, Ending, RunLimits};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run, margin};
 use crate::options::Ack;
 use crate::request::Request;
 use crate::results::Kind;
+use crate::runners::{gather, is_gathering};
 use crate::settle::is_refused;
 use crate::stop::{Retry, When};
 
@@ -45,64 +49,166 @@ const BACK: u64 = 86_400;
 /// Pause between two attempts to acknowledge early.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// Runs a message and settles it, whatever happens, as far as that goes without waiting; what is left then is answered.
+/// A run that never waits, as most short ones, costs neither a task of the runtime nor timers. Polled once, with the
+/// waker of `cx`: what is left must be polled anew.
+pub(crate) fn begin(
+    shared: &Arc<Shared>,
+    delivery: Delivery,
+    job: Arc<dyn Job>,
+    cx: &mut Context<'_>,
+) -> Option<BoxFuture<'static, ()>> {
+    let this = Arc::clone(shared);
+    let started = match start(shared, delivery) {
+        Ok(started) => started,
+        Err((delivery, why)) => return unless_done(async move { this.revoke(delivery, why).await }, cx),
+    };
+    if asks_first(shared, &started.delivery.message) {
+        return unless_done(async move { go_on(&this, started, job).await }, cx);
+    }
+    let mut running = Running::new(shared, started, job);
+    let Poll::Ready(outcome) = running.attempt.poll(cx) else {
+        return Some(async move { running.finish(&this).await }.boxed());
+    };
+    let (started, ending, order, trail) = running.ended(Ending::Outcome(outcome));
+    let (started, ending) = succeed_at_once(shared, started, ending, &trail)?;
+    unless_done(async move { finish(&this, started, ending, order, trail).await }, cx)
+}
+
+/// What is left of some work after its first poll.
+fn unless_done(
+    work: impl Future<Output = ()> + Send + 'static,
+    cx: &mut Context<'_>,
+) -> Option<BoxFuture<'static, ()>> {
+    let mut work = work.boxed();
+    work.as_mut().poll(cx).is_pending().then_some(work)
+}
+
 /// Runs a message and settles it, whatever happens.
-pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<dyn Job>) {
-    let message = Arc::clone(&delivery.message);
+pub(crate) async fn run(shared: &Arc<Shared>, delivery: Delivery, job: Arc<dyn Job>) {
+    match start(shared, delivery) {
+        Ok(started) => go_on(shared, started, job).await,
+        Err((delivery, why)) => Box::pin(shared.revoke(delivery, why)).await,
+    }
+}
+
+/// A delivery whose run has begun.
+struct Started {
+    delivery: Delivery,
+    limits: RunLimits,
+    since: f64,
+    began: Instant,
+}
+
+/// Notes that a run begins; back with the reason where its time is over, or nobody wants it any more.
+fn start(shared: &Shared, delivery: Delivery) -> Result<Started, (Delivery, &'static str)> {
+    let message = &delivery.message;
     let since = shared.clock.now();
-    let limits = limits(shared, &message);
+    let limits = limits(shared, message);
     let began = Instant::now();
     // Stopped at its hard limit a run ends at once, unless it never gives way; then somebody else may have the message.
     let stuck_at = limits
         .hard
         .and_then(|hard| began.checked_add(hard.saturating_add(margin(shared.config.lease))));
-    shared.leases.running(
-        &delivery.lease.lid,
-        Run {
-            id: message.id.clone(),
-            task: message.task.clone(),
-            queue: Arc::clone(&delivery.queue),
-            since,
-            early: None,
-        },
+    delivery.lease.running(Run {
+        message: Arc::clone(message),
+        queue: Arc::clone(&delivery.queue),
+        since,
+        is_early: false,
         stuck_at,
-    );
+    });
     tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, suspect = delivery.is_suspect, "started");
     // Since the look at its arrival.
-    let is_expired = admit::is_expired(&message, since, shared.config.expires_after);
-    if is_expired || shared.revoked.contains(message.as_ref(), since) {
-        shared.leases.stopped(&delivery.lease.lid);
+    let is_expired = admit::is_expired(message, since, shared.config.expires_after);
+    if is_expired || shared.revoked.contains(message, since) {
+        delivery.lease.stopped();
         let why = if is_expired { "expired" } else { "revoked" };
-        return Box::pin(shared.revoke(delivery, why)).await;
+        return Err((delivery, why));
     }
+    Ok(Started {
+        delivery,
+        limits,
+        since,
+        began,
+    })
+}
+
+/// Has Redis a word to say before the task itself begins?
+fn asks_first(shared: &Shared, message: &TaskMessage) -> bool {
+    crate::limits::is_unique_until_start(message) || is_early(shared, message) || tracks_start(shared, message)
+}
+
+async fn go_on(shared: &Arc<Shared>, mut started: Started, job: Arc<dyn Job>) {
+    let delivery = &mut started.delivery;
+    let message = Arc::clone(&delivery.message);
     crate::limits::note_start(shared, &message).await;
     if is_early(shared, &message) {
-        if !Box::pin(acknowledge_early(shared, &delivery)).await {
-            shared.leases.stopped(&delivery.lease.lid);
-            return lost(shared, &delivery);
+        if !Box::pin(acknowledge_early(shared, delivery)).await {
+            delivery.lease.stopped();
+            return lost(shared, delivery);
         }
         delivery.is_early = true;
-        shared.leases.keep(&delivery.lease.lid, &message);
+        delivery.lease.keep();
     }
-    shared
-        .metrics
-        .tasks
-        .waited(&delivery.queue, since - ready_at(&delivery));
-    shared.events.task(|| Event::TaskStarted {
-        uuid: message.id.clone(),
-    });
-    track_started(shared, &message).await;
-    let ctx = context(shared, &delivery, limits);
-    let (order, sent) = (ctx.order, Arc::clone(&ctx.children));
-    let args = Arguments {
-        args: message.args.clone(),
-        kwargs: message.kwargs.clone(),
-    };
-    let ending = execute(job, ctx, args, limits, &shared.abandon).await;
-    shared.leases.stopped(&delivery.lease.lid);
-    tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
-    shared.metrics.tasks.ran(&delivery.queue, began.elapsed());
-    let sent = std::mem::take(&mut *sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    let trail: Vec<Json> = sent.iter().map(ResultTuple::to_json).collect();
+    if tracks_start(shared, &message) {
+        track_start(shared, &message).await;
+    }
+    Running::new(shared, started, job).finish(shared).await;
+}
+
+/// A task that runs.
+struct Running {
+    started: Started,
+    attempt: Attempt,
+    order: i64,
+    sent: Arc<std::sync::Mutex<Vec<ResultTuple>>>,
+}
+
+impl Running {
+    fn new(shared: &Arc<Shared>, started: Started, job: Arc<dyn Job>) -> Running {
+        let delivery = &started.delivery;
+        let message = &delivery.message;
+        shared
+            .metrics
+            .tasks
+            .waited(&delivery.queue, started.since - ready_at(delivery));
+        shared.events.task(|| Event::TaskStarted {
+            uuid: message.id.clone(),
+        });
+        let ctx = context(shared, delivery, started.limits);
+        let (order, sent) = (ctx.order, Arc::clone(&ctx.children));
+        let args = Arguments {
+            args: message.args.clone(),
+            kwargs: message.kwargs.clone(),
+        };
+        Running {
+            attempt: Attempt::new(job, ctx, args),
+            started,
+            order,
+            sent,
+        }
+    }
+
+    async fn finish(mut self, shared: &Arc<Shared>) {
+        let ending = self.attempt.end(self.started.limits, &shared.abandon).await;
+        let (started, ending, order, trail) = self.ended(ending);
+        finish(shared, started, ending, order, trail).await;
+    }
+
+    /// The run is over, by this ending unless its lease is lost; answers its order and the results of what it has sent.
+    fn ended(self, ending: Ending) -> (Started, Ending, i64, Vec<Json>) {
+        let ending = self.attempt.over(ending);
+        self.started.delivery.lease.stopped();
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let trail = sent.iter().map(ResultTuple::to_json).collect();
+        (self.started, ending, self.order, trail)
+    }
+}
+
+/// Does what an ending means.
+async fn finish(shared: &Arc<Shared>, started: Started, ending: Ending, order: i64, trail: Vec<Json>) {
+    let Started { delivery, began, .. } = started;
+    note_end(shared, &delivery, &ending, began);
     // Boxed is what is rare: it would make the future of every run as large as the largest of them.
     match ending {
         Ending::Outcome(Outcome::Done(value)) => succeed(shared, delivery, &value, began, trail).await,
@@ -146,24 +252,19 @@ pub(crate) async fn run(shared: &Arc<Shared>, mut delivery: Delivery, job: Arc<d
     }
 }
 
+fn note_end(shared: &Shared, delivery: &Delivery, ending: &Ending, began: Instant) {
+    let message = &delivery.message;
+    tracing::debug!(task.id = %message.id, task.name = %message.task, queue = %delivery.queue, outcome = ending.word(), "ended");
+    shared.metrics.tasks.ran(&delivery.queue, began.elapsed());
+}
+
 /// When the message could have run first (Redis time in seconds): when it was sent, where that is known, or was due;
 /// otherwise when this worker took it.
 fn ready_at(delivery: &Delivery) -> f64 {
-    const SENT: &str = "\"umbel_sent_at\":";
     let message = &delivery.message;
-    let headers = message.headers.as_str();
-    // Asked for first: a look at a whole word is many times faster than a search for its place.
-    let sent = headers
-        .contains(SENT)
-        .then(|| headers.find(SENT))
-        .flatten()
-        .and_then(|at| {
-            let text = headers[at + SENT.len()..].trim_start();
-            let end = text
-                .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-                .unwrap_or(text.len());
-            text[..end].parse::<f64>().ok()
-        });
+    let sent = message
+        .own_header("umbel_sent_at")
+        .and_then(|sent| sent.as_str().parse::<f64>().ok());
     #[allow(clippy::cast_precision_loss)] // Microseconds since 1970.
     let seen = || delivery.lease.micros as f64 / 1e6;
     let due = message.eta.map_or(0.0, seconds_of);
@@ -212,15 +313,17 @@ async fn acknowledge_early(shared: &Shared, delivery: &Delivery) -> bool {
     }
 }
 
-/// Stores STARTED where that is wanted. A task runs whether or not that succeeds.
-async fn track_started(shared: &Shared, message: &TaskMessage) {
+/// Is STARTED to be stored?
+fn tracks_start(shared: &Shared, message: &TaskMessage) -> bool {
     let own = shared
         .tasks
         .options(&message.task)
         .is_some_and(|options| options.track_started);
-    if !(own || shared.config.results.track_started) {
-        return;
-    }
+    own || shared.config.results.track_started
+}
+
+/// Stores STARTED. A task runs whether or not that succeeds.
+async fn track_start(shared: &Shared, message: &TaskMessage) {
     let stored = shared.document(message, Kind::State, &[], |ctx| {
         result::started(ctx.id, std::process::id(), &shared.hostname, &ctx.meta)
     });
@@ -309,6 +412,29 @@ async fn replace(shared: &Arc<Shared>, delivery: Delivery, with: &Signature, tra
     }
 }
 
+/// As [`succeed`], where nothing has to be waited for; else back comes what was given.
+fn succeed_at_once(
+    shared: &Arc<Shared>,
+    started: Started,
+    ending: Ending,
+    trail: &[Json],
+) -> Option<(Started, Ending)> {
+    let is_alone = started.delivery.sends == Aftermath::default() && canvas::is_alone(&started.delivery.message);
+    match ending {
+        Ending::Outcome(Outcome::Done(value))
+            if is_alone && value.as_str().len() <= shared.config.results.max_bytes && is_gathering() =>
+        {
+            let Started { delivery, began, .. } = started;
+            shared.metrics.tasks.ran(&delivery.queue, began.elapsed());
+            let result = succeeded(shared, &delivery, &value, began, trail);
+            let ended = shared.ended(delivery, End::Ack, result, Vec::new(), ("succeeded", "succeeded"));
+            gather(ended);
+            None
+        }
+        ending => Some((started, ending)),
+    }
+}
+
 /// Result, what follows, acknowledgement.
 async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, began: Instant, mut trail: Vec<Json>) {
     let (bytes, most) = (value.as_str().len(), shared.config.results.max_bytes);
@@ -329,23 +455,34 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
             return Box::pin(shared.bury_with(delivery, &why, reason, &trail)).await;
         }
     }
-    shared.events.task(|| Event::TaskSucceeded {
-        uuid: delivery.message.id.clone(),
-        result: shown(value),
-        runtime: seconds(began),
-    });
     trail.extend(aftermath.children.iter().map(ResultTuple::to_json));
-    let result = shared.document(&delivery.message, Kind::Success, &trail, |ctx| {
-        result::success(ctx.id, value, &ctx.meta)
-    });
+    let result = succeeded(shared, &delivery, value, began, &trail);
     shared
         .end_workflow(delivery, End::Ack, result, aftermath, ("succeeded", "succeeded"))
         .await;
 }
 
+/// Tells of a success; answers its document.
+fn succeeded(
+    shared: &Shared,
+    delivery: &Delivery,
+    value: &Json,
+    began: Instant,
+    trail: &[Json],
+) -> Option<StoredResult> {
+    shared.events.task(|| Event::TaskSucceeded {
+        uuid: delivery.message.id.clone(),
+        result: shown(value),
+        runtime: seconds(began),
+    });
+    shared.document(&delivery.message, Kind::Success, trail, |ctx| {
+        result::success(ctx.id, value, &ctx.meta)
+    })
+}
+
 fn context(shared: &Arc<Shared>, delivery: &Delivery, limits: RunLimits) -> JobContext {
     let message = &delivery.message;
-    let order = message.header("umbel_order").and_then(|order| order.to().ok());
+    let order = message.own_header("umbel_order").and_then(|order| order.to().ok());
     #[allow(clippy::cast_possible_wrap)] // Microseconds since 1970 fit for 290,000 years.
     let first_seen = (delivery.lease.micros / 1000) as i64;
     JobContext {

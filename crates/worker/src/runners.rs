@@ -1,7 +1,7 @@
 //! Starts runs: on a few tasks of the runtime, not on one for each message.
 //!
-//! A run whose first poll ends it, as that of most short tasks does, costs no task of its own, no timer and no wake-up,
-//! and its end goes to the settler together with those beside it. A run that has to wait becomes a task there and then.
+//! A run that never waits, as most short ones, costs no task of its own, no timer and no wake-up, and its end goes to the
+//! settler together with those beside it. What is left of one that has to wait becomes a task there and then.
 //!
 //! # Guarantees
 //! There are as many runners as the runtime has threads, and each takes one message at a time from a queue that they
@@ -11,12 +11,11 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::OptionFuture;
+use futures::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::Shared;
@@ -92,14 +91,10 @@ impl<S> Runners<S> {
 }
 
 impl<S: Send + 'static> Runners<S> {
-    /// Starts these; `run` makes the future of each.
-    pub(crate) fn start<F>(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        these: impl IntoIterator<Item = S>,
-        run: impl Fn(Arc<Shared>, S) -> F + Copy + Send + 'static,
-    ) where
-        F: Future<Output = ()> + Send + 'static,
+    /// Starts these; `begin` takes each as far as it goes without waiting, and answers what is left of it.
+    pub(crate) fn start<F>(self: &Arc<Self>, shared: &Arc<Shared>, these: impl IntoIterator<Item = S>, begin: F)
+    where
+        F: Fn(&Arc<Shared>, S, &mut Context<'_>) -> Option<BoxFuture<'static, ()>> + Copy + Send + Sync + 'static,
     {
         let threads = tokio::runtime::Handle::current().metrics().num_workers();
         let new = {
@@ -113,33 +108,26 @@ impl<S: Send + 'static> Runners<S> {
             let (this, shared) = (Arc::clone(self), Arc::clone(shared));
             // Its budget is for tasks that wait for one thing after the other; each of these is polled once.
             tokio::spawn(tokio::task::unconstrained(async move {
-                this.work(&shared, run).await;
+                this.work(&shared, begin).await;
             }));
         }
     }
 
-    async fn work<F>(self: &Arc<Self>, shared: &Arc<Shared>, run: impl Fn(Arc<Shared>, S) -> F)
+    async fn work<F>(self: &Arc<Self>, shared: &Arc<Shared>, begin: F)
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Fn(&Arc<Shared>, S, &mut Context<'_>) -> Option<BoxFuture<'static, ()>>,
     {
         let mut gathered = Gathered::default();
-        let mut place: Option<Pin<Box<OptionFuture<F>>>> = None;
         while let Some(next) = self.next() {
-            let future = OptionFuture::from(Some(run(Arc::clone(shared), next)));
-            let mut running = match place.take() {
-                Some(mut place) => {
-                    place.set(future);
-                    place
-                }
-                None => Box::pin(future),
-            };
-            let polled = std::future::poll_fn(|cx| Poll::Ready(gathered.while_polling(running.as_mut(), cx))).await;
-            match polled {
-                Some(Poll::Ready(_)) => {
-                    running.set(OptionFuture::default());
-                    place = Some(running);
-                }
-                Some(Poll::Pending) => drop(tokio::spawn(running)),
+            let mut next = Some(next);
+            let left = std::future::poll_fn(|cx| {
+                let begin = || next.take().and_then(|next| begin(shared, next, cx));
+                Poll::Ready(gathered.within(begin))
+            })
+            .await;
+            match left {
+                Some(None) => {}
+                Some(Some(rest)) => drop(tokio::spawn(rest)),
                 None => tracing::error!("a run panicked outside of its task"),
             }
             let ends = self.gather(&mut gathered);
@@ -181,7 +169,7 @@ impl<S: Send + 'static> Runners<S> {
     }
 }
 
-/// What runs leave behind that end while a runner polls them.
+/// What runs leave behind that end while a runner begins them.
 #[derive(Default)]
 struct Gathered {
     ended: Vec<Ended>,
@@ -189,17 +177,17 @@ struct Gathered {
 }
 
 thread_local! {
-    /// There while a runner polls a run on this thread.
+    /// There while a runner begins a run on this thread.
     static GATHERED: RefCell<Option<Gathered>> = const { RefCell::new(None) };
 }
 
 impl Gathered {
-    /// Polls, and gathers meanwhile. `None`: a panic.
-    fn while_polling<F: Future>(&mut self, future: Pin<&mut F>, cx: &mut Context<'_>) -> Option<Poll<F::Output>> {
+    /// Calls, and gathers meanwhile. `None`: a panic.
+    fn within<T>(&mut self, call: impl FnOnce() -> T) -> Option<T> {
         GATHERED.set(Some(std::mem::take(self)));
-        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(cx)));
+        let done = std::panic::catch_unwind(AssertUnwindSafe(call));
         *self = GATHERED.take().unwrap_or_default();
-        polled.ok()
+        done.ok()
     }
 
     fn free(&mut self, slot: OwnedSemaphorePermit) {
@@ -210,7 +198,12 @@ impl Gathered {
     }
 }
 
-/// Hands an end to the runner that polls its run on this thread; back, where none does.
+/// Does a runner begin a run on this thread?
+pub(crate) fn is_gathering() -> bool {
+    GATHERED.with_borrow(Option::is_some)
+}
+
+/// Hands an end to the runner that begins its run on this thread; back, where none does.
 pub(crate) fn gather(ended: Ended) -> Option<Ended> {
     GATHERED.with_borrow_mut(|gathered| match gathered {
         Some(gathered) => {

@@ -14,7 +14,7 @@ const HEADER: &str = "umbel_version";
 
 /// The version of the message's arguments, where it is newer than what its task reads here.
 pub(crate) fn too_new(message: &TaskMessage, options: Option<&TaskOptions>) -> Option<u32> {
-    let asked: u32 = message.header(HEADER)?.to().ok()?;
+    let asked: u32 = message.own_header(HEADER)?.to().ok()?;
     (asked > options.and_then(|options| options.version).unwrap_or(1)).then_some(asked)
 }
 

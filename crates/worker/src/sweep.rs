@@ -75,7 +75,7 @@ impl Recovery {
         let mut rounds = 0_u32;
         let mut is_warned = false;
         loop {
-            tokio::time::sleep(jittered(self.every)).await;
+            tokio::time::sleep(jittered(self.shared.fleet.stretch(self.every))).await;
             self.due.within(Duration::ZERO); // Messages parked by a worker that died are promoted here at the latest.
             match self.sweep_once(&mut sweeper).await {
                 Ok(()) => is_warned = false,

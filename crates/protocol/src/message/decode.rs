@@ -569,6 +569,7 @@ fn assemble(
         queue: name(properties.routing_key, "properties.delivery_info.routing_key")?.unwrap_or_default(),
         exchange: name(properties.exchange, "properties.delivery_info.exchange")?.unwrap_or_default(),
         redelivered: properties.redelivered == Some("true"),
+        has_own_headers: all_headers.is_some_and(super::may_have_own),
         headers: all_headers.map_or_else(Json::empty_object, Json::trusted),
     })
 }

@@ -30,6 +30,14 @@ pub const MAX_TIME_LIMIT: f64 = 365.0 * 24.0 * 3600.0;
 /// The lowest and the highest priority step; Celery serves 0 first.
 pub const MAX_PRIORITY: u8 = 9;
 
+/// How the names of Umbel's own headers begin.
+const OWN: &str = "umbel_";
+
+/// May a text of headers have such names? A name may be written with escapes.
+fn may_have_own(headers: &str) -> bool {
+    headers.contains(OWN) || headers.contains("\\u")
+}
+
 /// How large a message may be, and how much structure it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -116,11 +124,19 @@ pub struct TaskMessage {
     pub redelivered: bool,
     /// All headers, verbatim: an object.
     pub headers: Json,
+    /// May there be headers of Umbel's own, `umbel_…`? Most messages have none, and then nobody looks for one.
+    pub has_own_headers: bool,
 }
 
 impl TaskMessage {
     /// The header `name`, whatever it holds; `None` if there is none.
     pub fn header(&self, name: &str) -> Option<Json> {
         self.headers.get(name)
+    }
+
+    /// As [`TaskMessage::header`], of a name that begins with `umbel_`.
+    pub fn own_header(&self, name: &str) -> Option<Json> {
+        debug_assert!(name.starts_with(OWN));
+        self.has_own_headers.then(|| self.headers.get(name)).flatten()
     }
 }

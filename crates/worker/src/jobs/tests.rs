@@ -81,7 +81,7 @@ async fn registry(name: &str, kubeconfigs: &[(&str, &str)]) -> Registry {
 /// A delivery with a run order and a token, inside its trust window.
 fn delivery(order: i64, micros: u64, headers: &[(&str, &str)]) -> (JobContext, Leases, mpsc::Receiver<Report>) {
     let leases = Leases::default();
-    let lease = leases.insert(&Arc::from("w:1"), 1, micros, Instant::now(), Duration::from_mins(10));
+    let lease = leases.insert_one(&Arc::from("w:1"), (1, micros), Instant::now(), Duration::from_mins(10));
     let (reports, reported) = mpsc::channel(8);
     let headers = headers
         .iter()
