@@ -46,52 +46,65 @@ impl ResultStore {
         }
     }
 
-    /// Counts a part. Counting twice changes nothing; a claim is renewed by the token that holds it.
+    /// Counts parts, in one call; answers what each of them did. Counting twice changes nothing; a claim is renewed by the
+    /// token that holds it.
     ///
-    /// `is_fast`: the first part that is no success completes the chord, whatever parts there are.
+    /// `is_fast`: the first part that is no success completes its chord, whatever parts there are.
     ///
     /// # Errors
-    /// [`Error::Call`]: repeat it.
+    /// [`Error::Call`]: repeat it, one chord at a time where the server refuses the whole.
     ///
     /// # Cancellation
     /// Safe: an unused claim runs out.
-    pub async fn count_part(&self, part: &ChordPart, token: &str, is_fast: bool) -> Result<Counted, Error> {
-        let keys = self.chord_keys(&part.group);
-        let args = Args::new(&PART, self.scope())
-            .arg(keys.group)
-            .arg(keys.parts)
-            .arg(keys.extra)
-            .arg(keys.size)
-            .arg(keys.counted)
-            .arg(keys.claim)
-            .arg(part.score())
-            .arg(part.json.as_str())
-            .arg(part.member())
-            .arg(token)
+    pub async fn count_parts(&self, parts: &[&ChordPart], is_fast: bool) -> Result<Vec<Counted>, Error> {
+        // Places of the parts of each chord.
+        let mut chords: Vec<(&str, Vec<usize>)> = Vec::new();
+        for (place, part) in parts.iter().enumerate() {
+            match chords.iter_mut().find(|(group, _)| *group == part.group) {
+                Some((_, places)) => places.push(place),
+                None => chords.push((&part.group, vec![place])),
+            }
+        }
+        let mut args = Args::new(&PART, self.scope())
             .arg(timings::PARTS)
             .arg(timings::PUBLISH)
-            .arg(match (is_fast, part.state) {
-                (false, _) => "all",
-                (true, PartState::Success) => "soon",
-                (true, PartState::Failure | PartState::Revoked) => "failed",
-            })
-            .arg(timings::DONE);
+            .arg(timings::DONE)
+            .arg(i32::from(is_fast));
+        for (group, places) in &chords {
+            let keys = self.chord_keys(group);
+            for key in [keys.group, keys.parts, keys.extra, keys.size, keys.counted, keys.claim] {
+                args.push(key);
+            }
+            args.push(places.len());
+            for part in places.iter().map(|place| parts[*place]) {
+                args.push(part.score());
+                args.push(part.json.as_str());
+                args.push(part.member());
+                args.push(claim_token(part));
+                args.push(i32::from(part.state != PartState::Success));
+            }
+        }
         let mut reply = Reply::of(&PART, args.call(&mut self.connection()).await?)?;
-        match reply.text()?.as_str() {
-            "claimed" => {}
-            "done" => return Ok(Counted::Done),
-            _ => return Ok(Counted::Open),
+        let mut counted = vec![Counted::Open; parts.len()];
+        for (_, places) in &chords {
+            let mut answer = reply.array()?;
+            match answer.text()?.as_str() {
+                "claimed" => {
+                    let place = usize::try_from(answer.count()?).ok();
+                    let place = place.and_then(|place| places.get(place.checked_sub(1)?));
+                    let Some(slot) = place.and_then(|place| counted.get_mut(*place)) else {
+                        return Err(Error::Reply {
+                            call: "part",
+                            what: "a claim of no part".into(),
+                        });
+                    };
+                    *slot = claimed(&mut answer)?;
+                }
+                "done" => places.iter().for_each(|place| counted[*place] = Counted::Done),
+                _ => {}
+            }
         }
-        let structure = Json::parse(&reply.text()?).ok();
-        let mut parts = Vec::new();
-        while !reply.is_done() {
-            let text = reply.text()?;
-            parts.push(Json::parse(&text).map_err(|err| Error::Reply {
-                call: "part",
-                what: format!("a part that is no JSON: {err}"),
-            })?);
-        }
-        Ok(Counted::Claimed { structure, parts })
+        Ok(counted)
     }
 
     /// Carries out what follows an end, where this database is not the broker's.
@@ -101,4 +114,21 @@ impl ResultStore {
     pub async fn follow(&self, follow_ups: &[FollowUp]) -> Result<(), Error> {
         self.broker.follow(follow_ups).await
     }
+}
+
+/// The token by which a part claims the dispatch. The same in each delivery of the member: one that follows a crash takes
+/// up the claim of the one before.
+pub fn claim_token(part: &ChordPart) -> String {
+    format!("umbel:{}", part.id)
+}
+
+fn claimed(answer: &mut Reply) -> Result<Counted, Error> {
+    let structure = Json::parse(&answer.text()?).ok();
+    let mut parts = Vec::with_capacity(answer.len());
+    while !answer.is_done() {
+        let text = answer.text()?;
+        // What is no JSON is no part either: who reads the parts says so.
+        parts.push(Json::parse(&text).unwrap_or_else(|_| Json::string(&text)));
+    }
+    Ok(Counted::Claimed { structure, parts })
 }

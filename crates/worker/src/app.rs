@@ -284,6 +284,7 @@ fn settler(shared: &Arc<Shared>) -> Settler {
         results: shared.results.clone(),
         store: shared.store.clone(),
         is_compressed: shared.config.results.compression.is_some(),
+        is_chord_fast: shared.config.is_chord_fast,
         worker: shared.worker.clone(),
         leases: Arc::clone(&shared.leases),
         metrics: Arc::clone(&shared.metrics),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use umbel_broker::{Counted, Error, FollowUp, ResultStore};
+use umbel_broker::{Counted, Error, FollowUp, ResultStore, claim_token};
 use umbel_codec::TooLarge;
 use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, Signature, timings};
 use umbel_protocol::json::Json;
@@ -210,6 +210,51 @@ fn too_large(shared: &Shared, task: &NewTask, bytes: usize) -> Option<FollowUp> 
     })
 }
 
+/// The end of a chord's member from which nothing follows but its part: counted with those that end beside it.
+pub(crate) struct Member {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) message: Arc<TaskMessage>,
+    pub(crate) part: Box<ChordPart>,
+}
+
+impl Member {
+    /// Takes the part out of an aftermath that is nothing else.
+    pub(crate) fn of(
+        shared: &Arc<Shared>,
+        message: &Arc<TaskMessage>,
+        aftermath: &mut Aftermath,
+    ) -> Option<Box<Member>> {
+        let [canvas::FollowUp::Part(_)] = aftermath.steps.as_slice() else {
+            return None;
+        };
+        let Some(canvas::FollowUp::Part(part)) = aftermath.steps.pop() else {
+            return None;
+        };
+        Some(Box::new(Member {
+            shared: Arc::clone(shared),
+            message: Arc::clone(message),
+            part,
+        }))
+    }
+
+    /// Counts the part in a call of its own.
+    ///
+    /// # Errors
+    /// As of [`resolve`].
+    pub(crate) async fn count(&self) -> Result<Vec<FollowUp>, Error> {
+        count(&self.shared, &self.shared.store, &self.message, &self.part).await
+    }
+
+    /// What follows the part, which completed its chord.
+    ///
+    /// # Errors
+    /// As of [`resolve`].
+    pub(crate) async fn complete(&self, structure: Option<&Json>, parts: &[Json]) -> Result<Vec<FollowUp>, Error> {
+        let Member { shared, message, part } = self;
+        complete(shared, &shared.store, message, part, (structure, parts)).await
+    }
+}
+
 /// Counts a part; the last one is followed by the chord's body, or by its failure.
 async fn count(
     shared: &Arc<Shared>,
@@ -217,11 +262,9 @@ async fn count(
     message: &TaskMessage,
     part: &ChordPart,
 ) -> Result<Vec<FollowUp>, Error> {
-    // The same in each delivery of the member: one that follows a crash takes up the claim of the one before.
-    let token = format!("umbel:{}", part.id);
     let began = Instant::now();
     let counted = loop {
-        match results.count_part(part, &token, shared.config.is_chord_fast).await {
+        match results.count_parts(&[part], shared.config.is_chord_fast).await {
             Ok(counted) => break counted,
             Err(err) if err.is_wrong_type() => {
                 tracing::error!(task.id = %message.id, group = %part.group, error = %chain(&err), "the chord cannot be counted and will not end");
@@ -234,11 +277,24 @@ async fn count(
             }
         }
     };
-    let Counted::Claimed { structure, parts } = counted else {
-        return Ok(Vec::new());
-    };
+    match counted.into_iter().next() {
+        Some(Counted::Claimed { structure, parts }) => {
+            complete(shared, results, message, part, (structure.as_ref(), &parts)).await
+        }
+        Some(Counted::Open | Counted::Done) | None => Ok(Vec::new()),
+    }
+}
+
+/// What follows the part that completed its chord, whose parts these are.
+async fn complete(
+    shared: &Arc<Shared>,
+    results: &ResultStore,
+    message: &TaskMessage,
+    part: &ChordPart,
+    (structure, parts): (Option<&Json>, &[Json]),
+) -> Result<Vec<FollowUp>, Error> {
     let end = with_sender(shared, message, |sender| {
-        canvas::complete_chord(message, part, &parts, structure.as_ref(), sender)
+        canvas::complete_chord(message, part, parts, structure, sender)
     });
     let keys = results.chord_keys(&part.group);
     let then = match end {
@@ -284,7 +340,7 @@ async fn count(
     };
     Ok(vec![FollowUp::Guarded {
         key: keys.claim,
-        token,
+        token: claim_token(part),
         then,
     }])
 }

@@ -13,7 +13,7 @@ use umbel_protocol::result;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
-use crate::canvas;
+use crate::canvas::{self, Member};
 use crate::job::Failure;
 use crate::limits;
 use crate::results::{Kind, is_wanted};
@@ -135,9 +135,14 @@ impl Shared {
         delivery: Delivery,
         end: End,
         result: Option<StoredResult>,
-        aftermath: Aftermath,
+        mut aftermath: Aftermath,
         words: (&'static str, &'static str),
     ) {
+        if let Some(member) = Member::of(self, &delivery.message, &mut aftermath) {
+            let mut ended = self.ended(delivery, end, result, Vec::new(), words);
+            ended.member = Some(member);
+            return self.send(ended).await;
+        }
         match canvas::resolve(self, &delivery.message, aftermath).await {
             Ok(follow_ups) => self.end_with(delivery, end, result, follow_ups, words).await,
             Err(err) => {
@@ -187,7 +192,7 @@ impl Shared {
             outcome,
             follow_ups,
         };
-        Ended { queue, settlement }
+        Ended::of(queue, settlement)
     }
 
     /// Ends a delivery that is not to run, or not any longer. `why` is `revoked`, `expired` or `terminated`.

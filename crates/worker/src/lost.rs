@@ -70,7 +70,7 @@ pub(crate) async fn give_up(shared: Arc<Shared>, overdue: Overdue, given: GivenU
     let Some(message) = readable(&shared, raw) else {
         tracing::error!(queue = %queue, reason = %reason, "message without a name given up: dead letter");
         let settlement = bare(lid, String::new(), String::new(), End::Bury { reason });
-        return shared.send(Ended { queue, settlement }).await;
+        return shared.send(Ended::of(queue, settlement)).await;
     };
     tracing::error!(task.id = %message.id, task.name = %message.task, queue = %queue, deaths, "given up: its worker was lost");
     let delivery = Delivery {
@@ -130,7 +130,7 @@ pub(crate) async fn quarantine(shared: &Arc<Shared>, delivery: Unread, malformed
         result,
         ..bare(lease.lid, id, task, end)
     };
-    shared.send(Ended { queue, settlement }).await;
+    shared.send(Ended::of(queue, settlement)).await;
 }
 
 /// A delivery whose message cannot be read.

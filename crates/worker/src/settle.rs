@@ -7,14 +7,19 @@
 //! Ends are gathered: what has arrived while the last call was on its way goes with the next one.
 
 use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc};
-use umbel_broker::{AckGroup, Broker, End, Error, FollowUp, ResultStore, Settlement, Trouble};
+use umbel_broker::{AckGroup, Broker, Counted, End, Error, FollowUp, ResultStore, Settlement, Trouble};
+use umbel_protocol::canvas::ChordPart;
 use umbel_telemetry::chain;
 
+use crate::app::Shared;
+use crate::canvas::Member;
 use crate::lease::Leases;
 use crate::metrics::Metrics;
 use crate::results;
@@ -24,6 +29,19 @@ use crate::sweep::DueSoon;
 pub(crate) struct Ended {
     pub(crate) queue: Arc<str>,
     pub(crate) settlement: Settlement,
+    /// A chord's member: its part is counted first.
+    pub(crate) member: Option<Box<Member>>,
+}
+
+impl Ended {
+    /// One that owes no part to a chord.
+    pub(crate) fn of(queue: Arc<str>, settlement: Settlement) -> Ended {
+        Ended {
+            queue,
+            settlement,
+            member: None,
+        }
+    }
 }
 
 /// Ends in one call: Redis is busy for about a millisecond with so many.
@@ -43,6 +61,8 @@ pub(crate) struct Settler {
     pub(crate) store: ResultStore,
     /// Are documents compressed? Then the scripts cannot see which are final.
     pub(crate) is_compressed: bool,
+    /// Does a chord fail with its first failed member?
+    pub(crate) is_chord_fast: bool,
     pub(crate) worker: String,
     pub(crate) leases: Arc<Leases>,
     pub(crate) metrics: Arc<Metrics>,
@@ -60,8 +80,67 @@ impl Settler {
         let (this, refused) = (Arc::new(self), Arc::new(Semaphore::new(REFUSED)));
         let mut batch = Vec::with_capacity(BATCH);
         while ended.recv_many(&mut batch, BATCH).await > 0 {
+            if batch.iter().any(|ended| ended.member.is_some()) {
+                this.count(&mut batch, &refused).await;
+            }
             let (plain, rest): (Vec<Ended>, Vec<Ended>) = batch.drain(..).partition(|ended| this.is_plain(ended));
             tokio::join!(this.acknowledge(plain), this.settle(rest, &refused));
+        }
+    }
+
+    /// Counts the parts of a batch in one call. Takes out of it those that something else follows.
+    async fn count(&self, batch: &mut Vec<Ended>, refused: &Arc<Semaphore>) {
+        let parts: Vec<&ChordPart> = batch
+            .iter()
+            .filter_map(|ended| ended.member.as_deref())
+            .map(|member| &*member.part)
+            .collect();
+        let mut pause = FIRST_PAUSE;
+        let counted = loop {
+            match self.store.count_parts(&parts, self.is_chord_fast).await {
+                Ok(counted) => break Ok(counted),
+                Err(err) if is_refused(&err) => break Err(err),
+                Err(err) => {
+                    tracing::debug!(error = %chain(&err), "counting parts of chords again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AWAY);
+                }
+            }
+        };
+        let mut counted = match counted {
+            Ok(counted) => Some(counted.into_iter()),
+            Err(err) => {
+                // A chord that the server refuses (a key of another type) must not hold up the others.
+                tracing::debug!(error = %chain(&err), "counting each part by itself");
+                None
+            }
+        };
+        for mut ended in std::mem::take(batch) {
+            let Some(member) = ended.member.take() else {
+                batch.push(ended);
+                continue;
+            };
+            match counted.as_mut().map(Iterator::next) {
+                Some(Some(Counted::Claimed { structure, parts })) => {
+                    tokio::spawn(async move {
+                        go_on(&member.shared, ended, member.complete(structure.as_ref(), &parts)).await;
+                    });
+                }
+                Some(Some(Counted::Open | Counted::Done) | None) => batch.push(ended),
+                None => {
+                    let Ok(permit) = Arc::clone(refused).acquire_owned().await else {
+                        return;
+                    };
+                    tokio::spawn(async move {
+                        let count = async {
+                            let follow_ups = member.count().await;
+                            drop(permit); // Before the end has its turn: who waits for this one is who takes ends.
+                            follow_ups
+                        };
+                        go_on(&member.shared, ended, count).await;
+                    });
+                }
+            }
         }
     }
 
@@ -92,7 +171,12 @@ impl Settler {
         let has_counted = self.has_counted.load(Ordering::Relaxed);
         // By queue and by whether there is a result: a handful of groups.
         let mut groups: Vec<AckGroup> = Vec::new();
-        for Ended { queue, settlement } in plain {
+        for Ended {
+            queue,
+            settlement,
+            member: _,
+        } in plain
+        {
             let has_result = settlement.result.is_some();
             let group = groups
                 .iter()
@@ -287,6 +371,20 @@ impl Settler {
     fn let_go(&self, settlements: &[Settlement]) {
         self.leases.remove(settlements.iter().map(|settlement| &settlement.lid));
     }
+}
+
+/// An end with what follows the part of its chord. Where that could not be prepared the message comes again.
+async fn go_on(shared: &Shared, mut ended: Ended, follow_ups: impl Future<Output = Result<Vec<FollowUp>, Error>>) {
+    let why = match AssertUnwindSafe(follow_ups).catch_unwind().await {
+        Ok(Ok(follow_ups)) => {
+            ended.settlement.follow_ups.splice(0..0, follow_ups);
+            return shared.send(ended).await;
+        }
+        Ok(Err(err)) => chain(&err).to_string(),
+        Err(_) => "a panic".to_owned(),
+    };
+    tracing::error!(task.id = %ended.settlement.id, error = %why, "what follows could not be prepared: the message will be delivered again");
+    shared.leases.remove(std::iter::once(&ended.settlement.lid));
 }
 
 /// Does the server refuse this very call? Otherwise it is away or in trouble, and will take the call one day.

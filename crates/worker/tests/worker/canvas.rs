@@ -152,6 +152,53 @@ async fn a_chord_of_ten_thousand_inside_a_chain_completes() {
     assert_eq!(answer, Ok(expected));
 }
 
+/// Members that end together are counted in one call, and one chord that cannot be counted holds up no other.
+#[tokio::test]
+async fn parts_of_members_that_end_together_are_counted_together() {
+    let redis = Redis::start().await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let broken = celery
+        .apply("chord([e(i) for i in range(20)], e('broken'))", None)
+        .await;
+    let mut connection = redis.connection().await;
+    let waiting: Vec<String> = connection.lrange("celery", 0, 0).await.expect("the server answers");
+    let message: Value = serde_json::from_str(&waiting[0]).expect("it is JSON");
+    let group = message["headers"]["group"].as_str().expect("it is a member").to_owned();
+    let _: () = connection
+        .set(format!("celery-taskset-meta-{group}.j"), "no set")
+        .await
+        .expect("the server answers");
+    let mut worker = umbel_worker(&redis.url(), &["--concurrency", "64"]);
+    worker.says(SOON, "cannot be counted and will not end").await;
+    eventually(SOON, "all members of the broken one have ended", async || {
+        connection.hlen::<_, usize>("umbel:unacked").await.unwrap_or(1) == 0
+    })
+    .await;
+    drop(worker);
+    let sent = celery.apply("chord([e(i) for i in range(500)], e('body'))", None).await;
+    let before = calls(&redis, "sadd").await;
+    let _worker = umbel_worker(&redis.url(), &["--concurrency", "64"]);
+    let members: Vec<Value> = (0..500).map(|index| echo(json!([index]))).collect();
+    assert_eq!(celery.get(&sent.id, SOON).await, Ok(echo(json!([members, "body"]))));
+    // Each call that counts parts of a chord notes them by one SADD.
+    let used = calls(&redis, "sadd").await - before;
+    assert!((1..250).contains(&used), "{used} calls for 500 members");
+    assert_eq!(celery.state(&broken.id).await.0, "PENDING");
+}
+
+/// How often a command was called, in scripts as well.
+async fn calls(redis: &Redis, command: &str) -> u64 {
+    let info: String = umbel_testkit::redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut redis.connection().await)
+        .await
+        .expect("the server answers");
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
 /// A part that is no JSON, and a body that asks for more than a worker may make: who waits for the body is told.
 #[tokio::test]
 async fn a_chord_that_cannot_be_completed_fails() {
