@@ -28,7 +28,7 @@ async fn w21_files_run_out() {
     let mut worker = Process::start(Path::new("/usr/bin/prlimit"), args, &[history.environment()]);
     admitted(&redis, 1).await;
     let mut celery = Celery::client(&redis.url()).await;
-    let hoards = celery.send_all("test.hoard", vec![json!([1.5]); 1], json!({})).await;
+    let hoards = celery.send_all("test.hoard", vec![json!([5.0]); 1], json!({})).await;
     eventually(SOON, "there are no more files", async || {
         history.total(Event::Started) == 1
     })
