@@ -3,6 +3,10 @@
 - apiGroups: [umbel.dev]
   resources: [taskqueues, workerpools, periodictasks, targetclusters]
   verbs: [get, list, watch]
+# Only the finalizer of a queue whose messages go with it (deletionPolicy: Purge).
+- apiGroups: [umbel.dev]
+  resources: [taskqueues]
+  verbs: [patch]
 - apiGroups: [umbel.dev]
   resources: [taskqueues/status, workerpools/status, periodictasks/status, targetclusters/status]
   verbs: [patch]

@@ -29,6 +29,9 @@ pub const ANNOTATION_DELETION_COST: &str = "controller.kubernetes.io/pod-deletio
 pub const LABEL_BUSY: &str = "umbel.dev/busy";
 /// Annotation on a worker pod: since when it has worked and been shielded.
 pub const ANNOTATION_BUSY_SINCE: &str = "umbel.dev/busy-since";
+/// Annotation on a worker pod: which address and certificates of its broker were seen last. Its change makes the kubelet look
+/// after the pod's mounts at once, and not within a minute or two.
+pub const ANNOTATION_BROKER: &str = "umbel.dev/broker";
 /// Annotation that the cluster autoscaler reads.
 pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 /// Annotation that Karpenter reads.
@@ -37,6 +40,9 @@ pub const ANNOTATION_DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 pub const ANNOTATION_FENCE: &str = "umbel.dev/fence";
 /// Annotation on the leader's Lease: the term of the holder.
 pub const ANNOTATION_TERM: &str = "umbel.dev/term";
+
+/// Finalizer of a TaskQueue whose messages go with it.
+pub const FINALIZER_QUEUE: &str = "umbel.dev/queue";
 
 /// Field manager of the operator's own objects and of status.
 pub const MANAGER: &str = "umbel-operator";
@@ -58,8 +64,14 @@ pub mod queue_condition {
     pub const BROKER_REACHABLE: &str = "BrokerReachable";
     /// The broker throws keys away when its memory is full.
     pub const EVICTION_RISK: &str = "EvictionRisk";
-    /// The broker has come back with other data than it had, or with none.
+    /// The broker has come back with other data than it had, with older data, or with none.
     pub const BROKER_DATA_LOST: &str = "BrokerDataLost";
+    /// Nothing of the queue is consumed.
+    pub const PAUSED: &str = "Paused";
+    /// Work waits for longer than it should, or there is more of it than may wait.
+    pub const BACKLOGGED: &str = "Backlogged";
+    /// Dead letters have come lately.
+    pub const DEAD_LETTER_GROWING: &str = "DeadLetterGrowing";
 }
 
 /// The `WorkerPool` condition types.

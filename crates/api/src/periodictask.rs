@@ -150,6 +150,12 @@ pub struct TaskTemplate {
     /// More headers of the message. Names that begin with `umbel_` and those of the message format are taken.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
+    /// A key of which only one task is on its way at a time, of this schedule or of any: a slot that comes while another task
+    /// has the key is skipped. With `targets` each cluster has its own. It is free when the task has ended, retries included,
+    /// or after `expiresAfter` (24h if absent) and the time limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub unique_key: Option<String>,
     /// Clusters that the task is sent for, one message each. Without it: one message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,

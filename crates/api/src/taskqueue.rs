@@ -58,6 +58,14 @@ pub struct TaskQueueSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
 
+    /// What becomes of messages that nobody will run.
+    #[serde(default)]
+    pub dead_letter: DeadLetter,
+
+    /// What becomes of the queue's messages when this object is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+
     /// How long a worker holds a message without saying so again.
     #[serde(default)]
     pub lease: Lease,
@@ -117,6 +125,34 @@ pub struct TaskQueueSpec {
     /// What happens to a task that the worker does not know.
     #[serde(default)]
     pub on_unknown_task: OnUnknownTask,
+}
+
+/// What becomes of messages that nobody will run: that failed for good, that nobody knows, that killed their workers.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("duration(self.retention) >= duration('1m') && duration(self.retention) <= duration('87840h')").message("dead letters are kept for 1m to 87840h").field_path(".retention"))]
+pub struct DeadLetter {
+    /// Whether they are kept. Otherwise they are gone, and only counted; those that are there stay until they are too old.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// So many are kept, the newest; as many of those that could not be read.
+    #[serde(default = "dead_kept")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_length: u64,
+    /// For so long.
+    #[serde(default = "dead_retention")]
+    pub retention: Span,
+}
+
+/// What becomes of a queue's messages when its object is deleted.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum DeletionPolicy {
+    /// They stay where they are.
+    #[default]
+    Retain,
+    /// Those that wait, are delayed, are dead letters or could not be read are removed, before the object is gone. What runs
+    /// goes on.
+    Purge,
 }
 
 /// How a message's body is written.
@@ -240,6 +276,24 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tasks"]))]
     pub per_key: Vec<KeyLimit>,
+    /// Messages that may wait. Those that are delayed do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub max_length: Option<u64>,
+    /// What happens to more.
+    #[serde(default)]
+    pub on_full: OnFull,
+}
+
+/// What happens to a message beyond those that may wait. Celery's own clients ask nobody: what they send all the same is
+/// moved to the dead letters a moment later.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnFull {
+    /// Umbel's own producers are refused, schedules wait for room; of what others send the newest goes to the dead letters.
+    #[default]
+    Refuse,
+    /// It is taken, and the oldest that waits goes to the dead letters.
+    DropOldest,
 }
 
 /// How often a message of a queue is taken.
@@ -276,6 +330,18 @@ pub struct KeyLimit {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: u32,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn dead_kept() -> u64 {
+    10_000
+}
+
+fn dead_retention() -> Span {
+    Span::secs(14 * 86_400)
 }
 
 fn rate_period() -> Span {
@@ -415,6 +481,16 @@ fn time_zone() -> String {
     "UTC".to_owned()
 }
 
+impl Default for DeadLetter {
+    fn default() -> Self {
+        Self {
+            enabled: yes(),
+            max_length: dead_kept(),
+            retention: dead_retention(),
+        }
+    }
+}
+
 impl Default for Lease {
     fn default() -> Self {
         Self {
@@ -482,6 +558,22 @@ pub struct TaskQueueStatus {
     /// How many messages are where.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<Depth>,
+    /// For how long the message that is to be taken next has waited, rounded down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_waiting_seconds: Option<u64>,
+    /// Whether it may have waited for longer: its sender does not say when it was sent, so it counts from when it was seen
+    /// in front first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oldest_waiting_is_lower_bound: bool,
+    /// Messages a second, over the last minute, of Umbel's workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
+    /// How long it takes until everything is done that waits or runs, if nothing comes and tasks end as now, rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_drain_seconds: Option<u64>,
+    /// Who takes its messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumers: Option<Consumers>,
     /// When the depth was taken, by the broker's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sample_time: Option<Time>,
@@ -512,6 +604,9 @@ pub struct BrokerSeen {
     /// Id of its data; another one means that data was lost.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub data_set: String,
+    /// A token that was given out there; a lower one means that data was lost. Written along with other news.
+    #[serde(default)]
+    pub token: u64,
 }
 
 /// How many messages are where.
@@ -520,6 +615,10 @@ pub struct BrokerSeen {
 pub struct Depth {
     /// Ready to be taken, suspects included.
     pub waiting: u64,
+    /// The same without suspects, by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["step"]))]
+    pub by_priority: Vec<Step>,
     /// Held by workers.
     pub in_flight: u64,
     /// Parked until a time.
@@ -529,4 +628,45 @@ pub struct Depth {
     /// Not readable as a message and set aside.
     #[serde(default)]
     pub quarantined: u64,
+}
+
+/// What waits in one step of priority.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub struct Step {
+    /// The step, as `prioritySteps` has it.
+    pub step: u8,
+    /// Messages.
+    pub waiting: u64,
+}
+
+/// Messages a second.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+pub struct Rates {
+    /// That came: sent, or due after a delay or a retry. What Celery's own workers end is not known and counts as not come.
+    pub enqueued: f64,
+    /// Whose run began.
+    pub started: f64,
+    /// That succeeded.
+    pub succeeded: f64,
+    /// That failed for good.
+    pub failed: f64,
+}
+
+/// Who takes a queue's messages.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Consumers {
+    /// Names of the WorkerPools that serve it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub pools: Vec<String>,
+    /// Umbel's workers that serve it and are alive, one a pod.
+    pub pods: u32,
+    /// Their slots, those for other queues included.
+    pub slots: u32,
+    /// Slots in use.
+    pub busy_slots: u32,
+    /// Celery's own workers that answer that they take its messages. Absent: nobody could be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_workers: Option<u32>,
 }

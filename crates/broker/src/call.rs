@@ -111,10 +111,12 @@ scripts! {
     JANITOR = "janitor";
     LEAD = "lead";
     LOOK = "look";
+    OVERFLOW = "overflow";
     PARKED = "parked";
     PART = "part";
     PROMOTE = "promote";
     PUBLISH_UNIQUE = "publish_unique";
+    PUSH = "push";
     QUEUE_POLICY = "queue_policy";
     PURGE = "purge";
     RECLAIM = "reclaim";
@@ -133,6 +135,15 @@ scripts! {
     TERM = "term";
     TURNS = "turns";
     TRIM = "trim";
+}
+
+impl Script {
+    /// A call with the whole text, for a pipeline: there nothing can be sent after an answer that it is not known.
+    pub(crate) fn whole(&self, prefix: &str) -> Cmd {
+        let mut cmd = Cmd::new();
+        cmd.arg("EVAL").arg(&self.body).arg(0).arg(prefix);
+        cmd
+    }
 }
 
 /// A call under construction: arguments of any kind, in order.

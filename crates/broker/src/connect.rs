@@ -182,6 +182,7 @@ pub struct Broker {
     pub(crate) connection: Link,
     pub(crate) keys: Keys,
     pub(crate) config: Config,
+    pub(crate) bounds: Arc<crate::bounds::Bounds>,
 }
 
 impl Broker {
@@ -201,6 +202,7 @@ impl Broker {
             connection,
             keys: Keys::of(config),
             config: config.clone(),
+            bounds: Arc::default(),
         })
     }
 

@@ -221,10 +221,13 @@ pub(crate) fn own_ticket(oid: &str) -> String {
 
 /// Does an answer to `active_queues` name the queue?
 pub(crate) fn names_queue(answer: &Json, queue: &str) -> bool {
-    let queues = answer.elements().unwrap_or_default();
-    queues
-        .iter()
-        .any(|entry| entry.get("name").and_then(|name| name.text()).as_deref() == Some(queue))
+    queues_of(answer).any(|name| name == queue)
+}
+
+/// The queues that an answer to `active_queues` names.
+pub(crate) fn queues_of(answer: &Json) -> impl Iterator<Item = String> {
+    let entries = answer.elements().unwrap_or_default();
+    entries.into_iter().filter_map(|entry| entry.get("name")?.text())
 }
 
 pub(crate) fn failed(call: &'static str) -> impl FnOnce(redis::RedisError) -> Error {

@@ -29,6 +29,10 @@ pub struct QueueDepth {
     pub tail: Option<String>,
     /// When the tail element was sent (Unix seconds), where its producer says so.
     pub tail_sent_at: Option<f64>,
+    /// Whether nothing of it is consumed, whoever said so.
+    pub is_paused: bool,
+    /// When its last dead letter came, by Redis' clock (Unix seconds).
+    pub died_at: Option<f64>,
 }
 
 /// A queue of which a key has another type than it must.
@@ -49,6 +53,8 @@ pub struct DepthSample {
     pub generation: String,
     /// Messages in Celery's own workers, all queues together.
     pub foreign_unacked: u64,
+    /// The last token that was given out: it only grows, unless data is lost.
+    pub fence: u64,
     /// In the order asked.
     pub queues: Vec<Result<QueueDepth, QueueFault>>,
 }
@@ -73,6 +79,7 @@ impl Broker {
         let taken_at_ms = (reply.seconds()?.unwrap_or(0.0) * 1000.0) as i64;
         let generation = reply.text()?;
         let foreign_unacked = reply.count()?;
+        let fence = reply.count()?;
         let mut rows = Vec::with_capacity(queues.len());
         while !reply.is_done() {
             let mut row = reply.array()?;
@@ -100,12 +107,15 @@ impl Broker {
                 depth.waiting += length;
                 depth.by_priority.push((step, length));
             }
+            depth.is_paused = row.text()? == "1";
+            depth.died_at = row.seconds()?;
             rows.push(Ok(depth));
         }
         Ok(DepthSample {
             taken_at_ms,
             generation,
             foreign_unacked,
+            fence,
             queues: rows,
         })
     }

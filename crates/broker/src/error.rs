@@ -67,6 +67,17 @@ pub enum Error {
         /// How many do.
         have: u32,
     },
+    /// The server has it, but not on its disk yet.
+    #[error("it is not on the server's disk yet")]
+    NotOnDisk,
+    /// The queue takes no more: so many may wait there at most. Nothing was written.
+    #[error("the queue {queue} is full: {most} messages may wait there")]
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// The most that may wait.
+        most: u64,
+    },
     /// A server that we cannot work with.
     #[error("the server at {server} cannot be used: {reason}")]
     Unsupported {
@@ -112,6 +123,8 @@ impl Error {
             Error::Address { .. }
             | Error::Setting { .. }
             | Error::Pattern { .. }
+            | Error::QueueFull { .. }
+            | Error::NotOnDisk
             | Error::Replicas { .. }
             | Error::Reply { .. }
             | Error::Stale { .. }
@@ -125,10 +138,11 @@ impl Error {
         match self {
             Error::Connect { source, .. } | Error::Call { source, .. } => Trouble::of(source),
             Error::WrongType { .. } => Trouble::WrongType,
-            Error::Replicas { .. } => Trouble::NoReplicas,
+            Error::Replicas { .. } | Error::NotOnDisk => Trouble::NoReplicas,
             Error::Address { .. }
             | Error::Setting { .. }
             | Error::Pattern { .. }
+            | Error::QueueFull { .. }
             | Error::Reply { .. }
             | Error::Stale { .. }
             | Error::Unsupported { .. } => Trouble::Other,
@@ -139,11 +153,12 @@ impl Error {
     pub fn may_have_happened(&self) -> bool {
         match self {
             Error::Call { source, .. } => source.code().is_none() && !source.is_connection_refusal(),
-            Error::Reply { .. } | Error::Replicas { .. } => true,
+            Error::Reply { .. } | Error::Replicas { .. } | Error::NotOnDisk => true,
             Error::Connect { .. }
             | Error::Address { .. }
             | Error::Setting { .. }
             | Error::Pattern { .. }
+            | Error::QueueFull { .. }
             | Error::Stale { .. }
             | Error::Unsupported { .. }
             | Error::WrongType { .. } => false,
@@ -157,6 +172,8 @@ impl Error {
             Error::Address { .. }
             | Error::Setting { .. }
             | Error::Pattern { .. }
+            | Error::QueueFull { .. }
+            | Error::NotOnDisk
             | Error::Replicas { .. }
             | Error::Reply { .. }
             | Error::Stale { .. }

@@ -1,6 +1,7 @@
 //! Slots of schedules: all messages and the mark in one script.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::call::{Args, FIRE, Reply};
 use crate::{Broker, Error, Replicas};
@@ -33,13 +34,18 @@ pub struct SlotMessage {
     pub id: String,
     /// The message.
     pub raw: Vec<u8>,
+    /// A unique key that it takes, and for how long at most: the message is left out while another task has the key.
+    pub unique: Option<(String, Duration)>,
 }
 
 /// The answer to a fire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FireAnswer {
     /// All messages are in their queues and the mark has moved.
-    Fired,
+    Fired {
+        /// Messages that were left out: another task has their unique key.
+        left_out: usize,
+    },
     /// This slot, or a later one, was fired before.
     Duplicate {
         /// Ids of the last slot fired.
@@ -61,6 +67,13 @@ pub enum FireAnswer {
     WrongType {
         /// The key.
         key: String,
+    },
+    /// A queue has no room for all of them; nothing was written.
+    Full {
+        /// The queue.
+        queue: String,
+        /// The most that may wait there.
+        most: u64,
     },
 }
 
@@ -115,10 +128,19 @@ impl Broker {
             args.push(self.keys.list(&message.queue, message.priority));
             args.push(&message.id);
             args.push(message.raw.as_slice());
+            let unique = message.unique.as_ref();
+            args.push(unique.map_or("", |(key, _)| key));
+            args.push(unique.map_or(1, |(_, kept)| kept.as_secs().max(1)));
         }
         let mut reply = Reply::of(&FIRE, args.call(&mut self.connection.clone()).await?)?;
         Ok(match reply.text()?.as_str() {
-            "fired" => FireAnswer::Fired,
+            "fired" => FireAnswer::Fired {
+                left_out: usize::try_from(reply.count()?).unwrap_or(0),
+            },
+            "full" => FireAnswer::Full {
+                queue: self.keys.queue_of(&reply.text()?).to_owned(),
+                most: reply.count()?,
+            },
             "dup" => FireAnswer::Duplicate {
                 ids: ids_of(&reply.text()?),
                 last_ms: reply.number()?,
@@ -134,25 +156,13 @@ impl Broker {
     /// Waits until so many replicas have what this connection has written: a slot that was fired then outlives a failover.
     ///
     /// # Errors
-    /// [`Error::Replicas`]; [`Error::Call`].
+    /// [`Error::Replicas`]; [`Error::NotOnDisk`]; [`Error::Call`].
     ///
     /// # Cancellation
     /// Safe.
     pub async fn confirmed(&self, replicas: Replicas) -> Result<(), Error> {
-        let patience = u64::try_from(replicas.patience.as_millis()).unwrap_or(u64::MAX).max(1);
-        let have: u32 = redis::cmd("WAIT")
-            .arg(replicas.count)
-            .arg(patience)
-            .query_async(&mut self.connection.clone())
-            .await
-            .map_err(|source| Error::Call { call: "WAIT", source })?;
-        if have < replicas.count {
-            return Err(Error::Replicas {
-                wanted: replicas.count,
-                have,
-            });
-        }
-        Ok(())
+        let answer = replicas.command().query_async(&mut self.connection.clone()).await;
+        replicas.judge(answer)
     }
 
     /// The last slot that was fired of a schedule, as Redis remembers it.

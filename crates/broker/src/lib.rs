@@ -11,10 +11,10 @@
 //! | `Pumbel:att` | task id → deliveries that ended without settlement |
 //! | `Pumbel:delayed:Q`, `Pumbel:suspect:Q` | ETA and retries by due time; messages that killed a worker twice |
 //! | `Pumbel:dead:Q`, `Pumbel:quarantine:Q` | streams of raw messages with the reason |
-//! | `Pumbel:aside`, `Pumbel:keep`, `Pumbel:evicted` | their bytes; their bounds; what the bounds have cost, by cause |
+//! | `Pumbel:aside`, `Pumbel:keep`, `Pumbel:evicted`, `Pumbel:died` | their bytes; their bounds; what the bounds have cost, by cause; when the last dead letter of a queue came |
 //! | `Pumbel:hb:worker:W`, `Pumbel:hb:operator:I` | heartbeats |
 //! | `Pumbel:term:I`, `Pumbel:slot:I:<uid>`, `Pumbel:run:<id>`, `Pumbel:step:<pool>` | leadership, schedules, scale-down |
-//! | `Pumbel:queue:Q`, `Pumbel:limited`, `Pumbel:freed:Q` | what a queue allows (paused, max_in_flight, rate); queues that have such a hash; wake-up |
+//! | `Pumbel:queue:Q`, `Pumbel:limited`, `Pumbel:freed:Q` | what a queue allows (paused, max_in_flight, rate, max_length, on_full); queues that have such a hash; wake-up |
 //! | `Pumbel:rate:<name>`, `Pumbel:lined:<name>` | a rate shared by all workers; task ids whose turn is promised |
 //! | `Pumbel:key:*:<key>`, `Pumbel:key:most`, `Pumbel:keyed` | concurrency keys: who holds, who waits, who was woken; lease id → key |
 //! | `Pumbel:unique:<key>`, `Pumbel:copy:<id>:<try>` | the task that has a unique key; lease id of who runs it, or `done` |
@@ -28,6 +28,7 @@
 mod address;
 mod admin;
 mod bind;
+mod bounds;
 mod call;
 mod chord;
 mod connect;
@@ -80,11 +81,11 @@ pub use fanout::{FanoutBinding, FanoutChannel};
 pub use fire::{FireAnswer, LastSlot, RunState, Slot, SlotMessage};
 pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
 pub use keys::{Keys, PRIORITY_STEPS, SEPARATOR, parse_separator, parse_steps};
-pub use limits::{QueuePolicy, Rate};
+pub use limits::{Bound, OnFull, QueuePolicy, Rate, Relieved};
 pub use options::ServerOptions;
 pub use peek::{Leased, Peeked, Place};
 pub use publish::{Fate, Publication, Replicas, Undelivered};
-pub use registry::{Heartbeat, Running, WorkerRecord};
+pub use registry::{Done, Heartbeat, Running, WorkerRecord};
 pub use reports::ClusterReport;
 pub use reserve::{Batch, Blocked, Hello, Policy, QueueLists, Reserved, Reserver, Taken, WorkerIdentity};
 pub use results::{ResultStore, StoredResult, result_prefix};

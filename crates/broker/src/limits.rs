@@ -1,14 +1,16 @@
 //! What a queue allows all its workers together: whether it is consumed at all, how many of its messages run at a time,
-//! how often one starts.
+//! how often one starts, how many may wait.
 //!
-//! The hash `umbel:queue:Q` holds it: `paused` (`1`), `max_in_flight` (a number), `rate` (`count/period in ms/burst`).
-//! Every reserve honours it; producers are not concerned.
+//! The hash `umbel:queue:Q` holds it: `paused` (`1`), `max_in_flight` (a number), `rate` (`count/period in ms/burst`),
+//! `max_length` (a number), `on_full` (`oldest`, or nothing), `steps` (those of the queue's lists, where it is bounded).
+//! Every reserve honours the first three. The others hold for producers of ours, as far as they ask; what others send all
+//! the same is moved to the dead letters by [`Broker::relieve`].
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::call::{Args, QUEUE_POLICY, Reply};
+use crate::call::{Args, OVERFLOW, QUEUE_POLICY, Reply};
 use crate::{Broker, Error};
 
 /// Most starts of a rate, and the longest period: far beyond any use, and exact in Lua's numbers.
@@ -123,6 +125,36 @@ pub struct QueuePolicy {
     pub max_in_flight: Option<u64>,
     /// So often one of its messages is taken, at most.
     pub rate: Option<Rate>,
+    /// So many of its messages may wait, and what happens to more.
+    pub bound: Option<Bound>,
+}
+
+/// How many messages of a queue may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// So many; 1 or more.
+    pub most: u64,
+    /// What happens to more.
+    pub on_full: OnFull,
+}
+
+/// What happens to a message beyond those that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFull {
+    /// It is refused. One that was sent by others all the same goes to the dead letters, the newest first.
+    #[default]
+    Refuse,
+    /// It is taken, and the oldest of those that wait goes to the dead letters.
+    DropOldest,
+}
+
+/// What [`Broker::relieve`] did to a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Relieved {
+    /// Messages that went to the dead letters.
+    pub moved: u64,
+    /// Messages that are beyond the bound still.
+    pub beyond: u64,
 }
 
 impl Broker {
@@ -216,11 +248,26 @@ impl Broker {
             is_paused,
             max_in_flight,
             rate,
+            bound,
         } = policy;
         let paused = if *is_paused { "1" } else { "" };
         let most = max_in_flight.map_or_else(String::new, |most| most.to_string());
         let rate = rate.map_or_else(String::new, |rate| rate.to_string());
-        let now = format!("{paused}|{most}|{rate}");
+        let (length, on_full, steps) = match bound {
+            Some(Bound { most, on_full }) => {
+                let steps: Vec<String> = self.keys.steps().iter().map(u8::to_string).collect();
+                let on_full = match on_full {
+                    OnFull::Refuse => "",
+                    OnFull::DropOldest => "oldest",
+                };
+                (most.to_string(), on_full.to_owned(), steps.join(","))
+            }
+            None => Default::default(),
+        };
+        let mut now = format!("{paused}|{most}|{rate}");
+        if bound.is_some() {
+            now = format!("{now}|{length}|{on_full}|{steps}");
+        }
         let is_nothing = *policy == QueuePolicy::default();
         if said.as_deref() == Some(&now) || (said.is_none() && is_nothing) {
             return Ok(false);
@@ -230,6 +277,9 @@ impl Broker {
             ("paused", paused.to_owned()),
             ("max_in_flight", most),
             ("rate", rate),
+            ("max_length", length),
+            ("on_full", on_full),
+            ("steps", steps),
             ("said", said),
         ];
         self.change_policy(queue, &changes).await.map(|_| true)
@@ -244,24 +294,16 @@ impl Broker {
     /// # Cancellation
     /// It may or may not have happened; repeat it.
     pub async fn lift_queue_policy(&self, queue: &str) -> Result<bool, Error> {
-        const FIELDS: [&str; 3] = ["paused", "max_in_flight", "rate"];
-        let (said, now): (Option<String>, [Option<String>; 3]) = {
-            let (said, paused, most, rate) = redis::cmd("HMGET")
-                .arg(self.keys.umbel(&format!("queue:{queue}")))
-                .arg("said")
-                .arg(&FIELDS)
-                .query_async(&mut self.connection.clone())
-                .await
-                .map_err(|source| Error::Call {
-                    call: "HMGET umbel:queue",
-                    source,
-                })?;
-            (said, [paused, most, rate])
+        const FIELDS: [&str; 6] = ["paused", "max_in_flight", "rate", "max_length", "on_full", "steps"];
+        let fields = self
+            .fields(&self.keys.umbel(&format!("queue:{queue}")), "HGETALL umbel:queue")
+            .await?;
+        let Some(said) = fields.get("said") else {
+            return Ok(false);
         };
-        let Some(said) = said else { return Ok(false) };
         let mut changes = vec![("said", String::new())];
-        for ((field, said), now) in FIELDS.into_iter().zip(said.split('|')).zip(now) {
-            if now.as_deref() == Some(said) {
+        for (field, said) in FIELDS.into_iter().zip(said.split('|')) {
+            if fields.get(field).is_some_and(|now| now == said) {
                 changes.push((field, String::new()));
             }
         }
@@ -276,16 +318,46 @@ impl Broker {
         }
         let mut reply = Reply::of(&QUEUE_POLICY, args.call(&mut self.connection.clone()).await?)?;
         let mut policy = QueuePolicy::default();
+        let (mut most, mut on_full) = (None, OnFull::default());
         while !reply.is_done() {
             let (field, value) = (reply.text()?, reply.text()?);
             match field.as_str() {
                 "paused" => policy.is_paused = value == "1",
                 "max_in_flight" => policy.max_in_flight = value.parse().ok(),
                 "rate" => policy.rate = value.parse().ok(),
+                "max_length" => most = value.parse().ok(),
+                "on_full" if value == "oldest" => on_full = OnFull::DropOldest,
                 _ => {}
             }
         }
+        policy.bound = most.map(|most| Bound { most, on_full });
         Ok(policy)
+    }
+
+    /// Moves what waits beyond the bounds of these queues to their dead letters, each with the reason: of the least urgent
+    /// step first, the newest or the oldest as the queue says. `kept` dead letters are kept, if it is said; otherwise as many as
+    /// the queue's workers say. A bounded part; call it again while something is beyond.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// It may or may not have happened; repeat it.
+    pub async fn relieve(&self, queues: &[&str], kept: Option<u64>) -> Result<Vec<Relieved>, Error> {
+        let kept = kept.map_or_else(String::new, |kept| kept.to_string());
+        let mut args = Args::new(&OVERFLOW, self.keys.scope()).arg(kept);
+        for queue in queues {
+            args.push(*queue);
+        }
+        let mut reply = Reply::of(&OVERFLOW, args.call(&mut self.connection.clone()).await?)?;
+        let mut relieved = Vec::with_capacity(queues.len());
+        while !reply.is_done() {
+            relieved.push(Relieved {
+                moved: reply.count()?,
+                beyond: reply.count()?,
+            });
+        }
+        Ok(relieved)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Celery's own workers on the same database, asked by its remote control.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use umbel_protocol::control::{Call, Reply};
 use umbel_protocol::json::Json;
 
-use crate::control::{failed, names_queue, own_ticket};
+use crate::control::{failed, names_queue, own_ticket, queues_of};
 use crate::{Broker, Error};
 
 impl Broker {
@@ -18,6 +19,38 @@ impl Broker {
     /// # Cancellation
     /// Leaves a reply list behind that expires after a minute.
     pub async fn celery_consumes(&self, queue: &str, patience: Duration) -> Result<bool, Error> {
+        let mut answer = false;
+        self.ask_queues(patience, |reply| {
+            answer = names_queue(&reply.answer, queue);
+            answer
+        })
+        .await?;
+        Ok(answer)
+    }
+
+    /// How many Celery workers of this database answer that they consume a queue, for each queue that any does. Waits up to
+    /// `patience` for their answers.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// As [`Broker::celery_consumes`].
+    pub async fn celery_consumers(&self, patience: Duration) -> Result<BTreeMap<String, u32>, Error> {
+        let mut consumers: BTreeMap<String, u32> = BTreeMap::new();
+        self.ask_queues(patience, |reply| {
+            // A worker may name a queue twice: once for each of its bindings.
+            for queue in queues_of(&reply.answer).collect::<BTreeSet<_>>() {
+                *consumers.entry(queue).or_default() += 1;
+            }
+            false
+        })
+        .await?;
+        Ok(consumers)
+    }
+
+    /// Asks all workers which queues they consume, until one answer is enough.
+    async fn ask_queues(&self, patience: Duration, mut is_enough: impl FnMut(&Reply) -> bool) -> Result<(), Error> {
         let names = &self.config.control;
         let oid = uuid::Uuid::new_v4().to_string();
         let binding = self.keys.binding(&names.reply_exchange());
@@ -42,10 +75,9 @@ impl Broker {
             .await
             .map_err(failed("active_queues"))?
             .0;
-        let mut answer = false;
         let deadline = tokio::time::Instant::now() + patience;
         let mut replies = 0;
-        while replies < listeners && !answer {
+        while replies < listeners {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             if left.is_zero() {
                 break;
@@ -58,7 +90,9 @@ impl Broker {
                 .map_err(failed("active_queues"))?;
             let Some((_, reply)) = reply else { break };
             replies += 1;
-            answer = Reply::parse(&reply).is_ok_and(|reply| names_queue(&reply.answer, queue));
+            if Reply::parse(&reply).is_ok_and(|reply| is_enough(&reply)) {
+                break;
+            }
         }
         redis::pipe()
             .cmd("SREM")
@@ -70,8 +104,7 @@ impl Broker {
             .ignore()
             .query_async::<()>(&mut connection)
             .await
-            .map_err(failed("active_queues"))?;
-        Ok(answer)
+            .map_err(failed("active_queues"))
     }
 
     /// Counts that a message was handed back as unknown. The count is forgotten ten minutes after the last time.
@@ -114,6 +147,10 @@ impl Broker {
             .as_deref()
             .and_then(|beat| beat.split_once('|'))
             .and_then(|(at, _)| at.parse::<f64>().ok());
-        Ok(at.map(|at| Duration::try_from_secs_f64(seconds + micros / 1e6 - at).unwrap_or_default()))
+        let age = at.map(|at| seconds + micros / 1e6 - at);
+        // One that is ahead by more than clocks are read apart is from before the server's clock went back.
+        Ok(age
+            .filter(|age| *age > -2.0)
+            .map(|age| Duration::try_from_secs_f64(age).unwrap_or_default()))
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use redis::Pipeline;
 
+use crate::call::PUSH;
 use crate::{Broker, Error};
 
 /// Commands that travel together: enough that the way to the server and back does not count, few enough that a reply
@@ -67,6 +68,51 @@ pub struct Replicas {
     pub count: u32,
     /// How long, for each round trip; shorter than [`crate::Config::response_timeout`].
     pub patience: Duration,
+    /// Not before it lies on disk, here and with the replicas: `WAITAOF`, of Redis 7.2 and Valkey, where the server has an
+    /// append-only file.
+    pub is_on_disk: bool,
+}
+
+impl Replicas {
+    /// What asks for it.
+    pub(crate) fn command(self) -> redis::Cmd {
+        let Replicas {
+            count,
+            patience,
+            is_on_disk,
+        } = self;
+        let mut wait = redis::cmd(if is_on_disk { "WAITAOF" } else { "WAIT" });
+        if is_on_disk {
+            wait.arg(1);
+        }
+        wait.arg(count).arg(milliseconds(patience).max(1));
+        wait
+    }
+
+    /// Whether the answer says so.
+    pub(crate) fn judge(self, answer: redis::RedisResult<redis::Value>) -> Result<(), Error> {
+        let call = if self.is_on_disk { "WAITAOF" } else { "WAIT" };
+        let failed = |source| Error::Call { call, source };
+        let answer = answer.and_then(redis::Value::extract_error).map_err(failed)?;
+        let (here, have) = if self.is_on_disk {
+            redis::from_redis_value::<(u32, u32)>(answer).map_err(|err| failed(err.into()))?
+        } else {
+            (
+                1,
+                redis::from_redis_value::<u32>(answer).map_err(|err| failed(err.into()))?,
+            )
+        };
+        if have < self.count {
+            return Err(Error::Replicas {
+                wanted: self.count,
+                have,
+            });
+        }
+        if here == 0 {
+            return Err(Error::NotOnDisk);
+        }
+        Ok(())
+    }
 }
 
 /// Publications that did not all succeed.
@@ -102,10 +148,11 @@ impl Broker {
             .map_err(|source| wrong_type(source, &list))
     }
 
-    /// Carries publications out, in order, several to a round trip.
+    /// Carries publications out, in order, several to a round trip. A queue that is full and refuses more takes those for
+    /// which it has room.
     ///
     /// # Errors
-    /// [`Undelivered`].
+    /// [`Undelivered`]; with [`Error::QueueFull`] where a queue had no room.
     ///
     /// # Cancellation
     /// What was on its way may have been sent.
@@ -114,6 +161,15 @@ impl Broker {
         publications: &[Publication<'_>],
         durability: Option<Replicas>,
     ) -> Result<(), Undelivered> {
+        let queues = publications.iter().filter_map(|publication| match publication {
+            Publication::Push { queue, .. } => Some(*queue),
+            Publication::Broadcast { .. } => None,
+        });
+        if let Err(error) = self.learn_bounds(queues).await {
+            // Nothing was on its way.
+            let fates = vec![Fate::NotSent; publications.len()];
+            return Err(Undelivered { fates, error });
+        }
         let mut done = 0;
         while done < publications.len() {
             let group = self.group(&publications[done..]);
@@ -161,6 +217,7 @@ impl Broker {
                         Some(last) if is_open && last.to == list => last.add(raw),
                         _ => commands.push(Command {
                             name: "LPUSH",
+                            bounded: self.bounds.has(queue).then_some(queue),
                             to: list,
                             messages: vec![raw],
                             bytes: raw.len(),
@@ -176,6 +233,7 @@ impl Broker {
                     last_place = None;
                     commands.push(Command {
                         name: "PUBLISH",
+                        bounded: None,
                         to: self.config.channel(exchange, routing_key),
                         messages: vec![raw],
                         bytes: raw.len(),
@@ -198,6 +256,7 @@ impl Broker {
         let mut connection = self.connection.clone();
         if let ([command], None) = (commands, durability)
             && command.expires.is_none()
+            && command.bounded.is_none()
         {
             return command
                 .alone()
@@ -211,11 +270,11 @@ impl Broker {
         let mut pipe = redis::pipe();
         pipe.ignore_errors();
         for command in commands {
-            command.enter(&mut pipe);
+            command.enter(&mut pipe, self.keys.scope());
         }
-        if let Some(Replicas { count, patience }) = durability {
+        if let Some(replicas) = durability {
             // On the same connection and right behind: it answers for what this connection has written.
-            pipe.cmd("WAIT").arg(count).arg(milliseconds(patience).max(1));
+            pipe.add_command(replicas.command());
         }
         let all = |fate| {
             let each = |command: &Command<'_>| std::iter::repeat_n(fate, command.messages.len());
@@ -233,7 +292,33 @@ impl Broker {
         let (mut fates, mut first) = (Vec::new(), None);
         for command in commands {
             let mut fate = Fate::Sent;
-            for reply in replies.by_ref().take(command.replies()) {
+            let mut own = replies.by_ref().take(command.replies());
+            if let Some(queue) = command.bounded
+                && let Some(reply) = own.next()
+            {
+                // The first ones found room.
+                let answer =
+                    reply.and_then(|reply| Ok(redis::from_redis_value::<(usize, u64)>(reply.extract_error()?)?));
+                let taken = match answer {
+                    Ok((taken, most)) if taken < command.messages.len() => {
+                        first.get_or_insert(Error::QueueFull {
+                            queue: queue.to_owned(),
+                            most,
+                        });
+                        taken
+                    }
+                    Ok((taken, _)) => taken,
+                    Err(source) => {
+                        first.get_or_insert(wrong_type(source, &command.to));
+                        0
+                    }
+                };
+                own.by_ref().for_each(drop); // How long its lists live.
+                fates.extend(std::iter::repeat_n(Fate::Sent, taken));
+                fates.extend(std::iter::repeat_n(Fate::NotSent, command.messages.len() - taken));
+                continue;
+            }
+            for reply in own {
                 // Only the push decides; MULTI and PEXPIRE beside it fail with it or not at all.
                 if let Err(source) = reply.and_then(redis::Value::extract_error) {
                     fate = Fate::NotSent;
@@ -242,12 +327,8 @@ impl Broker {
             }
             fates.extend(std::iter::repeat_n(fate, command.messages.len()));
         }
-        if let (None, Some(Replicas { count, .. }), Some(reply)) = (&first, durability, replies.next()) {
-            match reply.and_then(|reply| Ok(redis::from_redis_value::<u32>(reply)?)) {
-                Ok(have) if have >= count => {}
-                Ok(have) => first = Some(Error::Replicas { wanted: count, have }),
-                Err(source) => first = Some(Error::Call { call: "WAIT", source }),
-            }
+        if let (None, Some(replicas), Some(reply)) = (&first, durability, replies.next()) {
+            first = replicas.judge(reply).err();
         }
         first.map_or(Ok(()), |error| Err((fates, error)))
     }
@@ -256,6 +337,8 @@ impl Broker {
 /// A command, which carries out as many publications as it has messages.
 struct Command<'a> {
     name: &'static str,
+    /// The queue, where that may refuse messages.
+    bounded: Option<&'a str>,
     to: String,
     messages: Vec<&'a [u8]>,
     /// Of all messages.
@@ -281,22 +364,36 @@ impl<'a> Command<'a> {
         command
     }
 
-    fn enter(&self, pipe: &mut Pipeline) {
-        if self.expires.is_some() {
+    fn enter(&self, pipe: &mut Pipeline, scope: &str) {
+        let is_whole = self.expires.is_some() && self.bounded.is_none();
+        if is_whole {
             pipe.cmd("MULTI");
         }
-        pipe.add_command(self.alone());
+        pipe.add_command(match self.bounded {
+            None => self.alone(),
+            Some(_) => {
+                let mut push = PUSH.whole(scope);
+                push.arg(&self.to);
+                for message in &self.messages {
+                    push.arg(*message);
+                }
+                push
+            }
+        });
         if let Some((lists, after)) = &self.expires {
             let after = milliseconds(*after);
             for list in lists {
                 pipe.cmd("PEXPIRE").arg(list).arg(after);
             }
-            pipe.cmd("EXEC");
+            if is_whole {
+                pipe.cmd("EXEC");
+            }
         }
     }
 
     fn replies(&self) -> usize {
-        1 + self.expires.as_ref().map_or(0, |(lists, _)| lists.len() + 2)
+        let around = if self.bounded.is_some() { 0 } else { 2 };
+        1 + self.expires.as_ref().map_or(0, |(lists, _)| lists.len() + around)
     }
 }
 

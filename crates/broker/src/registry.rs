@@ -62,8 +62,24 @@ pub struct Heartbeat {
     pub started: u64,
     /// Tasks ended since then, in whatever way.
     pub finished: u64,
+    /// What it has done for each queue since the process began.
+    pub done: BTreeMap<String, Done>,
     /// Program version.
     pub version: String,
+}
+
+/// What a worker has done for a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// Runs begun.
+    pub started: u64,
+    /// Tasks that succeeded.
+    pub succeeded: u64,
+    /// Tasks that failed for good.
+    pub failed: u64,
+    /// Messages that it held and that are neither held nor waiting any more, in whatever way.
+    pub gone: u64,
 }
 
 impl Heartbeat {

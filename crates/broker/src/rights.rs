@@ -6,7 +6,7 @@ use redis::{Cmd, RedisError, Value};
 use crate::{Broker, Error};
 
 /// Commands of our scripts, each with the words that make it harmless on a key of its own. `K` stands for that key.
-const COMMANDS: [&str; 53] = [
+const COMMANDS: [&str; 54] = [
     "EVALSHA 0000000000000000000000000000000000000000 0",
     "EVAL return 0",
     "TIME",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 53] = [
     "INCRBY K 1",
     "EXPIRE K 1",
     "PEXPIRE K 1000",
+    "PTTL K",
     "DEL K",
     "LPUSH K x",
     "RPUSH K x",

@@ -81,6 +81,8 @@ pub struct Survey {
     pub eviction: Option<String>,
     /// Bytes of memory it may use; 0 = no limit, so nothing is thrown away yet.
     pub memory_limit: u64,
+    /// Whether it knows `WAITAOF`.
+    pub can_wait_for_disk: bool,
     /// Published weaknesses of this version; a distribution may have mended them under the same number.
     pub weaknesses: Vec<&'static str>,
 }
@@ -194,6 +196,7 @@ fn judge(info: &Facts, config: &Facts) -> Result<Survey, String> {
         durability: has_file.map(|has_file| Durability::derive(has_file, is_always, is_replicated)),
         eviction: policy.filter(|policy| *policy != "noeviction").map(ToOwned::to_owned),
         memory_limit: limit.and_then(|limit| limit.parse().ok()).unwrap_or(0),
+        can_wait_for_disk: matches!(software, "redis" | "valkey") && parsed >= (7, 2, 0),
         weaknesses: weaknesses(software, parsed),
     })
 }
@@ -299,6 +302,16 @@ mod tests {
                 .is_some_and(|risk| risk.contains("allkeys-lru") && risk.contains("any key"))
         );
         assert!(Durability::ALL.is_sorted());
+    }
+
+    #[test]
+    fn who_can_wait_for_the_disk_is_known() {
+        let can = |info| judge(&facts(info), &Facts::new()).unwrap().can_wait_for_disk;
+        let valkey = "redis_version:7.2.4 valkey_version:8.1.1";
+        assert_eq!(
+            ["redis_version:7.0.15", "redis_version:7.2.0", valkey, ""].map(can),
+            [false, true, true, false]
+        );
     }
 
     #[test]

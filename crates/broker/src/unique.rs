@@ -39,7 +39,7 @@ impl Broker {
     /// was enqueued. The key is kept for `ttl` at most, in case that nobody ever ends the task.
     ///
     /// # Errors
-    /// [`Error::Call`]: it may or may not be enqueued; publish it again. Its id is remembered for ten minutes, so that it
+    /// [`Error::QueueFull`]; [`Error::Call`]: it may or may not be enqueued; publish it again. Its id is remembered for ten minutes, so that it
     /// is enqueued once, also where the task has ended meanwhile and its key is free.
     ///
     /// # Cancellation
@@ -60,6 +60,10 @@ impl Broker {
             .arg(raw);
         match args.call(&mut self.connection.clone()).await? {
             redis::Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            redis::Value::Int(most) => Err(Error::QueueFull {
+                queue: queue.to_owned(),
+                most: u64::try_from(most).unwrap_or(0),
+            }),
             other => Err(Error::Reply {
                 call: "publish_unique",
                 what: format!("{other:?}"),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use umbel_api::Span;
+use umbel_client::Replicas;
 
 pub(crate) use pool::{PoolCommand, PoolDrain, PoolLs};
 pub(crate) use queue::{
@@ -191,6 +192,9 @@ pub(crate) struct Canvas {
     pub(crate) serializer: Option<String>,
     #[command(flatten)]
     pub(crate) signing: Signing,
+    /// Count it as sent only when a replica has it, or when it lies on the disk of the server and of a replica (Redis 7.2, Valkey)
+    #[arg(long, value_enum, value_name = "LEVEL", hide_short_help = true)]
+    pub(crate) durability: Option<Confirmed>,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }
@@ -260,6 +264,24 @@ pub(crate) struct Forget {
     pub(crate) queue: Option<String>,
 }
 
+/// What a message must have before it counts as sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Confirmed {
+    Replicated,
+    Strict,
+}
+
+impl Confirmed {
+    /// As a client is told.
+    pub(crate) fn replicas(self) -> Replicas {
+        Replicas {
+            count: 1,
+            patience: Duration::from_secs(5),
+            is_on_disk: self == Confirmed::Strict,
+        }
+    }
+}
+
 /// A task to send.
 #[derive(Debug, Args)]
 pub(crate) struct Send {
@@ -318,6 +340,9 @@ pub(crate) struct Send {
     pub(crate) serializer: Option<String>,
     #[command(flatten)]
     pub(crate) signing: Signing,
+    /// Count it as sent only when a replica has it, or when it lies on the disk of the server and of a replica (Redis 7.2, Valkey)
+    #[arg(long, value_enum, value_name = "LEVEL", hide_short_help = true)]
+    pub(crate) durability: Option<Confirmed>,
     /// How the body is compressed
     #[arg(long, value_parser = ["zlib", "bzip2", "lzma", "brotli", "zstd"])]
     pub(crate) compression: Option<String>,

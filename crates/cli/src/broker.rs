@@ -6,12 +6,13 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use umbel_api::TaskQueue;
 use umbel_api::refs::SecretKeyRef;
-use umbel_broker::{Broker, Config, ResultStore};
+use umbel_broker::{Broker, Config, Pem, ResultStore, Tls};
 use umbel_client::{Client, Options};
 
 use crate::args::Global;
 use crate::home::{Home, said};
-use crate::{tunnel, usage};
+use crate::tunnel::{self, Reached};
+use crate::usage;
 
 /// Celery's default queue, where an address is given and no queue.
 const DEFAULT_QUEUE: &str = "celery";
@@ -113,18 +114,12 @@ pub(crate) async fn reader(global: &Global, queue: Option<&str>) -> anyhow::Resu
 /// The broker of a TaskQueue.
 pub(crate) async fn of_object(home: &Home, queue: &TaskQueue) -> anyhow::Result<Broker> {
     let namespace = queue.namespace().unwrap_or_else(|| home.namespace.clone());
-    let secrets = Api::<Secret>::namespaced(home.client.clone(), &namespace);
     let (secret, key) = match queue.url_secret() {
-        Some(reference) => {
-            let secret = secrets
-                .get(&reference.name)
-                .await
-                .map_err(|err| said(err, format!("read Secret {namespace}/{}", reference.name)))?;
-            (secret, reference.key.as_str())
-        }
-        None => (bundled(&secrets, &namespace).await?, "url"),
+        Some(reference) => (reference.name.clone(), reference.key.as_str()),
+        None => (bundled(home, &namespace).await?, "url"),
     };
-    let mut config = Config::new(&tunnel::reachable(&home.client, &address(&secret, key, &namespace)?).await?);
+    let url = text(value(home, &namespace, &secret, key).await?)?;
+    let mut config = reached(home, queue, &url).await?;
     queue.key_prefix().clone_into(&mut config.key_prefix);
     config.result_prefix = result_prefix(queue);
     config.priority_steps.clone_from(&queue.spec.priority_steps);
@@ -134,15 +129,67 @@ pub(crate) async fn of_object(home: &Home, queue: &TaskQueue) -> anyhow::Result<
 /// The other place of a TaskQueue's results.
 async fn of_backend(home: &Home, queue: &TaskQueue, reference: &SecretKeyRef) -> anyhow::Result<Config> {
     let namespace = queue.namespace().unwrap_or_else(|| home.namespace.clone());
-    let secrets = Api::<Secret>::namespaced(home.client.clone(), &namespace);
-    let secret = secrets
-        .get(&reference.name)
-        .await
-        .map_err(|err| said(err, format!("read Secret {namespace}/{}", reference.name)))?;
-    let url = address(&secret, &reference.key, &namespace)?;
-    let mut config = Config::new(&tunnel::reachable(&home.client, &url).await?);
+    let url = value(home, &namespace, &reference.name, &reference.key).await?;
+    // The name is the broker's, not this one's.
+    let mut nameless = queue.clone();
+    if let Some(tls) = nameless
+        .spec
+        .broker
+        .as_mut()
+        .and_then(|broker| broker.redis.tls.as_mut())
+    {
+        tls.server_name = None;
+    }
+    let mut config = reached(home, &nameless, &text(url)?).await?;
+    let is_clear = config.url.starts_with("redis://") || config.url.starts_with("unix://");
+    if is_clear {
+        // As for the workers: the certificates count where the address asks for them.
+        config.tls = None;
+    }
     config.result_prefix = result_prefix(queue);
     Ok(config)
+}
+
+/// How an address of a TaskQueue is reached: with its certificates and its Sentinels' name for the primary.
+async fn reached(home: &Home, queue: &TaskQueue, url: &str) -> anyhow::Result<Config> {
+    let namespace = queue.namespace().unwrap_or_else(|| home.namespace.clone());
+    let Reached { url, forwarded } = tunnel::reachable(&home.client, url).await?;
+    let mut config = Config::new(&url);
+    let redis = queue.redis().cloned().unwrap_or_default();
+    config.sentinel.master = redis.sentinel.map(|sentinel| sentinel.master_name).unwrap_or_default();
+    if let Some(tls) = redis.tls {
+        let pem = async |secret: &str, key: &str| value(home, &namespace, secret, key).await.map(Pem::Text);
+        config.tls = Some(Tls {
+            authorities: match &tls.ca_secret_ref {
+                Some(ca) => Some(pem(&ca.name, &ca.key).await?),
+                None => None,
+            },
+            certificate: match &tls.client_cert_secret_ref {
+                Some(client) => Some((pem(&client.name, "tls.crt").await?, pem(&client.name, "tls.key").await?)),
+                None => None,
+            },
+            server_name: tls.server_name,
+        });
+    }
+    if let Some(host) = forwarded
+        && url.starts_with("rediss://")
+    {
+        // Its certificate is for the name that was asked for, not for the end of the tunnel.
+        config.tls.get_or_insert_default().server_name.get_or_insert(host);
+    }
+    Ok(config)
+}
+
+/// What stands under a key of a Secret.
+async fn value(home: &Home, namespace: &str, secret: &str, key: &str) -> anyhow::Result<Vec<u8>> {
+    let secrets = Api::<Secret>::namespaced(home.client.clone(), namespace);
+    let found = secrets
+        .get(secret)
+        .await
+        .map_err(|err| said(err, format!("read Secret {namespace}/{secret}")))?;
+    let value = found.data.and_then(|mut data| data.remove(key));
+    let value = value.with_context(|| format!("Secret {namespace}/{secret} has no key {key}"))?;
+    Ok(value.0)
 }
 
 fn result_prefix(queue: &TaskQueue) -> String {
@@ -150,19 +197,15 @@ fn result_prefix(queue: &TaskQueue) -> String {
     umbel_broker::result_prefix(backend.map_or("", |backend| &backend.key_prefix))
 }
 
-/// The address in a Secret. It holds a password, so no message repeats it.
-fn address(secret: &Secret, key: &str, namespace: &str) -> anyhow::Result<String> {
-    let url = secret
-        .data
-        .as_ref()
-        .and_then(|data| data.get(key))
-        .with_context(|| format!("Secret {namespace}/{} has no key {key}", secret.name_any()))?;
-    let url = std::str::from_utf8(&url.0).ok().map(str::trim);
-    url.map(str::to_owned).context("the Secret's address is no text")
+/// An address. It holds a password, so no message repeats it.
+fn text(url: Vec<u8>) -> anyhow::Result<String> {
+    let url = String::from_utf8(url).ok().context("the Secret's address is no text")?;
+    Ok(url.trim().to_owned())
 }
 
-async fn bundled(secrets: &Api<Secret>, namespace: &str) -> anyhow::Result<Secret> {
-    let found = secrets
+/// Name of the Secret of the Redis that came with the release.
+async fn bundled(home: &Home, namespace: &str) -> anyhow::Result<String> {
+    let found = Api::<Secret>::namespaced(home.client.clone(), namespace)
         .list(&ListParams::default().labels(BUNDLED))
         .await
         .map_err(|err| {
@@ -172,7 +215,7 @@ async fn bundled(secrets: &Api<Secret>, namespace: &str) -> anyhow::Result<Secre
             )
         })?;
     match <[Secret; 1]>::try_from(found.items) {
-        Ok([secret]) => Ok(secret),
+        Ok([secret]) => Ok(secret.name_any()),
         Err(others) => bail!(
             "{} Secrets of a bundled Redis in namespace {namespace}; say --redis-url",
             others.len()

@@ -10,11 +10,27 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::home::said;
 use crate::output;
 
+/// An address that can be reached from here.
+pub(crate) struct Reached {
+    pub(crate) url: String,
+    /// The host that was meant, where the address is the near end of a tunnel to it.
+    pub(crate) forwarded: Option<String>,
+}
+
+impl Reached {
+    fn as_it_is(url: &str) -> Reached {
+        Reached {
+            url: url.to_owned(),
+            forwarded: None,
+        }
+    }
+}
+
 /// The address of a Redis, if it is reachable as it is; else one on loopback that leads there.
 ///
 /// Only names of Services (`name.namespace.svc…`) that this machine cannot resolve are forwarded. The way stays open
 /// until the program ends.
-pub(crate) async fn reachable(client: &Client, url: &str) -> anyhow::Result<String> {
+pub(crate) async fn reachable(client: &Client, url: &str) -> anyhow::Result<Reached> {
     let Some(Address {
         before,
         host,
@@ -22,18 +38,16 @@ pub(crate) async fn reachable(client: &Client, url: &str) -> anyhow::Result<Stri
         after,
     }) = split(url)
     else {
-        return Ok(url.to_owned());
+        return Ok(Reached::as_it_is(url));
     };
     let Some((service, namespace)) = service(host) else {
-        return Ok(url.to_owned());
+        return Ok(Reached::as_it_is(url));
     };
     if tokio::net::lookup_host((host, port)).await.is_ok() {
-        return Ok(url.to_owned());
+        return Ok(Reached::as_it_is(url));
     }
-    if !url.starts_with("redis://") {
-        bail!(
-            "{host} is a name inside of the cluster, and its certificate is not for a forwarded port; say --redis-url"
-        );
+    if !url.starts_with("redis://") && !url.starts_with("rediss://") {
+        bail!("{host} is a name inside of the cluster, and what it names cannot be forwarded; say --redis-url");
     }
     let (pod, pod_port) = backend(client, service, namespace, port).await?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("open a local port")?;
@@ -49,7 +63,10 @@ pub(crate) async fn reachable(client: &Client, url: &str) -> anyhow::Result<Stri
             });
         }
     });
-    Ok(format!("{before}127.0.0.1:{local}{after}"))
+    Ok(Reached {
+        url: format!("{before}127.0.0.1:{local}{after}"),
+        forwarded: Some(host.to_owned()),
+    })
 }
 
 async fn forward(mut near: TcpStream, pods: &Api<Pod>, pod: &str, port: u16) -> anyhow::Result<()> {

@@ -118,7 +118,8 @@ async fn a_purge_removes_what_waits_everywhere_and_settles_its_runs() {
     let table = good(umbel(&url, &["queue", "purge", "celery", "--yes", "-o", "wide"]).await);
     let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row, ["celery", "703", "702", "1", "0", "2"], "{table}");
-    let left = depth(&url, "celery").await;
+    let mut left = depth(&url, "celery").await;
+    left.as_object_mut().unwrap().remove("byPriority");
     assert_eq!(
         left,
         json!({"waiting": 0, "inFlight": 1, "delayed": 0, "dead": 0, "quarantined": 0})

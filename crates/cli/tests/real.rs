@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
-use umbel_testkit::{CeleryOptions, CeleryWorker, ControlPlane, Redis, Target, TempDir, eventually, repository};
+use umbel_testkit::{
+    Authority, CeleryOptions, CeleryWorker, ControlPlane, Redis, Sentinels, ServerKind, Target, TempDir, eventually,
+    free_port, repository,
+};
 
 struct Done {
     code: i32,
@@ -508,6 +511,106 @@ async fn a_task_queue_leads_to_its_broker_by_its_secret() {
     assert_eq!(
         good(at(&flags, &["queue", "ls", "-o", "name"]).await),
         "taskqueue.umbel.dev/lost\ntaskqueue.umbel.dev/mail\n"
+    );
+}
+
+/// TLS with a certificate of one's own, and Sentinels: as the object and its Secrets say, with no flag.
+#[tokio::test]
+async fn a_task_queue_says_how_tls_and_sentinels_are_spoken_to() {
+    let (client, flags) = place("secured").await;
+    let secrets = Api::<Secret>::namespaced(client.clone(), "secured");
+    let queues = Api::<TaskQueue>::namespaced(client.clone(), "secured");
+    let secret = async |name: &str, data: Value| {
+        let secret = object(json!({"metadata": {"name": name}, "stringData": data}));
+        secrets.create(&PostParams::default(), &secret).await.unwrap();
+    };
+    let queue = async |name: &str, redis: Value| {
+        let queue = object(json!({"metadata": {"name": name}, "spec": {"broker": {"redis": redis}}}));
+        queues.create(&PostParams::default(), &queue).await.unwrap();
+    };
+    let length = async |redis: &Redis, list: &str| -> i64 {
+        let mut connection = redis.connection().await;
+        let mut command = umbel_testkit::redis::cmd("LLEN");
+        command.arg(list).query_async(&mut connection).await.unwrap()
+    };
+
+    let authority = Authority::new("ours");
+    let (server, own) = (
+        authority.issue("server", "DNS:redis.internal", true),
+        authority.issue("client", "DNS:umbel", true),
+    );
+    let port = free_port();
+    let settings = server.settings(&authority, port, true);
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let redis = Redis::start_kind(ServerKind::Redis, &settings).await;
+    let file = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
+    secret("tls-url", json!({"url": format!("rediss://127.0.0.1:{port}/0")})).await;
+    secret("ca", json!({"ca.crt": file(&authority.certificate())})).await;
+    secret(
+        "own",
+        json!({"tls.crt": file(&own.certificate), "tls.key": file(&own.key)}),
+    )
+    .await;
+    let tls = json!({"urlSecretRef": {"name": "tls-url", "key": "url"}, "tls": {
+        "caSecretRef": {"name": "ca", "key": "ca.crt"}, "clientCertSecretRef": {"name": "own"}, "serverName": "redis.internal"}});
+    queue("tls", tls.clone()).await;
+    good(at(&flags, &["task", "send", "t", "--queue", "tls"]).await);
+    assert_eq!(length(&redis, "tls").await, 1);
+    let mut wrong = tls;
+    wrong["tls"].as_object_mut().unwrap().remove("serverName");
+    queue("other-name", wrong).await;
+    let refused = at(&flags, &["task", "send", "t", "--queue", "other-name"]).await;
+    assert!(
+        refused.code == 1 && refused.err.contains("127.0.0.1"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(length(&redis, "other-name").await, 0);
+
+    let primary = Redis::start().await;
+    let sentinels = Sentinels::watch(primary.port(), 1, "").await;
+    let url = sentinels.url();
+    secret("sentinels", json!({"url": url.split('?').next().unwrap()})).await;
+    queue(
+        "watched",
+        json!({"urlSecretRef": {"name": "sentinels", "key": "url"}, "sentinel": {"masterName": sentinels.master()}}),
+    )
+    .await;
+    good(at(&flags, &["task", "send", "t", "--queue", "watched"]).await);
+    assert_eq!(length(&primary, "watched").await, 1);
+
+    // A queue that is full refuses, and says so.
+    let umbel = umbel_broker::Broker::connect(&umbel_broker::Config::new(&primary.url()))
+        .await
+        .unwrap();
+    let bound = umbel_broker::Bound {
+        most: 2,
+        on_full: umbel_broker::OnFull::Refuse,
+    };
+    let policy = umbel_broker::QueuePolicy {
+        bound: Some(bound),
+        ..umbel_broker::QueuePolicy::default()
+    };
+    umbel.apply_queue_policy("watched", &policy).await.unwrap();
+    let full = at(&flags, &["task", "send", "t", "--queue", "watched", "--count", "3"]).await;
+    assert_eq!(full.code, 1);
+    assert!(
+        full.err
+            .contains("the queue watched is full: 2 messages may wait there"),
+        "{}",
+        full.err
+    );
+    assert_eq!(length(&primary, "watched").await, 2, "what found room was sent");
+    // No replica: nothing counts as sent.
+    let missed = at(
+        &flags,
+        &["task", "send", "t", "--queue", "tls", "--durability", "replicated"],
+    )
+    .await;
+    assert!(
+        missed.code == 1 && missed.err.contains("0 of 1 replicas have it"),
+        "{}",
+        missed.err
     );
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use umbel_api::condition::find;
-use umbel_api::names::periodic_condition::STALLED;
+use umbel_api::names::periodic_condition::{SCHEDULED, STALLED};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus, periodictask::MissedRuns};
 use umbel_broker::{Broker, Durability, FireAnswer, Replicas, Slot};
 use umbel_plan::fanout::run_id;
@@ -35,14 +35,15 @@ use umbel_telemetry::chain;
 use crate::brokers::{Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
-    Stall, Standing, Understood, fan_out, in_force, messages, note_dealt_with, note_fired, stand, uid, understand,
-    write,
+    QUEUE_FULL, Stall, Standing, Understood, fan_out, in_force, messages, note_dealt_with, note_fired, stand, uid,
+    understand, write,
 };
 
 /// Where writes wait for replicas, a slot counts as fired once one of them has it.
 const CONFIRMED: Replicas = Replicas {
     count: 1,
     patience: Duration::from_secs(1),
+    is_on_disk: false,
 };
 
 /// Schedules looked at at a time: slots of one second do not wait for each other's status writes.
@@ -128,9 +129,12 @@ impl Watch {
             self.away.insert(source.clone());
             return false;
         }
-        let Some(sample) = &view.sample else { return false };
-        let before = self.data.insert(source.clone(), sample.generation.clone());
-        self.away.remove(source) || before.is_some_and(|before| before != sample.generation)
+        if view.sample.is_none() {
+            return false;
+        }
+        let data = view.data();
+        let before = self.data.insert(source.clone(), data.clone());
+        self.away.remove(source) || before.is_some_and(|before| before != data)
     }
 }
 
@@ -304,6 +308,10 @@ async fn beat(
                 SOON
             }
             Halt::Again(wait) => wait,
+            Halt::Full { queue, most } => {
+                stand(task, status, &Standing::Full { queue: &queue, most }, now);
+                LOOK_STALLED
+            }
             Halt::Stall(stall) => {
                 stand(task, status, &Standing::Stalled(&stall), now);
                 LOOK_STALLED
@@ -333,6 +341,7 @@ enum Halt {
     Broker(umbel_broker::Error),
     Again(Duration),
     Stall(Stall),
+    Full { queue: String, most: u64 },
 }
 
 impl From<umbel_broker::Error> for Halt {
@@ -368,11 +377,7 @@ impl Beat<'_> {
         status: &mut PeriodicTaskStatus,
     ) -> Result<(), Halt> {
         let Understood { timetable, policy, .. } = self.understood;
-        let data = view
-            .sample
-            .as_ref()
-            .map(|sample| sample.generation.clone())
-            .unwrap_or_default();
+        let data = view.data();
         if entry
             .mark
             .as_ref()
@@ -450,13 +455,22 @@ impl Beat<'_> {
             .as_ref()
             .and_then(|found| Timestamp::from_millisecond(found.at_ms).ok());
         let written = status.last_schedule_time.as_ref().map(|last| last.0);
-        if let (Some(last), Some(found)) = (last.filter(|last| written.is_none_or(|written| *last > written)), found) {
+        if let (Some(last), Some(found)) = (
+            last.filter(|last| written.is_none_or(|written| *last > written)),
+            &found,
+        ) {
             let others = timetable.count(written.unwrap_or(since).max(since), before(last), 10_000);
             match policy.missed_runs {
                 MissedRuns::RunAll => status.runs += others,
                 MissedRuns::RunOnce | MissedRuns::Skip => status.missed += others,
             }
-            note_fired(status, last, found.ids.len());
+            if found.ids.is_empty() {
+                // All of them were left out: other tasks have their unique keys.
+                status.missed += 1;
+                note_dealt_with(status, last);
+            } else {
+                note_fired(status, last, found.ids.len());
+            }
         }
         let fired = status.last_run.as_ref().map(|run| run.slot.0);
         let forgotten = fired.filter(|fired| last.is_none_or(|last| last < *fired));
@@ -469,6 +483,10 @@ impl Beat<'_> {
                 "it is too old to be enqueued again"
             };
             let note = format!("the broker has lost the slot {slot}; {deed}");
+            if found.is_some() {
+                // It knows the schedule, as it was earlier: so is all else there.
+                self.ctx.brokers.went_back(&self.understood.source);
+            }
             self.ctx
                 .event(self.task, EventType::Warning, "BrokerDataLost", note)
                 .await;
@@ -527,7 +545,7 @@ impl Beat<'_> {
             generation: task.metadata.generation.unwrap_or_default(),
             run: Some(run_id(&uid(task), slot).to_string()),
         };
-        let messages = messages(task, &understood.queue, slot, &fanout.dispatches, now);
+        let messages = messages(task, understood, slot, &fanout.dispatches, now);
         crate::failpoint::reach("beat.fire");
         let answer = broker.fire(&record, &messages).await?;
         crate::failpoint::reach("beat.fired");
@@ -538,15 +556,38 @@ impl Beat<'_> {
             .sample
             .and_then(|sample| sample.survey.clone());
         let is_replicated = survey
+            .as_ref()
             .and_then(|survey| survey.durability)
             .is_some_and(|level| level >= Durability::Replicated);
-        if is_replicated && matches!(answer, FireAnswer::Fired | FireAnswer::Duplicate { .. }) {
-            broker.confirmed(CONFIRMED).await?;
+        if is_replicated && matches!(answer, FireAnswer::Fired { .. } | FireAnswer::Duplicate { .. }) {
+            let is_on_disk =
+                survey.is_some_and(|survey| survey.can_wait_for_disk && survey.durability == Some(Durability::Strict));
+            broker
+                .confirmed(Replicas {
+                    is_on_disk,
+                    ..CONFIRMED
+                })
+                .await?;
         }
         let last = match answer {
-            FireAnswer::Fired => {
-                tracing::info!(task = task.name_any(), %slot, messages = messages.len(), "slot fired");
-                note_fired(status, slot, messages.len());
+            FireAnswer::Fired { left_out } if left_out == messages.len() => {
+                self.miss(status, 1);
+                note_dealt_with(status, slot);
+                let note = format!("the slot {slot} was skipped: another task has its unique key");
+                ctx.event(*task, EventType::Normal, "SlotSkipped", note).await;
+                slot
+            }
+            FireAnswer::Fired { left_out } => {
+                let sent = messages.len() - left_out;
+                tracing::info!(task = task.name_any(), %slot, messages = sent, left_out, "slot fired");
+                note_fired(status, slot, sent);
+                if left_out > 0 {
+                    let note = format!(
+                        "of the slot {slot} {left_out} of {} messages were left out: other tasks have their unique keys",
+                        messages.len()
+                    );
+                    ctx.event(*task, EventType::Normal, "MessagesLeftOut", note).await;
+                }
                 let (namespace, name) = (task.namespace().unwrap_or_default(), task.name_any());
                 let late = redis_now(&ctx.brokers.view(&understood.source))
                     .unwrap_or(now)
@@ -558,7 +599,7 @@ impl Beat<'_> {
             FireAnswer::Duplicate { ids, last_ms } => {
                 let last = Timestamp::from_millisecond(last_ms).unwrap_or(slot);
                 tracing::info!(task = task.name_any(), %slot, %last, "slot was fired before");
-                if last == slot {
+                if last == slot && !ids.is_empty() {
                     note_fired(status, slot, ids.len());
                 } else {
                     note_dealt_with(status, last);
@@ -579,6 +620,7 @@ impl Beat<'_> {
                 return Err(Halt::Again(Duration::from_millis(wait + 1)));
             }
             FireAnswer::WrongType { key } => return Err(Halt::Stall(Stall::WrongKeyType(key))),
+            FireAnswer::Full { queue, most } => return Err(Halt::Full { queue, most }),
         };
         if let Some(mark) = &mut entry.mark {
             mark.last = mark.last.max(Some(last));
@@ -685,8 +727,16 @@ fn before(slot: Timestamp) -> Timestamp {
     slot.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(slot)
 }
 
-/// An Event when a schedule stalls.
+/// An Event when a schedule stalls, and when its slots wait for room.
 async fn tell(ctx: &Context, task: &PeriodicTask, old: &PeriodicTaskStatus, new: &PeriodicTaskStatus) {
+    let full = |status: &PeriodicTaskStatus| {
+        find(&status.conditions, SCHEDULED)
+            .filter(|scheduled| scheduled.reason == QUEUE_FULL)
+            .map(|scheduled| scheduled.message.clone())
+    };
+    if let (None, Some(message)) = (full(old), full(new)) {
+        ctx.event(task, EventType::Warning, QUEUE_FULL, message).await;
+    }
     let reason = |status: &PeriodicTaskStatus| {
         find(&status.conditions, STALLED)
             .filter(|stalled| stalled.status == "True")

@@ -15,6 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::broadcast;
 use umbel_api::TaskQueue;
 use umbel_broker::{Broker, Pem, QueueDepth, QueueFault, Survey, Tls, WorkerRecord};
+use umbel_plan::flow::Flow;
 use umbel_plan::scaling::Pace;
 
 use crate::args::Release;
@@ -117,6 +118,8 @@ pub struct Sample {
     pub generation: String,
     /// What the server is; `None` where it has not been looked at yet.
     pub survey: Option<Survey>,
+    /// The last token that was given out there.
+    pub token: u64,
     /// Messages held by Celery's own workers.
     pub foreign_unacked: u64,
     /// By queue name on the broker.
@@ -125,6 +128,10 @@ pub struct Sample {
     pub workers: Vec<WorkerRecord>,
     /// The pace of each pool that aims at a time, by the pool's uid.
     pub paces: BTreeMap<String, Pace>,
+    /// How each queue fares, by its name on the broker.
+    pub flows: BTreeMap<String, Flow>,
+    /// Celery's own workers on each queue that has any; `None` where they could not be asked.
+    pub foreign: Option<BTreeMap<String, u32>>,
 }
 
 impl Sample {
@@ -148,6 +155,18 @@ pub struct View {
     pub failures: u32,
     /// The term that the broker accepted from this leader. Without it nothing may be written there.
     pub term: Option<u64>,
+    /// When it was seen last that its data had gone back to an earlier state.
+    pub went_back: Option<Timestamp>,
+    /// How often this leader saw that by itself.
+    pub losses: u32,
+}
+
+impl View {
+    /// What tells one state of the data from others: an emptied one has another id, an earlier one has the same.
+    pub fn data(&self) -> String {
+        let generation = self.sample.as_ref().map(|sample| sample.generation.as_str());
+        format!("{}#{}", generation.unwrap_or_default(), self.losses)
+    }
 }
 
 /// How a broker is reached, as its Secrets said last.
@@ -235,6 +254,12 @@ impl Brokers {
 
     pub(crate) fn update(&self, source: &Source, change: impl FnOnce(&mut View)) {
         change(self.lock().entry(source.clone()).or_default());
+    }
+
+    /// Notes that the data of a broker went back to an earlier state.
+    pub(crate) fn went_back(&self, source: &Source) {
+        self.update(source, |view| view.went_back = Some(Timestamp::now()));
+        self.wake(source);
     }
 
     pub(crate) fn forget(&self, source: &Source) {

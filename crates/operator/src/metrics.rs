@@ -221,6 +221,7 @@ impl Metrics {
 fn states(depth: &umbel_api::taskqueue::Depth) -> [(&'static str, u64); 5] {
     let umbel_api::taskqueue::Depth {
         waiting,
+        by_priority: _,
         in_flight,
         delayed,
         dead,

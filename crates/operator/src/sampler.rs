@@ -17,7 +17,7 @@ use umbel_telemetry::chain;
 
 use crate::brokers::{Access, Fault, Sample, Source, View};
 use crate::context::Context;
-use crate::demand;
+use crate::{demand, flow};
 
 /// How often a Secret is read again, so that a new address or password is used within 30 s.
 const SECRET_AGE: Duration = Duration::from_secs(10);
@@ -72,11 +72,19 @@ struct Link {
     term: Option<u64>,
     beat_at: Option<Instant>,
     generation: String,
+    /// The highest token seen in this data set.
+    token: u64,
+    /// The broker had accepted our term and has another one.
+    has_forgotten_term: bool,
+    /// The data went back to an earlier state, and nobody was told yet.
+    is_back: bool,
+    foreign: flow::Foreign,
 }
 
 async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: CancellationToken) {
     let mut link = Link::new(source);
     let mut meters = demand::Meters::default();
+    let mut flows = flow::Meters::default();
     let mut due = tokio::time::Instant::now();
     loop {
         tokio::select! {
@@ -98,9 +106,10 @@ async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: 
         });
         if let Ok(sample) = &mut seen {
             sample.paces = meters.measure(&context, &link.source, sample);
+            sample.flows = flows.measure(sample);
         }
         context.metrics.sampled(started.elapsed(), seen.is_ok());
-        publish(&context, &link, seen);
+        publish(&context, &mut link, seen);
     }
 }
 
@@ -114,15 +123,21 @@ fn period(context: &Context, source: &Source, interval: Duration) -> Duration {
     asked.min().map_or(interval, |asked| asked.min(interval))
 }
 
-fn publish(context: &Context, link: &Link, seen: Result<Sample, Fault>) {
+fn publish(context: &Context, link: &mut Link, seen: Result<Sample, Fault>) {
     let mut changed = false;
-    context.brokers.update(&link.source, |view: &mut View| {
+    let source = link.source.clone();
+    context.brokers.update(&source, |view: &mut View| {
         changed = match &seen {
             Ok(sample) => view.fault.is_some() || view.sample.as_deref().is_none_or(|old| differs(old, sample)),
             Err(fault) => view.fault.as_ref() != Some(fault) || view.failures < 10,
         };
         view.broker.clone_from(&link.broker);
         view.term = link.term;
+        if std::mem::take(&mut link.is_back) {
+            view.losses += 1;
+            view.went_back = Some(Timestamp::now());
+            changed = true;
+        }
         match seen {
             Ok(sample) => {
                 view.sample = Some(Arc::new(sample));
@@ -131,7 +146,7 @@ fn publish(context: &Context, link: &Link, seen: Result<Sample, Fault>) {
             }
             Err(fault) => {
                 if view.fault.as_ref() != Some(&fault) {
-                    tracing::warn!(source = %link.source, error = %fault, "broker not sampled");
+                    tracing::warn!(source = %source, error = %fault, "broker not sampled");
                 }
                 view.fault = Some(fault);
                 view.failures = view.failures.saturating_add(1);
@@ -139,7 +154,7 @@ fn publish(context: &Context, link: &Link, seen: Result<Sample, Fault>) {
         }
     });
     if changed {
-        context.brokers.wake(&link.source);
+        context.brokers.wake(&source);
     }
 }
 
@@ -180,6 +195,10 @@ impl Link {
             term: None,
             beat_at: None,
             generation: String::new(),
+            token: 0,
+            has_forgotten_term: false,
+            is_back: false,
+            foreign: flow::Foreign::default(),
         }
     }
 
@@ -213,7 +232,7 @@ impl Link {
         Ok(())
     }
 
-    async fn sample(&mut self, context: &Context, term: u64) -> Result<Sample, Fault> {
+    async fn sample(&mut self, context: &Arc<Context>, term: u64) -> Result<Sample, Fault> {
         self.connect(context).await?;
         let broker = self.broker.clone().expect("connect leaves a broker or fails");
         self.look(&broker).await?;
@@ -224,18 +243,31 @@ impl Link {
         if depths.generation != self.generation {
             // Another data set, perhaps an emptied one: it may not know our term.
             self.generation.clone_from(&depths.generation);
-            self.term = None;
+            (self.term, self.token) = (None, depths.fence);
+            self.lead(context, &broker, term).await?;
+        } else if depths.fence < self.token || self.has_forgotten_term {
+            tracing::warn!(
+                source = %self.source, server = %broker.server(), token = depths.fence, before = self.token,
+                "the broker's data went back to an earlier state"
+            );
+            // A dump was restored, or a failover went to a replica that lagged: what was known of it counts no more.
+            (self.term, self.is_back) = (None, true);
             self.lead(context, &broker, term).await?;
         }
+        self.has_forgotten_term = false;
+        self.token = depths.fence;
         Ok(Sample {
             taken_at: Timestamp::from_millisecond(depths.taken_at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
             seen: Instant::now(),
             generation: depths.generation,
             survey: self.survey.clone(),
             foreign_unacked: depths.foreign_unacked,
+            token: depths.fence,
             queues,
             workers,
             paces: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            foreign: self.foreign.latest(&broker),
         })
     }
 
@@ -274,7 +306,7 @@ impl Link {
     }
 
     /// Follows the Secret: a new URL means a new connection, and the term is told anew.
-    async fn connect(&mut self, context: &Context) -> Result<(), Fault> {
+    async fn connect(&mut self, context: &Arc<Context>) -> Result<(), Fault> {
         let fresh = self.broker.is_some() && self.read_at.is_some_and(|at| at.elapsed() < SECRET_AGE);
         if fresh {
             return Ok(());
@@ -283,6 +315,9 @@ impl Link {
         self.read_at = Some(Instant::now());
         if self.broker.is_some() && self.access.as_ref() == Some(&access) {
             return Ok(());
+        }
+        if self.access.as_ref().is_some_and(|before| *before != access) {
+            tokio::spawn(crate::rotate::touch(context.clone(), self.source.clone()));
         }
         (self.broker, self.term, self.beat_at, self.survey) = (None, None, None, None);
         let mut config = Config::new(&access.url);
@@ -324,6 +359,7 @@ impl Link {
             Ok(()) => self.beat_at = Some(Instant::now()),
             Err(umbel_broker::Error::Stale { stored }) => {
                 self.term = None;
+                self.has_forgotten_term = stored < term;
                 if stored > term {
                     context.leader.exceed(stored);
                 }

@@ -16,7 +16,7 @@ use umbel_api::condition::find;
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_plan::fanout::dispatches;
 use umbel_protocol::message::{Limits, TaskMessage, decode};
-use umbel_testkit::{Process, Signal, eventually, eventually_some};
+use umbel_testkit::{Process, Redis, Signal, eventually, eventually_some, send_signal};
 
 /// A beat on the stage.
 struct Beat {
@@ -41,7 +41,11 @@ impl Beat {
         });
         for (key, value) in more.as_object().expect("an object") {
             match (key.as_str(), &mut spec["taskTemplate"]) {
-                ("task" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit", template) => {
+                (
+                    "task" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit"
+                    | "uniqueKey",
+                    template,
+                ) => {
                     template[key] = value.clone();
                 }
                 (_, _) => spec[key] = value.clone(),
@@ -539,4 +543,99 @@ async fn runs_are_followed_to_their_end() {
             .iter()
             .any(|event| event.starts_with("RunFailed"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_whose_unique_key_is_taken_is_skipped() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    beat.cluster("eu", "prod", false).await;
+    beat.cluster("us", "prod", false).await;
+    let unique = json!({ "overlap": "Allow", "uniqueKey": "nightly" });
+    beat.schedule("one", json!({ "every": "1s" }), unique).await;
+    let of_each = json!({ "overlap": "Allow", "uniqueKey": "each", "targets": { "selector": { "matchLabels": { "env": "prod" } } } });
+    beat.schedule("each", json!({ "every": "1s" }), of_each).await;
+    for name in ["one", "each"] {
+        eventually(LONG, "later slots are skipped and counted", async || {
+            beat.status(name).await.missed >= 3
+        })
+        .await;
+    }
+    assert_eq!(beat.sent("one").await.len(), 1);
+    assert_eq!(beat.sent("each").await.len(), 2, "each cluster has a key of its own");
+    let status = beat.status("one").await;
+    assert_eq!((status.runs, status.active_runs), (1, 1));
+    let events = beat.stage.events().await;
+    assert!(
+        events
+            .iter()
+            .any(|event| event.starts_with("SlotSkipped") && event.contains("unique key"))
+    );
+    // Free when its task has ended.
+    let mut connection = beat.stage.redis.connection().await;
+    let key: String = connection.get("umbel:unique:nightly").await.expect("it is taken");
+    assert_eq!(key, beat.sent("one").await[0].id);
+    let url = beat.stage.redis.url();
+    let args = ["--redis-url", &url, "--queue", "beats", "--standalone"];
+    let _worker = Process::start(&common::worker(), args, &[]);
+    for name in ["one", "each"] {
+        eventually(LONG, "slots are sent again", async || beat.status(name).await.runs >= 3).await;
+    }
+}
+
+/// With replicas a status never speaks of a slot that a failover can forget: not before one of them has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_counts_as_fired_when_a_replica_has_it() {
+    let beat = Beat::start().await;
+    let replica = Redis::replica_of(beat.stage.redis.port(), &[]).await;
+    for (name, value) in [
+        ("appendonly", "yes"),
+        ("min-replicas-max-lag", "3600"), // Writes go on while it is silent.
+        ("min-replicas-to-write", "1"),
+    ] {
+        beat.stage.redis.set(name, value).await;
+    }
+    let mut operator = beat.stage.operator(&[], &[]);
+    eventually(LONG, "what the broker promises is known", async || {
+        let status = beat.stage.queues().get("beats").await.expect("there").status;
+        let level = status.and_then(|status| status.broker?.durability);
+        level.as_deref() == Some("Replicated")
+    })
+    .await;
+    let all = json!({ "overlap": "Allow", "missedRuns": "RunAll" });
+    beat.schedule("tick", json!({ "every": "1s" }), all).await;
+    eventually(LONG, "slots are fired", async || beat.status("tick").await.runs >= 2).await;
+    send_signal(replica.pid(), Signal::Stop);
+    operator.says(LONG, "0 of 1 replicas have it").await;
+    // It is in the queue by now; asked again, it is a duplicate, and it is asked for all the time.
+    let held = eventually_some(LONG, "a slot that the status does not know", async || {
+        let last = order(beat.sent("tick").await.last()?);
+        let known = beat.status("tick").await.last_schedule_time?.0;
+        (last > known).then_some(last)
+    })
+    .await;
+    let begin = Timestamp::now();
+    eventually(LONG, "slots pass", async || {
+        Timestamp::now() > begin + SignedDuration::from_secs(4)
+    })
+    .await;
+    let status = beat.status("tick").await;
+    assert!(
+        status.last_schedule_time.as_ref().is_some_and(|known| known.0 < held),
+        "{status:?}"
+    );
+    assert_eq!(
+        order(beat.sent("tick").await.last().expect("a slot")),
+        held,
+        "nothing goes on behind it"
+    );
+    send_signal(replica.pid(), Signal::Cont);
+    eventually(LONG, "it is known, and others are", async || {
+        beat.status("tick")
+            .await
+            .last_schedule_time
+            .is_some_and(|known| known.0 > held + SignedDuration::from_secs(3))
+    })
+    .await;
+    assert_each_once(&beat.get("tick").await, &beat.sent("tick").await);
 }

@@ -16,7 +16,7 @@ use umbel_api::names::{
     ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
     WORKER_CONTAINER,
 };
-use umbel_api::taskqueue::{KeyLimit, Results, Sentinel, Tls};
+use umbel_api::taskqueue::{DeadLetter, KeyLimit, Results, Sentinel, Tls};
 use umbel_api::workerpool::Recycle;
 use uuid::Uuid;
 
@@ -127,6 +127,8 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         queue_name: _,
         // Workers read it at the broker, where the operator puts it.
         paused: _,
+        deletion_policy: _,
+        dead_letter,
         limits,
         expires_after,
         lease,
@@ -148,6 +150,12 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         max_bytes: _,
         backend,
     } = results;
+    let DeadLetter {
+        enabled,
+        max_length,
+        retention,
+    } = dead_letter;
+    let dead_kept = if *enabled { *max_length } else { 0 };
     let steps: Vec<String> = priority_steps.iter().map(u8::to_string).collect();
     let mut env = vec![
         text("UMBEL_KEY_PREFIX", pool.key_prefix.clone()),
@@ -159,6 +167,8 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         text("UMBEL_LEASE", lease.duration.to_string()),
         text("UMBEL_RENEW_EVERY", lease.renew_every.to_string()),
         text("UMBEL_MAX_DELIVERIES", max_deliveries.to_string()),
+        text("UMBEL_DEAD_KEPT", dead_kept.to_string()),
+        text("UMBEL_DEAD_RETENTION", retention.to_string()),
         text("UMBEL_TIME_LIMIT", time_limit.to_string()),
         text("UMBEL_RESULT_TTL", results.ttl.to_string()),
         text("UMBEL_RESULTS", word(store)),

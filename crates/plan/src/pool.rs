@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
-use umbel_api::taskqueue::{Limits, Redis};
+use umbel_api::taskqueue::{DeletionPolicy, Limits, OnFull, Redis};
 use umbel_api::workerpool::{Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
@@ -292,6 +292,8 @@ fn policy(queue: &TaskQueue) -> TaskQueueSpec {
     let keys = |limits: Limits| Limits {
         max_in_flight: None,
         rate: None,
+        max_length: None,
+        on_full: OnFull::default(),
         per_key: limits.per_key,
     };
     let limits = queue.spec.limits.clone().map(keys);
@@ -299,6 +301,7 @@ fn policy(queue: &TaskQueue) -> TaskQueueSpec {
         broker: None,
         queue_name: None,
         paused: false,
+        deletion_policy: DeletionPolicy::default(),
         limits: limits.filter(|limits| !limits.per_key.is_empty()),
         ..queue.spec.clone()
     }

@@ -7,15 +7,28 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use umbel_api::{
     TaskQueueStatus,
     condition::{Finding, Status, find, merge, whole_seconds},
-    names::queue_condition::{BROKER_DATA_LOST, BROKER_REACHABLE, EVICTION_RISK, READY},
-    taskqueue::{BrokerSeen, Depth},
+    names::queue_condition::{
+        BACKLOGGED, BROKER_DATA_LOST, BROKER_REACHABLE, DEAD_LETTER_GROWING, EVICTION_RISK, PAUSED, READY,
+    },
+    taskqueue::{BrokerSeen, Consumers, Depth},
 };
+
+use crate::flow::Flow;
 
 /// A depth is written into status at most this often; metrics are the live source.
 pub const DEPTH_EVERY: Duration = Duration::from_secs(15);
 
 /// For so long a loss of data is shown, unless there is another one.
 pub const LOSS_SHOWN: Duration = Duration::from_secs(3600);
+
+/// For so long after the last one, dead letters are growing.
+const GROWING: Duration = Duration::from_secs(600);
+
+/// Work waits for longer than it should from here on.
+const WAITS_LONG: u64 = 300;
+
+/// There is more work than is done within reasonable time from here on.
+const DRAINS_SLOWLY: u64 = 600;
 
 /// What is known of a queue's broker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +37,8 @@ pub struct BrokerFacts {
     pub seen: BrokerSeen,
     /// Whether it throws keys away.
     pub eviction: Eviction,
+    /// When it was seen last that its data had gone back to an earlier state.
+    pub went_back: Option<Timestamp>,
 }
 
 /// Whether a broker throws keys away.
@@ -72,6 +87,7 @@ pub fn owner_before<'a>(mine: &Claim, all: impl IntoIterator<Item = &'a Claim>) 
 
 /// What is known of a queue.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Seen {
     /// Nobody asked the broker yet.
     Nothing,
@@ -87,10 +103,38 @@ pub enum Seen {
         /// When, by its clock.
         at: Timestamp,
         /// What it said of this queue, or which key is not what it must be.
-        depth: Result<Depth, String>,
+        queue: Result<Found, String>,
         /// What it is.
         broker: BrokerFacts,
     },
+}
+
+/// What a broker says of a queue.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// How many messages are where.
+    pub depth: Depth,
+    /// How it fares.
+    pub flow: Flow,
+    /// Who takes its messages.
+    pub consumers: Consumers,
+    /// Whether nothing of it is consumed.
+    pub is_paused: bool,
+    /// When its last dead letter came.
+    pub died: Option<Timestamp>,
+}
+
+/// What the object itself says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its generation.
+    pub generation: Option<i64>,
+    /// `spec.paused`.
+    pub is_paused: bool,
+    /// `spec.limits.maxLength`.
+    pub most: Option<u64>,
 }
 
 /// The status that follows, given the one that stands.
@@ -101,10 +145,12 @@ pub fn status(
     old: &TaskQueueStatus,
     seen: &Seen,
     owner: Option<&Claim>,
-    namespace: &str,
-    generation: Option<i64>,
+    about: &About<'_>,
     now: Timestamp,
 ) -> TaskQueueStatus {
+    let About {
+        namespace, generation, ..
+    } = *about;
     let reachable = match seen {
         Seen::Nothing => Finding::new(
             BROKER_REACHABLE,
@@ -132,31 +178,38 @@ pub fn status(
         }
         (None, Seen::Nothing) => Finding::new(READY, Status::Unknown, "NotAskedYet", "the broker was not asked yet"),
         (None, Seen::Fault { reason, why }) => Finding::new(READY, false, reason, why),
-        (None, Seen::Answer { depth: Err(key), .. }) => Finding::new(READY, false, "WrongKeyType", key),
-        (None, Seen::Answer { depth: Ok(_), .. }) => Finding::new(READY, true, "Serving", "the queue can be consumed"),
+        (None, Seen::Answer { queue: Err(key), .. }) => Finding::new(READY, false, "WrongKeyType", key),
+        (None, Seen::Answer { queue: Ok(_), .. }) => Finding::new(READY, true, "Serving", "the queue can be consumed"),
     };
-    let (depth, sampled) = match (owner, seen) {
+    let mut new = match (owner, seen) {
         // The numbers belong to the owner.
-        (Some(_), _) => (None, None),
+        (Some(_), _) => TaskQueueStatus::default(),
         (
             None,
             Seen::Answer {
-                at, depth: Ok(depth), ..
+                at, queue: Ok(found), ..
             },
-        ) if old.depth.as_ref() == Some(depth) => {
-            // The same numbers at another time are no change.
-            (
-                Some(depth.clone()),
-                old.last_sample_time.clone().or(Some(Time(whole_seconds(*at)))),
-            )
+        ) => {
+            let Found {
+                depth, flow, consumers, ..
+            } = found;
+            let mut new = TaskQueueStatus {
+                depth: Some(depth.clone()),
+                oldest_waiting_seconds: flow.oldest.map(|oldest| oldest.0),
+                oldest_waiting_is_lower_bound: flow.oldest.is_some_and(|oldest| oldest.1),
+                rates: flow.rates,
+                estimated_drain_seconds: flow.drain,
+                consumers: Some(consumers.clone()),
+                // The same numbers at another time are no change.
+                last_sample_time: old.last_sample_time.clone(),
+                ..TaskQueueStatus::default()
+            };
+            if old.last_sample_time.is_none() || new != numbers(old) {
+                new.last_sample_time = Some(Time(whole_seconds(*at)));
+            }
+            new
         }
-        (
-            None,
-            Seen::Answer {
-                at, depth: Ok(depth), ..
-            },
-        ) => (Some(depth.clone()), Some(Time(whole_seconds(*at)))),
-        (None, _) => (old.depth.clone(), old.last_sample_time.clone()),
+        (None, _) => numbers(old),
     };
     let mut findings = vec![ready, reachable];
     let mut broker = old.broker.clone();
@@ -171,20 +224,118 @@ pub fn status(
             )),
             Eviction::Risk(risk) => findings.push(Finding::new(EVICTION_RISK, true, "EvictionPolicy", risk)),
         }
-        findings.push(data_lost(old, &facts.seen, now));
+        findings.push(data_lost(old, facts, now));
         broker = Some(facts.seen.clone());
     }
+    if let (
+        None,
+        Seen::Answer {
+            at, queue: Ok(found), ..
+        },
+    ) = (owner, seen)
+    {
+        findings.extend([paused(found, about), backlogged(found, about), growing(found, *at)]);
+    }
+    new.observed_generation = generation;
+    new.broker = broker;
+    new.conditions = merge(&old.conditions, &findings, generation, now);
+    // A token grows with all that is done; it is no news by itself.
+    if tokenless(&new) == tokenless(old) && token(&new) >= token(old) {
+        return old.clone();
+    }
+    new
+}
+
+/// The numbers of a status, and nothing else.
+fn numbers(status: &TaskQueueStatus) -> TaskQueueStatus {
     TaskQueueStatus {
-        observed_generation: generation,
-        depth,
-        last_sample_time: sampled,
-        broker,
-        conditions: merge(&old.conditions, &findings, generation, now),
+        observed_generation: None,
+        broker: None,
+        conditions: Vec::new(),
+        ..status.clone()
+    }
+}
+
+fn token(status: &TaskQueueStatus) -> u64 {
+    status.broker.as_ref().map_or(0, |broker| broker.token)
+}
+
+fn tokenless(status: &TaskQueueStatus) -> TaskQueueStatus {
+    let mut status = status.clone();
+    if let Some(broker) = &mut status.broker {
+        broker.token = 0;
+    }
+    status
+}
+
+fn paused(found: &Found, about: &About<'_>) -> Finding {
+    let (reason, message) = match (found.is_paused, about.is_paused) {
+        (true, true) => (
+            "SpecPaused",
+            "spec.paused is true: no worker of Umbel's takes its messages",
+        ),
+        (true, false) => (
+            "PausedByHand",
+            "somebody has paused it at the broker: no worker of Umbel's takes its messages until `umbel queue resume`",
+        ),
+        (false, true) => (
+            "ResumedByHand",
+            "spec.paused is true, but somebody has resumed it at the broker",
+        ),
+        (false, false) => ("Consumed", "its messages may be taken"),
+    };
+    Finding::new(PAUSED, found.is_paused, reason, message)
+}
+
+/// Whether work waits for longer than it should.
+fn backlogged(found: &Found, about: &About<'_>) -> Finding {
+    let waiting: u64 = found.depth.by_priority.iter().map(|step| step.waiting).sum();
+    let (holds, reason, message) = match (about.most, found.flow.oldest, found.flow.drain) {
+        (Some(most), _, _) if waiting >= most => (
+            true,
+            "Full",
+            format!("as many messages wait as may: limits.maxLength is {most}"),
+        ),
+        (_, Some((oldest, _)), _) if oldest >= WAITS_LONG => (
+            true,
+            "WaitsLong",
+            format!("the next message has waited for {} min or more", oldest / 60),
+        ),
+        (_, _, Some(drain)) if drain >= DRAINS_SLOWLY => (
+            true,
+            "DrainsSlowly",
+            format!("what waits needs about {} min more", drain / 60),
+        ),
+        _ => (false, "KeepsUp", "nothing waits for long".to_owned()),
+    };
+    Finding::new(BACKLOGGED, holds, reason, message)
+}
+
+/// Whether dead letters have come lately, by the broker's clock.
+fn growing(found: &Found, at: Timestamp) -> Finding {
+    match found.died {
+        Some(died) if at.duration_since(died).unsigned_abs() < GROWING => Finding::new(
+            DEAD_LETTER_GROWING,
+            true,
+            "LettersCame",
+            format!(
+                "{} dead letters, the last one at {}",
+                found.depth.dead,
+                whole_seconds(died)
+            ),
+        ),
+        _ => Finding::new(
+            DEAD_LETTER_GROWING,
+            false,
+            "NoneCame",
+            "no dead letter has come for ten minutes",
+        ),
     }
 }
 
 /// Whether the broker has other data than when it was seen last, at the same address; shown for an hour.
-fn data_lost(old: &TaskQueueStatus, seen: &BrokerSeen, now: Timestamp) -> Finding {
+fn data_lost(old: &TaskQueueStatus, facts: &BrokerFacts, now: Timestamp) -> Finding {
+    let seen = &facts.seen;
     let before = old.broker.as_ref().filter(|before| before.server == seen.server);
     if before.is_some_and(|before| !before.data_set.is_empty() && before.data_set != seen.data_set) {
         let message = if seen.data_set.is_empty() {
@@ -193,6 +344,18 @@ fn data_lost(old: &TaskQueueStatus, seen: &BrokerSeen, now: Timestamp) -> Findin
             "the broker has come back with other data: what was queued, running or delayed there is gone"
         };
         return Finding::new(BROKER_DATA_LOST, true, "DataSetReplaced", message);
+    }
+    // The same data, but tokens, terms or slots of it are lower than they were.
+    let is_back = before.is_some_and(|before| before.data_set == seen.data_set && seen.token < before.token);
+    let is_recent = |at: Timestamp| now.duration_since(at).unsigned_abs() < LOSS_SHOWN;
+    if is_back || facts.went_back.is_some_and(is_recent) {
+        return Finding::new(
+            BROKER_DATA_LOST,
+            true,
+            "DataWentBack",
+            "the broker has come back with an earlier state of its data: what came since then is gone, what was done since \
+             then may be done again",
+        );
     }
     match find(&old.conditions, BROKER_DATA_LOST) {
         Some(lost)
@@ -229,9 +392,10 @@ pub fn worth(old: &TaskQueueStatus, new: &TaskQueueStatus, since: Option<Duratio
         (Some(old), Some(new)) => old.status == new.status && old.reason == new.reason,
         (old, new) => old.is_none() && new.is_none(),
     };
-    let kinds = [READY, BROKER_REACHABLE, EVICTION_RISK, BROKER_DATA_LOST];
+    // Not what depends on numbers alone.
+    let kinds = [READY, BROKER_REACHABLE, EVICTION_RISK, BROKER_DATA_LOST, PAUSED];
     let said = kinds.into_iter().all(same_findings)
-        && old.broker == new.broker
+        && tokenless(old).broker == tokenless(new).broker
         && old.observed_generation == new.observed_generation;
     match since.and_then(|since| DEPTH_EVERY.checked_sub(since)) {
         Some(rest) if said && !rest.is_zero() => Worth::After(rest),
@@ -258,13 +422,31 @@ mod tests {
     }
 
     fn depth(waiting: u64) -> Seen {
+        found(
+            100,
+            Found {
+                depth: Depth {
+                    waiting,
+                    ..Depth::default()
+                },
+                ..Found::default()
+            },
+        )
+    }
+
+    fn found(second: i64, found: Found) -> Seen {
         Seen::Answer {
-            at: at(100),
-            depth: Ok(Depth {
-                waiting,
-                ..Depth::default()
-            }),
+            at: at(second),
+            queue: Ok(found),
             broker: BrokerFacts::default(),
+        }
+    }
+
+    fn about(namespace: &str, generation: Option<i64>) -> About<'_> {
+        About {
+            namespace,
+            generation,
+            ..About::default()
         }
     }
 
@@ -283,13 +465,19 @@ mod tests {
 
     #[test]
     fn outage_keeps_the_last_depth_and_says_so() {
-        let fine = status(&TaskQueueStatus::default(), &depth(7), None, "n", Some(1), at(100));
+        let fine = status(
+            &TaskQueueStatus::default(),
+            &depth(7),
+            None,
+            &about("n", Some(1)),
+            at(100),
+        );
         assert_eq!(fine.depth.as_ref().map(|depth| depth.waiting), Some(7));
         let fault = Seen::Fault {
             reason: "BrokerUnreachable".into(),
             why: "redis:6379/0: refused".into(),
         };
-        let away = status(&fine, &fault, None, "n", Some(1), at(110));
+        let away = status(&fine, &fault, None, &about("n", Some(1)), at(110));
         assert_eq!(
             (&away.depth, &away.last_sample_time),
             (&fine.depth, &fine.last_sample_time)
@@ -305,7 +493,7 @@ mod tests {
 
     /// A queue on this server with this data.
     fn on(server: &str, data_set: &str, eviction: Eviction) -> Seen {
-        let Seen::Answer { at, depth, .. } = depth(1) else {
+        let Seen::Answer { at, queue, .. } = depth(1) else {
             unreachable!()
         };
         let seen = BrokerSeen {
@@ -314,8 +502,12 @@ mod tests {
             durability: Some("Basic".into()),
             ..BrokerSeen::default()
         };
-        let broker = BrokerFacts { seen, eviction };
-        Seen::Answer { at, depth, broker }
+        let broker = BrokerFacts {
+            seen,
+            eviction,
+            went_back: None,
+        };
+        Seen::Answer { at, queue, broker }
     }
 
     #[test]
@@ -327,8 +519,7 @@ mod tests {
                 old,
                 &on(server, data_set, Eviction::Never),
                 None,
-                "n",
-                Some(1),
+                &about("n", Some(1)),
                 at(second),
             )
         };
@@ -358,8 +549,7 @@ mod tests {
                 &TaskQueueStatus::default(),
                 &on("a", "", eviction),
                 None,
-                "n",
-                None,
+                &about("n", None),
                 at(1),
             );
             find(&said.conditions, EVICTION_RISK).map(|one| (one.status.clone(), one.message.clone()))
@@ -374,23 +564,35 @@ mod tests {
 
     #[test]
     fn same_facts_say_nothing_new() {
-        let first = status(&TaskQueueStatus::default(), &depth(7), None, "n", Some(1), at(100));
+        let first = status(
+            &TaskQueueStatus::default(),
+            &depth(7),
+            None,
+            &about("n", Some(1)),
+            at(100),
+        );
+        let Seen::Answer { queue, broker, .. } = depth(7) else {
+            unreachable!()
+        };
         let later = Seen::Answer {
             at: at(160),
-            depth: Ok(Depth {
-                waiting: 7,
-                ..Depth::default()
-            }),
-            broker: BrokerFacts::default(),
+            queue,
+            broker,
         };
-        let again = status(&first, &later, None, "n", Some(1), at(160));
+        let again = status(&first, &later, None, &about("n", Some(1)), at(160));
         assert_eq!(worth(&first, &again, None), Worth::Never);
     }
 
     #[test]
     fn numbers_are_written_seldom() {
-        let first = status(&TaskQueueStatus::default(), &depth(7), None, "n", Some(1), at(100));
-        let more = status(&first, &depth(8), None, "n", Some(1), at(101));
+        let first = status(
+            &TaskQueueStatus::default(),
+            &depth(7),
+            None,
+            &about("n", Some(1)),
+            at(100),
+        );
+        let more = status(&first, &depth(8), None, &about("n", Some(1)), at(101));
         let table = [
             (None, Worth::Now),
             (Some(Duration::from_secs(1)), Worth::After(Duration::from_secs(14))),
@@ -409,8 +611,7 @@ mod tests {
                 &TaskQueueStatus::default(),
                 &depth(1),
                 Some(&owner),
-                namespace,
-                None,
+                &about(namespace, None),
                 at(1),
             );
             assert_eq!(status.depth, None);
@@ -418,5 +619,122 @@ mod tests {
         };
         assert!(!said("mine").contains("secret"));
         assert!(said("secret-team").contains("secret-name"));
+    }
+
+    fn says(status: &TaskQueueStatus, kind: &str) -> (String, String) {
+        let found = find(&status.conditions, kind).expect("a condition");
+        (found.status.clone(), found.reason.clone())
+    }
+
+    fn of(holds: bool, reason: &str) -> (String, String) {
+        (if holds { "True" } else { "False" }.to_owned(), reason.to_owned())
+    }
+
+    #[test]
+    fn a_pause_says_who_made_it() {
+        for (broker, spec, reason) in [
+            (false, false, "Consumed"),
+            (false, true, "ResumedByHand"),
+            (true, false, "PausedByHand"),
+            (true, true, "SpecPaused"),
+        ] {
+            let seen = Found {
+                is_paused: broker,
+                ..Found::default()
+            };
+            let about = About {
+                is_paused: spec,
+                ..About::default()
+            };
+            let new = status(&TaskQueueStatus::default(), &found(1, seen), None, &about, at(1));
+            assert_eq!(says(&new, PAUSED), of(broker, reason));
+        }
+    }
+
+    #[test]
+    fn a_backlog_is_told_by_age_by_pace_and_by_the_bound() {
+        let step = |waiting| vec![umbel_api::taskqueue::Step { step: 0, waiting }];
+        let said = |most, waiting, flow| {
+            let seen = Found {
+                depth: Depth {
+                    by_priority: step(waiting),
+                    ..Depth::default()
+                },
+                flow,
+                ..Found::default()
+            };
+            let about = About {
+                most,
+                ..About::default()
+            };
+            let new = status(&TaskQueueStatus::default(), &found(1, seen), None, &about, at(1));
+            says(&new, BACKLOGGED)
+        };
+        let flow = |oldest, drain| Flow {
+            oldest: Some((oldest, true)),
+            drain: Some(drain),
+            rates: None,
+        };
+        assert_eq!(said(Some(6), 5, flow(299, 599)), of(false, "KeepsUp"));
+        assert_eq!(said(Some(5), 5, flow(299, 599)), of(true, "Full"));
+        assert_eq!(said(None, 5, flow(300, 599)), of(true, "WaitsLong"));
+        assert_eq!(said(None, 5, flow(299, 600)), of(true, "DrainsSlowly"));
+    }
+
+    #[test]
+    fn dead_letters_grow_for_ten_minutes_after_the_last() {
+        let said = |died: Option<i64>, now| {
+            let seen = Found {
+                died: died.map(at),
+                ..Found::default()
+            };
+            let new = status(
+                &TaskQueueStatus::default(),
+                &found(now, seen),
+                None,
+                &About::default(),
+                at(now),
+            );
+            says(&new, DEAD_LETTER_GROWING)
+        };
+        assert_eq!(said(None, 1000), of(false, "NoneCame"));
+        assert_eq!(said(Some(401), 1000), of(true, "LettersCame"));
+        assert_eq!(said(Some(400), 1000), of(false, "NoneCame"));
+    }
+
+    #[test]
+    fn data_that_went_back_is_told_and_a_token_alone_is_no_news() {
+        let with = |token, went_back: Option<i64>| {
+            let Seen::Answer {
+                at: then,
+                queue,
+                mut broker,
+            } = on("a", "one", Eviction::Never)
+            else {
+                unreachable!()
+            };
+            broker.seen.token = token;
+            broker.went_back = went_back.map(at);
+            Seen::Answer {
+                at: then,
+                queue,
+                broker,
+            }
+        };
+        let step =
+            |old: &TaskQueueStatus, seen: &Seen, second| status(old, seen, None, &about("n", Some(1)), at(second));
+        let lost = |status: &TaskQueueStatus| says(status, BROKER_DATA_LOST);
+        let first = step(&TaskQueueStatus::default(), &with(10, None), 100);
+        assert_eq!(lost(&first), of(false, "DataSetKept"));
+        let grown = step(&first, &with(20, None), 110);
+        assert_eq!(worth(&first, &grown, None), Worth::Never);
+        let back = step(&first, &with(9, None), 120);
+        assert_eq!(lost(&back), of(true, "DataWentBack"));
+        assert_eq!(worth(&first, &back, Some(Duration::ZERO)), Worth::Now);
+        let later = step(&back, &with(30, None), 130);
+        assert_eq!(lost(&later), of(true, "DataWentBack"), "for an hour");
+        // Seen between two writes of the status.
+        let seen = step(&first, &with(20, Some(130)), 140);
+        assert_eq!(lost(&seen), of(true, "DataWentBack"));
     }
 }

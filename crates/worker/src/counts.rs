@@ -5,9 +5,11 @@
 //! text is copied once it was seen.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
+use umbel_broker::Done;
 use umbel_telemetry::metrics::counter::Counter;
 use umbel_telemetry::metrics::encoding::EncodeLabelSet;
 use umbel_telemetry::metrics::family::Family;
@@ -54,7 +56,41 @@ struct Known {
 struct Queue {
     runtime: Histogram,
     wait: Histogram,
+    done: Sums,
     tasks: Map<Vec<(&'static str, Counter)>>,
+}
+
+/// As [`Done`].
+#[derive(Default)]
+struct Sums {
+    started: AtomicU64,
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    gone: AtomicU64,
+}
+
+impl Sums {
+    fn ended(&self, state: &str) {
+        let add = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
+        match state {
+            // It waits as before.
+            "handed_back" | "requeued" => return,
+            "succeeded" => add(&self.succeeded),
+            "failed" => add(&self.failed),
+            _ => 0,
+        };
+        add(&self.gone);
+    }
+
+    fn sum(&self) -> Done {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Done {
+            started: read(&self.started),
+            succeeded: read(&self.succeeded),
+            failed: read(&self.failed),
+            gone: read(&self.gone),
+        }
+    }
 }
 
 impl Counts {
@@ -79,13 +115,23 @@ impl Counts {
 
     /// A run began after this time.
     pub(crate) fn waited(&self, queue: &str, seconds: f64) {
-        self.with_queue(queue, |known| known.wait.observe(seconds.max(0.0)));
+        self.with_queue(queue, |known| {
+            known.done.started.fetch_add(1, Ordering::Relaxed);
+            known.wait.observe(seconds.max(0.0));
+        });
+    }
+
+    /// What was done for a queue; nothing where it is not told apart.
+    pub(crate) fn done(&self, queue: &str) -> Option<Done> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.queues.get(queue).map(|queue| queue.done.sum())
     }
 
     /// A delivery ended. A task without a name is not known here.
     pub(crate) fn ended(&self, queue: &str, task: &str, state: &'static str) {
         let task = if task.is_empty() { UNKNOWN } else { task };
         let is_counted = self.with_queue(queue, |known| {
+            known.done.ended(state);
             let counters = known.tasks.get(task)?;
             let (_, counter) = counters.iter().find(|(known, _)| *known == state)?;
             counter.inc();
@@ -109,6 +155,7 @@ impl Counts {
             Queue {
                 runtime: self.runtime.get_or_create(&labels).clone(),
                 wait: self.wait.get_or_create(&labels).clone(),
+                done: Sums::default(),
                 tasks: Map::default(),
             }
         });
@@ -158,6 +205,9 @@ mod tests {
             counts.ended("q", &format!("task-{n}"), "succeeded");
         }
         counts.ended("q", "", "quarantined");
+        counts.ended("q", "task-0", "handed_back");
+        let done = counts.done("q").unwrap();
+        assert_eq!((done.succeeded, done.failed, done.gone), (200_000, 0, 200_001));
         for n in 0..3_000 {
             counts.ran(&format!("queue-{n}"), Duration::from_millis(3));
             counts.ended(&format!("queue-{n}"), "task-0", "failed");
@@ -172,7 +222,7 @@ mod tests {
             .iter()
             .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
             .sum();
-        assert_eq!(sum, 203_001, "nothing is left out");
+        assert_eq!(sum, 203_002, "nothing is left out");
         assert!(
             text.contains("umbel_task_total{queue=\"q\",task=\"task-0\",state=\"succeeded\"} 2"),
             "{}",

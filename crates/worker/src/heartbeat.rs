@@ -80,6 +80,15 @@ fn describe(shared: &Shared) -> Heartbeat {
         tasks: shared.tasks.names().into_iter().take(NAMES).collect(),
         started: shared.started.load(Ordering::Relaxed),
         finished: shared.finished.load(Ordering::Relaxed),
+        done: shared
+            .queues
+            .names()
+            .into_iter()
+            .filter_map(|queue| {
+                let done = shared.metrics.tasks.done(&queue)?;
+                Some((queue, done))
+            })
+            .collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

@@ -171,6 +171,10 @@ impl Recovery {
         if let Err(err) = self.broker.trim_aside(&queues).await {
             tracing::debug!(error = %chain(&err), "dead letters are bounded later");
         }
+        // The operator does it within a second; without one it is done here.
+        if let Err(err) = self.broker.relieve(&queues, None).await {
+            tracing::debug!(error = %chain(&err), "full queues are relieved later");
+        }
         match self.broker.janitor(thorough).await {
             Ok(report) => {
                 let repairs = report.leases_given + report.leases_removed + report.counts_corrected;

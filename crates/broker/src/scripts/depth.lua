@@ -1,7 +1,8 @@
 -- depth: the state of many queues in one round trip.
 -- ARGV: prefix, seconds that count as due soon, then for each queue: queue, number of its lists, the lists.
--- Returns: Redis time (s), id of the data set or '', kombu's unacked, then for each queue either
---   'fault', key, error or 'ok', in flight, delayed, due soon, suspects, dead, quarantined, tail hash, tail sent at, lengths
+-- Returns: Redis time (s), id of the data set or '', kombu's unacked, last token, then for each queue either
+--   'fault', key, error or 'ok', in flight, delayed, due soon, suspects, dead, quarantined, tail hash, tail sent at, lengths,
+--   '1' where it is paused, when its last dead letter came (s) or ''
 local now = micros() / 1000000
 local function size(command, key, bad)
   local n = redis.pcall(command, key)
@@ -9,7 +10,8 @@ local function size(command, key, bad)
   bad.key, bad.err = bad.key or key, bad.err or n.err
   return 0
 end
-local out = { string.format('%.6f', now), redis.call('GET', U .. 'gen') or '', size('HLEN', P .. 'unacked', {}) }
+local out = { string.format('%.6f', now), redis.call('GET', U .. 'gen') or '', size('HLEN', P .. 'unacked', {}),
+  string.format('%.0f', number(redis.call('GET', U .. 'fence'))) }
 local at = 3
 while at <= #ARGV do
   local queue, n = ARGV[at], tonumber(ARGV[at + 1])
@@ -23,10 +25,13 @@ while at <= #ARGV do
   local row = { 'ok', number(redis.call('HGET', U .. 'held', 'q:' .. queue)),
     size('ZCARD', U .. 'delayed:' .. queue, bad), type(soon) == 'number' and soon or 0,
     size('LLEN', U .. 'suspect:' .. queue, bad), size('XLEN', U .. 'dead:' .. queue, bad),
-    size('XLEN', U .. 'quarantine:' .. queue, bad), '', '', lengths }
+    size('XLEN', U .. 'quarantine:' .. queue, bad), '', '', lengths,
+    redis.call('HGET', U .. 'queue:' .. queue, 'paused') or '', redis.call('HGET', U .. 'died', queue) or '' }
   if tail then
     row[8] = redis.sha1hex(tail)
-    row[9] = string.match(tail, '"umbel_sent_at": ?([%d%.]+)') or ''
+    -- One that had to wait for its time says nothing of how long it has waited since.
+    local is_late = string.find(tail, '"eta": ?"')
+    row[9] = not is_late and string.match(tail, '"umbel_sent_at": ?([%d%.]+)') or ''
   end
   if bad.err then row = { 'fault', bad.key, bad.err } end
   out[#out + 1] = row

@@ -1,6 +1,8 @@
 -- fire: enqueues all messages of a slot and moves the schedule's mark, together or not at all.
--- ARGV: prefix, install, term, schedule uid, slot (ms), generation, run id or '', then (list, task id, message) each.
--- Returns: 'fired' | 'dup', ids | 'stale', stored term | 'notyet', Redis time (ms) | 'wrongtype', list
+-- ARGV: prefix, install, term, schedule uid, slot (ms), generation, run id or '', then each message as list, task id,
+--       message, unique key or '', seconds that this is kept at most. One whose unique key another task has is left out.
+-- Returns: 'fired', how many were left out | 'dup', ids | 'stale', stored term | 'notyet', Redis time (ms)
+--          | 'wrongtype', list | 'full', list, most that may wait in its queue
 local term, uid, slot = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local stored = term_of(ARGV[2])
 if stored ~= term then return { 'stale', stored } end
@@ -9,13 +11,27 @@ if slot > now then return { 'notyet', now } end
 local key = U .. 'slot:' .. ARGV[2] .. ':' .. uid
 local last = redis.call('HGET', key, 'last')
 if last and slot <= number(last) then return { 'dup', redis.call('HGET', key, 'ids'), last } end
-for at = 8, #ARGV, 3 do
+local chosen, left_out, wanted = {}, 0, {}
+for at = 8, #ARGV, 5 do
   local kind = redis.call('TYPE', ARGV[at]).ok
   if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end
+  local key = ARGV[at + 3] ~= '' and U .. 'unique:' .. ARGV[at + 3]
+  local by = key and redis.call('GET', key)
+  if by and by ~= ARGV[at + 1] then
+    left_out = left_out + 1
+  else
+    chosen[#chosen + 1] = at
+    local queue = queue_of(ARGV[at])
+    wanted[queue] = (wanted[queue] or 0) + 1
+    local free, most = room(queue)
+    -- All or none: a slot is one thing.
+    if free and wanted[queue] > free then return { 'full', ARGV[at], most } end
+  end
 end
 local ids = {}
-for at = 8, #ARGV, 3 do
+for _, at in ipairs(chosen) do
   redis.call('LPUSH', ARGV[at], ARGV[at + 2])
+  if ARGV[at + 3] ~= '' then redis.call('SET', U .. 'unique:' .. ARGV[at + 3], ARGV[at + 1], 'EX', ARGV[at + 4]) end
   ids[#ids + 1] = ARGV[at + 1]
 end
 if ARGV[7] ~= '' then
@@ -25,4 +41,4 @@ if ARGV[7] ~= '' then
   redis.call('EXPIRE', run, 2592000)
 end
 redis.call('HSET', key, 'last', ARGV[5], 'ids', table.concat(ids, ','), 'generation', ARGV[6], 'run', ARGV[7])
-return { 'fired' }
+return { 'fired', left_out }

@@ -87,6 +87,8 @@ local function key_users(key, most)
     end
   end
   redis.call('ZREMRANGEBYSCORE', woken, '-inf', seconds(micros()))
+  -- None of ours lies further ahead: the clock of the server went back.
+  redis.call('ZREMRANGEBYSCORE', woken, seconds(micros() + 32000000), '+inf')
   return redis.call('ZCARD', held) + redis.call('ZCARD', woken)
 end
 -- Puts messages whose turn it is back to the head of their list, while the key has room.
@@ -180,8 +182,8 @@ end
 
 -- What nobody will run lies in two streams a queue, umbel:dead:Q and umbel:quarantine:Q, bounded by number, bytes and
 -- age. umbel:aside has the bytes of each, umbel:keep the bounds of a queue as '<bytes>|<seconds>' (0 = none), and
--- umbel:evicted how many messages each bound has cost: '<kind>|count', '<kind>|bytes', '<kind>|age', each followed by
--- '|<queue>'. Nothing leaves these streams uncounted.
+-- umbel:evicted how many messages each bound has cost: '<kind>|count', '<kind>|bytes', '<kind>|age', 'dead|disabled', each
+-- followed by '|<queue>'. Nothing leaves these streams uncounted. umbel:died has when the last dead letter of a queue came.
 local function size_of(fields)
   local n = 0
   for i = 2, #fields, 2 do n = n + #fields[i] end
@@ -226,6 +228,15 @@ end
 local function lay_aside(kind, list, raw, reason, id, task, attempts, maxlen)
   local queue = queue_of(list)
   local key, field = U .. kind .. ':' .. queue, kind .. ':' .. queue
+  local most = tonumber(maxlen) or 10000
+  if most == 0 then
+    -- The queue keeps no dead letters. What could not be read is kept all the same: nobody knows what it was.
+    if kind == 'dead' then
+      redis.call('XLEN', key)
+      return redis.call('HINCRBY', U .. 'evicted', kind .. '|disabled|' .. queue, 1)
+    end
+    most = 10000
+  end
   local fields = { 'reason', reason, 'id', id, 'task', task, 'attempts', attempts, 'list', list, 'raw', raw }
   fields[8] = tostring(attempts)
   local length = redis.call('XLEN', key)
@@ -238,7 +249,51 @@ local function lay_aside(kind, list, raw, reason, id, task, attempts, maxlen)
   end
   redis.call('XADD', key, '*', unpack(fields))
   redis.call('HINCRBY', U .. 'aside', field, size_of(fields))
-  trim_aside(kind, queue, tonumber(maxlen) or 10000, 500)
+  if kind == 'dead' then redis.call('HSET', U .. 'died', queue, seconds(micros())) end
+  trim_aside(kind, queue, most, 500)
+end
+
+-- Bounds of what waits, where a queue has one: its lists (the most urgent first), how many messages wait there, how many
+-- may, and whether it refuses more ('oldest': it loses the oldest instead). Otherwise nil.
+local function bounds(queue)
+  if redis.call('SISMEMBER', U .. 'limited', queue) == 0 then return nil end
+  local policy = redis.call('HMGET', U .. 'queue:' .. queue, 'max_length', 'on_full', 'steps')
+  local most = number(policy[1])
+  if most <= 0 then return nil end
+  local lists, waiting = {}, 0
+  for step in string.gmatch(policy[3] or '0', '%d+') do
+    local list = P .. queue .. (step == '0' and '' or SEP .. step)
+    lists[#lists + 1] = list
+    local length = redis.pcall('LLEN', list)
+    waiting = waiting + (type(length) == 'number' and length or 0)
+  end
+  return lists, waiting, most, policy[2] ~= 'oldest'
+end
+-- How many more messages a queue takes; nil where it takes any number. And the most that may wait there.
+local function room(queue)
+  local lists, waiting, most, is_refusing = bounds(queue)
+  if not lists or not is_refusing then return nil end
+  return math.max(most - waiting, 0), most
+end
+-- A message that nobody took is gone from its list: its run is told, its unique key is free. `outcome` is the run's.
+-- Returns its id and its task where they were read, and whether a run was told. It is read where somebody asks for that
+-- or where its bytes have a header of ours: nothing but a key of an object reads like these, quotes inside of texts are
+-- escaped.
+local function taken_out(raw, outcome, is_read)
+  if not (is_read or string.find(raw, '"umbel_run"', 1, true) or string.find(raw, '"umbel_unique"', 1, true)) then
+    return '', '', false
+  end
+  local ok, message = pcall(cjson.decode, raw)
+  local headers = ok and type(message) == 'table' and message.headers
+  if type(headers) ~= 'table' or type(headers.id) ~= 'string' then return '', '', false end
+  local is_member = type(headers.umbel_run) == 'string'
+  if is_member then settle_run(headers.umbel_run, headers.id, outcome) end
+  local unique = headers.umbel_unique
+  if type(unique) == 'table' and type(unique.key) == 'string' then
+    local taken = U .. 'unique:' .. unique.key
+    if redis.pcall('GET', taken) == headers.id then redis.call('DEL', taken) end
+  end
+  return headers.id, type(headers.task) == 'string' and headers.task or '', is_member
 end
 
 local function term_of(install) return number(redis.call('GET', U .. 'term:' .. install)) end

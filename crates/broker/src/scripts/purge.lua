@@ -1,27 +1,12 @@
--- purge: removes messages that wait, the oldest first, settles them for their runs and frees their unique keys. Stores no
--- result, as Celery.
+-- purge: removes messages that wait, the oldest first, settles them for their runs, frees their unique keys and passes on
+-- their turns at concurrency keys. Stores no result, as Celery.
 -- ARGV: prefix, 'list' | 'delayed' | 'suspect', key, most messages.
 -- Returns: messages removed, ids settled for a run. Reads about 256 KiB at most, so that nobody waits.
 local kind, key, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local BYTES, CHUNK, LARGE = 262144, 64, 16384
-local removed, settled, read, chunk = 0, 0, 0, 1
-
-local function settle_purged(raw)
-  -- Only ours have these, and nothing but a key of an object reads like this: quotes inside of texts are escaped.
-  if not (string.find(raw, '"umbel_run"', 1, true) or string.find(raw, '"umbel_unique"', 1, true)) then return end
-  local ok, message = pcall(cjson.decode, raw)
-  local headers = ok and type(message) == 'table' and message.headers
-  if type(headers) ~= 'table' or type(headers.id) ~= 'string' then return end
-  if type(headers.umbel_run) == 'string' then
-    settle_run(headers.umbel_run, headers.id, 'revoked')
-    settled = settled + 1
-  end
-  local unique = headers.umbel_unique
-  if type(unique) == 'table' and type(unique.key) == 'string' then
-    local taken = U .. 'unique:' .. unique.key
-    if redis.pcall('GET', taken) == headers.id then redis.call('DEL', taken) end
-  end
-end
+local removed, settled, read, chunk, called = 0, 0, 0, 1, {}
+-- While concurrency keys are in use, each message may be one that was called by its key.
+local has_keys = redis.call('EXISTS', U .. 'key:most') == 1
 
 while removed < most and read < BYTES do
   local want = math.min(chunk, most - removed)
@@ -39,7 +24,9 @@ while removed < most and read < BYTES do
     local raw = item
     if kind ~= 'list' then _, raw = unrecord(item) end
     if kind == 'delayed' then _, raw = unrecord(raw) end
-    settle_purged(raw)
+    local id, _, is_member = taken_out(raw, 'revoked', has_keys)
+    if is_member then settled = settled + 1 end
+    called[#called + 1] = id
   end
   if kind == 'delayed' then
     redis.call('ZREM', key, unpack(items))
@@ -47,5 +34,9 @@ while removed < most and read < BYTES do
     redis.call('RPOP', key, #items)
   end
   removed = removed + #items
+end
+-- Last: the next one goes to the head of a list, perhaps of this one.
+if has_keys then
+  for _, id in ipairs(called) do give_turn(id) end
 end
 return { removed, settled }

@@ -10,15 +10,28 @@ local now = micros() / 1000000
 local info = redis.pcall('INFO', 'server') -- An ACL may refuse it: restarts are then seen by the gap between sweeps only.
 local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 local lease, backoff = tonumber(ARGV[2]), tonumber(ARGV[3])
-local key = U .. 'sweep'
+local key, BEAT = U .. 'sweep', 15000 -- A heartbeat's time to live, in milliseconds.
 local last = number(redis.call('HGET', key, 'last') or '-1')
 local until_ = number(redis.call('HGET', key, 'grace'))
 local run = redis.call('HGET', key, 'run')
+-- The longest lease that anybody gives who sweeps here; one of whom nothing was heard for so long counts no more.
+local longest, told = number(redis.call('HGET', key, 'longest')), number(redis.call('HGET', key, 'told'))
+if lease >= longest or now - told > longest + backoff then
+  longest = lease
+  redis.call('HSET', key, 'longest', longest, 'told', string.format('%.0f', now))
+end
 local reason
 if last < 0 then
   reason = 'first sweep of this data set'
 elseif now < last - 2 then
   reason = 'the clock of the server went back'
+  -- Until then there may be leases that were given by the clock as it was.
+  redis.call('HSET', key, 'back', string.format('%.6f', last + longest), 'left', '0', 'told', string.format('%.0f', now))
+  -- Heartbeats of before live on by as much. Who lives replaces his own.
+  for _, worker in ipairs(redis.call('HKEYS', U .. 'workers')) do
+    local beat = U .. 'hb:worker:' .. worker
+    if redis.call('PTTL', beat) > BEAT then redis.call('PEXPIRE', beat, BEAT) end
+  end
 elseif ARGV[6] ~= '' and math.abs(now - tonumber(ARGV[6]) - tonumber(ARGV[7])) > 2 then
   -- Before the gap: after a jump ahead it looks as if nobody had swept.
   reason = 'the clock of the server jumped'
@@ -35,6 +48,21 @@ if server then redis.call('HSET', key, 'run', server) end
 if reason then
   until_ = now + lease + backoff
   redis.call('HSET', key, 'grace', string.format('%.6f', until_), 'reason', reason)
+end
+-- A lease that ends later than any may is one from before the clock went back. Who lives renews it; that of a worker
+-- without a heartbeat would outlive it by as much as the clock went back.
+if now < number(redis.call('HGET', key, 'back')) then
+  local ahead = string.format('(%.6f', now + longest + 2)
+  local alive, shorter = {}, {}
+  for _, lid in ipairs(redis.call('ZRANGEBYSCORE', U .. 'lease', ahead, '+inf', 'LIMIT', 0, 1000)) do
+    local worker = worker_of(lid)
+    if alive[worker] == nil then alive[worker] = redis.call('EXISTS', U .. 'hb:worker:' .. worker) == 1 end
+    if not alive[worker] then
+      shorter[#shorter + 1] = string.format('%.6f', now + longest)
+      shorter[#shorter + 1] = lid
+    end
+  end
+  if #shorter > 0 then redis.call('ZADD', U .. 'lease', 'XX', unpack(shorter)) end
 end
 if now < until_ then return { 'grace', string.format('%.6f', until_), reason or '', string.format('%.6f', now) } end
 local out = { 'ok', string.format('%.6f', now) }

@@ -7,7 +7,8 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 use umbel_api::TaskQueue;
-use umbel_api::taskqueue::Depth;
+use umbel_api::names::queue_condition::{BROKER_REACHABLE, READY};
+use umbel_api::taskqueue::{Depth, Step};
 use umbel_broker::{Broker, QueueDepth};
 
 use crate::args::{Global, QueueLs};
@@ -131,6 +132,11 @@ async fn on_broker(broker: &Broker, names: &[String]) -> anyhow::Result<Vec<Seen
 fn written(depth: &QueueDepth) -> Depth {
     Depth {
         waiting: depth.waiting + depth.suspect,
+        by_priority: depth
+            .by_priority
+            .iter()
+            .map(|&(step, waiting)| Step { step, waiting })
+            .collect(),
         in_flight: depth.in_flight,
         delayed: depth.delayed,
         dead: depth.dead,
@@ -204,8 +210,13 @@ async fn live(home: &Home, queue: &TaskQueue) -> anyhow::Result<(Depth, bool)> {
 fn from_status(queue: &TaskQueue, now: Timestamp) -> Seen {
     let status = queue.status.clone().unwrap_or_default();
     let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-    // The worst news: a condition that does not hold.
-    let message = status.conditions.iter().find(|condition| condition.status != "True");
+    // The worst news: what should hold and does not, then what should not hold and does.
+    let is_good = |kind: &str| matches!(kind, READY | BROKER_REACHABLE);
+    let mut conditions: Vec<_> = status.conditions.iter().collect();
+    conditions.sort_by_key(|condition| !is_good(&condition.type_));
+    let message = conditions
+        .into_iter()
+        .find(|condition| (condition.status == "True") != is_good(&condition.type_));
     Seen {
         namespace: queue.namespace().unwrap_or_default(),
         name: queue.name_any(),

@@ -26,7 +26,8 @@ pub(crate) async fn run(global: &Global, purge: &Purge) -> anyhow::Result<ExitCo
     let mut all: Vec<(&str, &Way, Vec<Removed>)> = Vec::new();
     for (name, way) in &ways {
         let mut places = Vec::new();
-        for place in [Place::Waiting, Place::Delayed, Place::Suspect] {
+        // What is delayed first: it comes back into the lists when it is due, or when its key is free.
+        for place in [Place::Delayed, Place::Waiting, Place::Suspect] {
             if purge.places.iter().any(|asked| asked.place() == place) {
                 places.push(Removed {
                     place,

@@ -8,7 +8,7 @@ use serde_json::json;
 use umbel_client::Json;
 
 use super::task_get;
-use crate::args::{Canvas, Format, Global};
+use crate::args::{Canvas, Confirmed, Format, Global};
 use crate::{broker, output, short, usage};
 
 /// Largest workflow that is read: more would not be messages.
@@ -21,7 +21,8 @@ pub(crate) async fn run(global: &Global, canvas: &Canvas) -> anyhow::Result<Exit
         Ok(workflow) => workflow,
         Err(err) => return usage(format!("{}: {err}", named(&canvas.file))),
     };
-    let options = canvas.signing.options(canvas.serializer.as_deref())?;
+    let mut options = canvas.signing.options(canvas.serializer.as_deref())?;
+    options.replicas = canvas.durability.map(Confirmed::replicas);
     let (client, queue) = broker::sender(global, canvas.queue.as_deref(), options).await?;
     let sent = client.apply(workflow).await?;
     if canvas.save {

@@ -10,7 +10,7 @@ use umbel_client::{Client, Exchange, Handle, Json, Task, Until};
 use umbel_protocol::message::{Limits, NewTask, decode};
 
 use super::{task_canvas, task_get};
-use crate::args::{Format, Global, Send, duration};
+use crate::args::{Confirmed, Format, Global, Send, duration};
 use crate::confirm::progress;
 use crate::{broker, output, short, usage};
 
@@ -24,7 +24,8 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
         Some(file) => Some((file, task_canvas::read(file)?)),
         None => None,
     };
-    let options = send.signing.options(send.serializer.as_deref())?;
+    let mut options = send.signing.options(send.serializer.as_deref())?;
+    options.replicas = send.durability.map(Confirmed::replicas);
     let (client, queue) = broker::sender(global, send.queue.as_deref(), options).await?;
     let place = match &send.exchange {
         Some(exchange) => format!("exchange {exchange}"),
@@ -190,6 +191,7 @@ fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
         count: _,
         from: _,
         wait: _,
+        durability: _,
     } = send;
     let args = json("--args", args.as_deref(), Json::empty_array())?;
     if !args.is_array() {

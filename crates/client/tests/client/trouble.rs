@@ -185,6 +185,7 @@ async fn replicas_are_waited_for_and_missed() {
         replicas: Some(Replicas {
             count,
             patience: Duration::from_millis(500),
+            is_on_disk: false,
         }),
         ..Options::default()
     };
@@ -197,6 +198,44 @@ async fn replicas_are_waited_for_and_missed() {
     eventually(SOON, "the replica follows", async || client.send(task(2)).await.is_ok()).await;
     let many = client.send_all((0..300).map(task)).await.unwrap();
     assert_eq!(many.len(), 300);
+}
+
+#[tokio::test]
+async fn a_full_queue_takes_what_it_has_room_for_and_the_rest_is_told() {
+    let redis = Redis::start().await;
+    let client = client(&redis).await;
+    client.send(task(0)).await.unwrap();
+    // As the operator writes it; a client that has just sent may not know of it for five seconds.
+    let mut connection = redis.connection().await;
+    let _: () = connection.hset("umbel:queue:celery", "max_length", 3).await.unwrap();
+    let _: () = connection.sadd("umbel:limited", "celery").await.unwrap();
+    let fresh = crate::support::client(&redis).await;
+    let refused = fresh.send_all((1..6).map(task)).await;
+    let Err(SendError::Undelivered {
+        sent,
+        unknown,
+        unsent,
+        source,
+    }) = refused
+    else {
+        panic!("there is room for two: {refused:?}")
+    };
+    assert_eq!(sent, ["id-1", "id-2"]);
+    assert!(unknown.is_empty());
+    assert_eq!(unsent, ["id-3", "id-4", "id-5"]);
+    assert_eq!(
+        source.to_string(),
+        "the queue celery is full: 3 messages may wait there"
+    );
+    let unique = task(7).unique("key", Until::Done, Duration::from_secs(60));
+    let err = fresh.send(unique).await.unwrap_err();
+    assert!(!err.may_have_been_sent(), "{err}");
+    eventually(SOON, "the other one knows of it, too", async || {
+        client.send(task(8)).await.is_err()
+    })
+    .await;
+    let _: () = connection.del("celery").await.unwrap();
+    fresh.send(task(9)).await.unwrap();
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! what wakes it carries no input, so restart and steady state share one path.
 
 pub mod periodictask;
+mod queue_purge;
 pub mod targetcluster;
 pub mod taskqueue;
 pub mod workerpool;

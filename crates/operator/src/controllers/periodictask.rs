@@ -2,7 +2,9 @@
 //!
 //! The loop that fires is [`crate::beat`]; this is what it asks of one object.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -15,7 +17,7 @@ use umbel_api::names::periodic_condition::{SCHEDULED, STALLED, SUSPENDED};
 use umbel_api::names::queue_condition::READY;
 use umbel_api::periodictask::{Effective, Run};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
-use umbel_broker::SlotMessage;
+use umbel_broker::{SlotMessage, Until};
 use umbel_plan::cron::{ScheduleFault, Timetable, fingerprint};
 use umbel_plan::fanout::{Candidate, Dispatch, Fanout, dispatches, run_id};
 use umbel_plan::periodic::Policy;
@@ -25,6 +27,11 @@ use umbel_protocol::message::{NewTask, OWN_HEADERS, TimeLimit};
 use crate::brokers::{Fault, Source};
 use crate::context::Context;
 
+/// The reason by which slots wait for room.
+pub(crate) const QUEUE_FULL: &str = "QueueFull";
+/// For so long a unique key is kept for a message that does not expire, and the time that its task may take beyond.
+const UNIQUE_KEPT: Duration = Duration::from_secs(86_400);
+
 /// Open runs that a status names; more are counted only.
 const MOST_ACTIVE: usize = 20;
 
@@ -33,6 +40,8 @@ pub(crate) struct Understood {
     pub(crate) timetable: Timetable,
     pub(crate) policy: Policy,
     pub(crate) queue: String,
+    /// The time limit of tasks that name none.
+    pub(crate) time_limit: Duration,
     /// Priority steps of the queue.
     pub(crate) steps: Vec<u8>,
     pub(crate) source: Source,
@@ -102,6 +111,7 @@ pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understoo
         timetable,
         policy: Policy::from(&task.spec),
         queue: queue.queue_name(),
+        time_limit: queue.spec.time_limit.get(),
         steps: queue.spec.priority_steps.clone(),
         source,
     })
@@ -131,7 +141,7 @@ pub(crate) fn fan_out(ctx: &Context, task: &PeriodicTask, slot: Timestamp) -> Fa
 /// The messages of a slot.
 pub(crate) fn messages(
     task: &PeriodicTask,
-    queue: &str,
+    understood: &Understood,
     slot: Timestamp,
     dispatches: &[Dispatch],
     now: Timestamp,
@@ -140,6 +150,9 @@ pub(crate) fn messages(
     let expires = template
         .expires_after
         .and_then(|after| slot.checked_add(after.get()).ok());
+    let queue = understood.queue.as_str();
+    let limit = template.time_limit.map_or(understood.time_limit, umbel_api::Span::get);
+    let kept = template.expires_after.map_or(UNIQUE_KEPT, umbel_api::Span::get) + limit;
     let run = run_id(&uid(task), slot).to_string();
     let (args, kwargs) = (Json::of(&template.args), Json::of(&template.kwargs));
     dispatches
@@ -161,6 +174,14 @@ pub(crate) fn messages(
                     .iter()
                     .map(|cluster| ("umbel_cluster".into(), Json::string(cluster))),
             );
+            let unique = template.unique_key.as_ref().map(|key| match cluster {
+                Some(cluster) => format!("{key}/{cluster}"),
+                None => key.clone(),
+            });
+            headers.extend(unique.iter().map(|key| {
+                let header = BTreeMap::from([("key", key.as_str()), ("until", Until::Done.name())]);
+                ("umbel_unique".into(), Json::of(&header))
+            }));
             let id = id.to_string();
             let message = NewTask {
                 id: id.clone(),
@@ -184,6 +205,7 @@ pub(crate) fn messages(
                 priority: template.priority,
                 id,
                 raw: message.encode(),
+                unique: unique.map(|key| (key, kept)),
             }
         })
         .collect()
@@ -238,6 +260,8 @@ pub(crate) enum Standing<'a> {
     Stalled(&'a Stall),
     /// It can't fire until the broker answers.
     Waiting(&'a Fault),
+    /// It can't fire until its queue has room.
+    Full { queue: &'a str, most: u64 },
     /// It is held by its spec.
     Suspended,
     /// It fires next then, or never again.
@@ -256,6 +280,12 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
             fault.reason(),
             format!("slots wait for the broker: {fault}"),
         ),
+        Standing::Full { queue, most } => Finding::new(
+            SCHEDULED,
+            Status::Unknown,
+            QUEUE_FULL,
+            format!("slots wait for room in the queue {queue}, where {most} messages may wait (limits.maxLength)"),
+        ),
         Standing::Suspended => Finding::new(SCHEDULED, false, "Suspended", "spec.suspend holds the schedule"),
         Standing::Scheduled(Some(_)) => {
             Finding::new(SCHEDULED, true, "Waiting", "status.nextScheduleTime is the next slot")
@@ -264,7 +294,7 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
     };
     let stalled = match standing {
         Standing::Stalled(stall) => Finding::new(STALLED, true, stall.word(), stall.to_string()),
-        Standing::Waiting(_) | Standing::Suspended | Standing::Scheduled(_) => {
+        Standing::Waiting(_) | Standing::Full { .. } | Standing::Suspended | Standing::Scheduled(_) => {
             Finding::new(STALLED, false, "Understood", "the schedule is understood")
         }
     };
@@ -279,7 +309,7 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
     status.next_schedule_time = match standing {
         Standing::Scheduled(next) => next.map(Time),
         // It is still the next one, whenever that will be.
-        Standing::Waiting(_) => status.next_schedule_time.take(),
+        Standing::Waiting(_) | Standing::Full { .. } => status.next_schedule_time.take(),
         Standing::Stalled(_) | Standing::Suspended => None,
     };
 }

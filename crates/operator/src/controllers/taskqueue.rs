@@ -1,8 +1,9 @@
 //! `TaskQueue`: whose it is, whether its broker answers, and how full it is.
 //!
-//! Nothing is done to the messages of a queue here. What it allows its workers is set at its broker, and lifted when the
-//! object is deleted; nobody waits for that. The status is written at once when a condition turns, and at most every 15 s when
-//! only numbers changed.
+//! What it allows its workers and producers is set at its broker, and lifted when the object is deleted; nobody waits for
+//! that. Messages are touched in two cases only: what waits beyond `limits.maxLength` goes to the dead letters, and with
+//! `deletionPolicy: Purge` what is there is removed before the object is gone: a finalizer waits for that. The status is
+//! written at once when a condition turns, and at most every 15 s when only numbers changed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,16 +19,19 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use umbel_api::TaskQueue;
 use umbel_api::condition::find;
-use umbel_api::names::queue_condition::READY;
-use umbel_api::taskqueue::{Depth, QueueRate, TaskQueueStatus};
-use umbel_broker::{Broker, QueueDepth, QueuePolicy, Rate};
-use umbel_plan::queue::{BrokerFacts, Claim, Eviction, Seen, Worth, owner_before, status, worth};
+use umbel_api::names::queue_condition::{BACKLOGGED, BROKER_DATA_LOST, DEAD_LETTER_GROWING, PAUSED, READY};
+use umbel_api::taskqueue::{Depth, OnFull, QueueRate, Step, TaskQueueStatus};
+use umbel_broker::{Bound, Broker, QueueDepth, QueuePolicy, Rate, Relieved};
+use umbel_plan::queue::{About, BrokerFacts, Claim, Eviction, Found, Seen, Worth, owner_before, status, worth};
 use umbel_telemetry::chain;
 
 use crate::apply;
 use crate::brokers::{Sample, View};
 use crate::context::Context;
+use crate::flow;
 
+/// Calls in one look that move what is too much, of about 256 KiB each.
+const RELIEVES: usize = 40;
 /// A look without a wake: who owns a queue also depends on brokers whose samples wake others.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -37,6 +41,12 @@ pub enum Error {
     /// The status could not be written.
     #[error("write status of taskqueue {0}")]
     WriteStatus(String, #[source] kube::Error),
+    /// The finalizer could not be set or removed.
+    #[error("write the finalizers of taskqueue {0}")]
+    WriteFinalizers(String, #[source] kube::Error),
+    /// The messages could not be removed.
+    #[error("remove the messages of taskqueue {0}")]
+    Purge(String, #[source] umbel_broker::Error),
 }
 
 /// When this leader last wrote the status of a queue, by uid.
@@ -98,25 +108,40 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
     if ctx.leader.term().is_none() {
         return Ok(Action::requeue(LOOK));
     }
-    let seen = seen(&ctx, &queue);
+    let mut seen = seen(&ctx, &queue);
     let claims: Vec<Claim> = ctx.queues().iter().filter_map(|queue| claim(&ctx, queue)).collect();
     let owner = claim(&ctx, &queue).and_then(|mine| owner_before(&mine, &claims));
     let old = queue.status.clone().unwrap_or_default();
     let namespace = queue.namespace().unwrap_or_default();
-    if let (Seen::Answer { depth: Ok(depth), .. }, None) = (&seen, owner) {
-        ctx.metrics.queue(&namespace, &queue.name_any(), depth);
+    if super::queue_purge::settle(&ctx, &queue, owner.is_some()).await? {
+        // What it said is lifted when it is gone.
+        return Ok(Action::requeue(LOOK));
     }
-    if owner.is_none() {
-        allow(&ctx, &queue).await;
+    if let (Seen::Answer { queue: Ok(found), .. }, None) = (&seen, owner) {
+        ctx.metrics.queue(&namespace, &queue.name_any(), &found.depth);
     }
-    let new = status(
-        &old,
-        &seen,
-        owner,
-        &namespace,
-        queue.metadata.generation,
-        Timestamp::now(),
-    );
+    if owner.is_none()
+        && allow(&ctx, &queue).await
+        && let Seen::Answer { queue: Ok(found), .. } = &mut seen
+    {
+        // The sample is older than this.
+        found.is_paused = queue.spec.paused;
+    }
+    let most = queue.spec.limits.as_ref().and_then(|limits| limits.max_length);
+    let is_over = |found: &Found| most.is_some_and(|most| waiting(&found.depth) > most);
+    if owner.is_none()
+        && let Seen::Answer { queue: Ok(found), .. } = &seen
+        && is_over(found)
+    {
+        relieve(&ctx, &queue).await;
+    }
+    let about = About {
+        namespace: &namespace,
+        generation: queue.metadata.generation,
+        is_paused: queue.spec.paused,
+        most,
+    };
+    let new = status(&old, &seen, owner, &about, Timestamp::now());
     let uid = queue.uid().unwrap_or_default();
     let since = written
         .lock()
@@ -140,17 +165,52 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
     Ok(Action::requeue(LOOK))
 }
 
-/// Puts what the queue allows all its workers where they read it. What fails is done at the next look.
-async fn allow(ctx: &Context, queue: &TaskQueue) {
-    let Ok(source) = ctx.brokers.source(queue) else { return };
-    let View {
-        broker: Some(broker),
-        sample: Some(_), // Then the broker knows this leader's term.
-        fault: None,
-        ..
-    } = ctx.brokers.view(&source)
-    else {
-        return;
+/// The broker of a queue, where it answers and knows this leader's term.
+pub(crate) fn broker_of(ctx: &Context, queue: &TaskQueue) -> Option<Broker> {
+    let source = ctx.brokers.source(queue).ok()?;
+    match ctx.brokers.view(&source) {
+        View {
+            broker: Some(broker),
+            sample: Some(_), // Then it knows the term.
+            fault: None,
+            ..
+        } => Some(broker.with_steps(&queue.spec.priority_steps)),
+        _ => None,
+    }
+}
+
+/// Moves what waits beyond the queue's bound to the dead letters: a bounded part, and more at the next look.
+async fn relieve(ctx: &Context, queue: &TaskQueue) {
+    let Some(broker) = broker_of(ctx, queue) else { return };
+    let (name, mut moved) = (queue.queue_name(), 0);
+    let letters = queue.spec.dead_letter;
+    let kept = if letters.enabled { letters.max_length } else { 0 };
+    for _ in 0..RELIEVES {
+        match broker.relieve(&[&name], Some(kept)).await.as_deref() {
+            Ok([Relieved { moved: some, beyond }]) => {
+                moved += some;
+                if *some == 0 || *beyond == 0 {
+                    break;
+                }
+            }
+            Ok(_) => break,
+            Err(err) => {
+                tracing::warn!(queue = %queue.name_any(), error = %chain(err), "what is too much is moved later");
+                break;
+            }
+        }
+    }
+    if moved > 0 {
+        let note = format!("{moved} messages beyond limits.maxLength were moved to the dead letters");
+        tracing::info!(queue = %queue.name_any(), moved, "messages beyond limits.maxLength are dead letters");
+        ctx.event(queue, EventType::Warning, "QueueOverflowed", note).await;
+    }
+}
+
+/// Puts what the queue allows all its workers where they read it; whether that was new. What fails is done at the next look.
+async fn allow(ctx: &Context, queue: &TaskQueue) -> bool {
+    let Some(broker) = broker_of(ctx, queue) else {
+        return false;
     };
     let limits = queue.spec.limits.clone().unwrap_or_default();
     let rate = limits.rate.map(|QueueRate { count, period, burst }| match burst {
@@ -159,18 +219,32 @@ async fn allow(ctx: &Context, queue: &TaskQueue) {
     });
     let rate = match rate.transpose() {
         Ok(rate) => rate,
-        Err(err) => return tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "rate not applied"),
+        Err(err) => {
+            tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "rate not applied");
+            return false;
+        }
     };
     let policy = QueuePolicy {
         is_paused: queue.spec.paused,
         max_in_flight: limits.max_in_flight,
         rate,
+        bound: limits.max_length.map(|most| Bound {
+            most,
+            on_full: match limits.on_full {
+                OnFull::Refuse => umbel_broker::OnFull::Refuse,
+                OnFull::DropOldest => umbel_broker::OnFull::DropOldest,
+            },
+        }),
     };
     match broker.apply_queue_policy(&queue.queue_name(), &policy).await {
-        Ok(false) => {}
-        Ok(true) => tracing::info!(queue = %queue.name_any(), ?policy, "what the queue allows is set at its broker"),
+        Ok(false) => false,
+        Ok(true) => {
+            tracing::info!(queue = %queue.name_any(), ?policy, "what the queue allows is set at its broker");
+            true
+        }
         Err(err) => {
             tracing::warn!(queue = %queue.name_any(), error = %chain(&err), "what the queue allows is set later");
+            false
         }
     }
 }
@@ -209,8 +283,24 @@ fn lift(ctx: &Context, gone: &TaskQueue) {
     });
 }
 
-/// An Event when a queue becomes ready or stops being so.
+/// An Event when a queue becomes ready or stops being so, and when something else about it turns that a person would want
+/// to know.
 async fn tell(ctx: &Context, queue: &TaskQueue, old: &TaskQueueStatus, new: &TaskQueueStatus) {
+    for (condition, kind) in [
+        (BROKER_DATA_LOST, EventType::Warning),
+        (DEAD_LETTER_GROWING, EventType::Warning),
+        (BACKLOGGED, EventType::Warning),
+        (PAUSED, EventType::Normal),
+    ] {
+        let holds = |status: &TaskQueueStatus| {
+            find(&status.conditions, condition)
+                .filter(|one| one.status == "True")
+                .cloned()
+        };
+        if let (None, Some(now)) = (holds(old), holds(new)) {
+            ctx.event(queue, kind, &now.reason, now.message).await;
+        }
+    }
     let (before, now) = (find(&old.conditions, READY), find(&new.conditions, READY));
     let Some(now) = now.filter(|now| before.map(|before| &before.reason) != Some(&now.reason)) else {
         return;
@@ -237,8 +327,10 @@ fn seen(ctx: &Context, queue: &TaskQueue) -> Seen {
         fault: found,
         sample,
         broker,
+        went_back,
         ..
     } = ctx.brokers.view(&source);
+    let facts = |sample: &Sample| facts(broker.as_ref(), sample, went_back);
     match (found, sample) {
         (Some(found), _) => fault(&found),
         (None, None) => Seen::Nothing,
@@ -247,24 +339,34 @@ fn seen(ctx: &Context, queue: &TaskQueue) -> Seen {
             None => Seen::Nothing,
             Some(Ok(found)) => Seen::Answer {
                 at: sample.taken_at,
-                depth: Ok(depth(found)),
-                broker: facts(broker.as_ref(), &sample),
+                queue: Ok(Found {
+                    depth: depth(found),
+                    flow: sample.flows.get(&queue.queue_name()).copied().unwrap_or_default(),
+                    consumers: flow::consumers(ctx, queue, &sample),
+                    is_paused: found.is_paused,
+                    died: found.died_at.and_then(at_seconds),
+                }),
+                broker: facts(&sample),
             },
             Some(Err(fault)) => Seen::Answer {
                 at: sample.taken_at,
-                depth: Err(format!(
+                queue: Err(format!(
                     "the key {:?} is not what a queue's must be: {}",
                     fault.key, fault.reason
                 )),
-                broker: facts(broker.as_ref(), &sample),
+                broker: facts(&sample),
             },
         },
     }
 }
 
 /// What the status says of the broker.
-fn facts(broker: Option<&Broker>, sample: &Sample) -> BrokerFacts {
-    let mut facts = BrokerFacts::default();
+fn facts(broker: Option<&Broker>, sample: &Sample, went_back: Option<Timestamp>) -> BrokerFacts {
+    let mut facts = BrokerFacts {
+        went_back,
+        ..BrokerFacts::default()
+    };
+    facts.seen.token = sample.token;
     facts.seen.server = broker.map(Broker::server).unwrap_or_default();
     facts.seen.data_set.clone_from(&sample.generation);
     if let Some(survey) = &sample.survey {
@@ -279,11 +381,30 @@ fn facts(broker: Option<&Broker>, sample: &Sample) -> BrokerFacts {
 fn depth(found: &QueueDepth) -> Depth {
     Depth {
         waiting: found.waiting + found.suspect,
+        by_priority: found
+            .by_priority
+            .iter()
+            .map(|&(step, waiting)| Step { step, waiting })
+            .collect(),
         in_flight: found.in_flight,
         delayed: found.delayed,
         dead: found.dead,
         quarantined: found.quarantine,
     }
+}
+
+/// What waits in the queue's lists.
+fn waiting(depth: &Depth) -> u64 {
+    depth.by_priority.iter().map(|step| step.waiting).sum()
+}
+
+/// A time by the broker's clock.
+fn at_seconds(seconds: f64) -> Option<Timestamp> {
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "milliseconds since 1970 fit; what does not is cut"
+    )]
+    Timestamp::from_millisecond((seconds * 1000.0) as i64).ok()
 }
 
 /// The claim of a queue whose broker was seen. Without that nobody can tell whether two URLs mean one server.

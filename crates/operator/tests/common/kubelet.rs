@@ -15,6 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
+use umbel_api::names::ANNOTATION_BROKER;
 use umbel_broker::{Broker, Gate};
 use umbel_testkit::{Process, Signal, TempDir, free_port};
 
@@ -141,14 +142,23 @@ async fn run(state: State) {
         .applied_objects()
         .boxed();
     let mut known: HashMap<String, tokio::sync::watch::Sender<bool>> = HashMap::new();
+    let mut mounts: HashMap<String, Option<String>> = HashMap::new();
     while let Ok(Some(pod)) = pods.try_next().await {
         let uid = pod.uid().unwrap_or_default();
         if pod.metadata.deletion_timestamp.is_some() {
             if let Some(end) = known.get(&uid) {
                 end.send_replace(true);
             }
-        } else if !known.contains_key(&uid) && bind(&state, &pod).await {
+        } else if let Some(mounted) = mounts.get_mut(&uid) {
+            // A pod that has changed is looked after, its mounts included. The real one does so for any change.
+            let told = pod.annotations().get(ANNOTATION_BROKER).cloned();
+            if *mounted != told {
+                *mounted = told;
+                mount(&state, &pod, &mut BTreeMap::new()).await;
+            }
+        } else if bind(&state, &pod).await {
             let (end, ended) = tokio::sync::watch::channel(false);
+            mounts.insert(uid.clone(), pod.annotations().get(ANNOTATION_BROKER).cloned());
             known.insert(uid, end);
             tokio::spawn(live(state.clone(), pod, ended));
         }

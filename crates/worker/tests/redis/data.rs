@@ -54,6 +54,44 @@ async fn r21_a_server_whose_clock_jumps_takes_no_lease_back_and_freezes_none() {
     .await;
 }
 
+/// A lease that was given before the server's clock went back ends later than any may, by as much. Its worker died: the
+/// message must not wait for that.
+#[tokio::test]
+async fn r21_a_lease_from_before_the_clock_went_back_does_not_outlive_its_worker() {
+    let redis = Redis::with_clock(&[]).await;
+    let history = History::new();
+    let mut worker = test_worker(&redis.url(), &history, &[]);
+    // Holds a lease across the jump as well, and lives: nobody takes it away.
+    let mut other = test_worker(&redis.url(), &history, &["--queue", "other"]);
+    admitted(&redis, 2).await;
+    other.says(SOON, "no lease is taken back for a while").await;
+    let mut connection = redis.connection().await;
+    send(&mut connection, &history, &["orphan".to_owned()], 60.0)
+        .await
+        .expect("sent");
+    let long: Vec<u8> = message("test.work", "long", "[22.0]");
+    let _: () = connection.lpush("other", long).await.expect("sent");
+    eventually(SOON, "both run", async || history.total(Event::Started) == 2).await;
+    worker.kill();
+    redis.set_clock(-3600);
+    other.says(SOON, "clock of the server went back").await;
+    let _next = test_worker(&redis.url(), &history, &[]);
+    // Its heartbeat counts for 15 s, then its lease ends.
+    eventually(LATER * 2, "it runs again", async || {
+        history.count(Event::Started, "orphan") == 2
+    })
+    .await;
+    eventually(LATER, "the other ends", async || {
+        history.count(Event::Done, "long") == 1
+    })
+    .await;
+    assert_eq!(
+        history.count(Event::Started, "long"),
+        1,
+        "who lives keeps what it holds"
+    );
+}
+
 #[tokio::test]
 async fn r22_halves_of_records_are_repaired_and_counted() {
     let redis = Redis::start().await;

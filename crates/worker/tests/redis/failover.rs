@@ -200,6 +200,7 @@ async fn what_wait_has_confirmed_outlives_a_failover() {
         replicas: Some(umbel_client::Replicas {
             count: 1,
             patience: Duration::from_secs(1),
+            is_on_disk: false,
         }),
         ..umbel_client::Options::default()
     };

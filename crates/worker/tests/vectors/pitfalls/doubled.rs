@@ -34,10 +34,11 @@ async fn b4_a_slot_that_two_schedulers_send_runs_once() {
             priority: 0,
             id: leader.into(),
             raw: task.encode(),
+            unique: None,
         };
         answers.push(broker.fire(&slot, &[message]).await.unwrap());
     }
-    assert_eq!(answers[0], FireAnswer::Fired);
+    assert_eq!(answers[0], FireAnswer::Fired { left_out: 0 });
     assert!(
         matches!(&answers[1], FireAnswer::Duplicate { ids, .. } if ids == &["one"]),
         "{answers:?}"
