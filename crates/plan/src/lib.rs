@@ -10,5 +10,6 @@ pub mod fanout;
 pub mod periodic;
 pub mod pool;
 pub mod queue;
+pub mod rollout;
 pub mod scaling;
 pub mod shield;

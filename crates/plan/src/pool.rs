@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
 use umbel_api::taskqueue::{Limits, Redis};
-use umbel_api::workerpool::{Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
+use umbel_api::workerpool::{Budget, Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
 use crate::scaling::calendar::{CalendarFault, Window};
@@ -194,6 +194,8 @@ pub struct Pool {
     pub windows: Vec<Window>,
     /// How its busy pods are shielded.
     pub protection: Protection,
+    /// How few pods disruptions may leave.
+    pub budget: Option<Budget>,
     /// The install id.
     pub install: String,
 }
@@ -213,6 +215,8 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         recycle,
         suspend: _,
         protection,
+        rollout: _,
+        pod_disruption_budget,
     } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
         return Err(Fault::Bounds {
@@ -282,6 +286,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         jobs: jobs.clone(),
         windows,
         protection: protection.clone(),
+        budget: pod_disruption_budget.clone(),
         install: defaults.install.to_owned(),
     })
 }

@@ -11,7 +11,7 @@ use umbel_api::names::{
     ANNOTATION_BUSY_SINCE, ANNOTATION_DELETION_COST, ANNOTATION_DO_NOT_DISRUPT, ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY,
     LABEL_POOL,
 };
-use umbel_api::workerpool::{Protection, Shield};
+use umbel_api::workerpool::{Budget, Protection, Shield};
 
 use crate::deployment::{COST_ADMITTED, COST_BUSY, labels};
 use crate::pool::Pool;
@@ -119,27 +119,41 @@ pub fn metadata(mark: Mark, protection: &Protection, now: Timestamp) -> Option<V
     }
 }
 
-/// The disruption budget that allows no eviction of busy pods, where the pool asks for one.
+/// The disruption budget of a pool, where it asks for one: for all its pods, or one that allows no eviction of busy pods.
+/// A pod under two of them could not be evicted at all, so the schema refuses both.
 pub fn budget(pool: &Pool) -> Option<Value> {
-    pool.protection
-        .on_eviction
-        .contains(&Shield::DisruptionBudget)
-        .then(|| {
-            json!({
-                "apiVersion": "policy/v1",
-                "kind": "PodDisruptionBudget",
-                "metadata": {
-                    "name": budget_name(&pool.name),
-                    "namespace": pool.namespace,
-                    "labels": labels(pool),
-                    "ownerReferences": [pool.owner],
-                },
-                "spec": {
-                    "maxUnavailable": 0,
-                    "selector": { "matchLabels": { LABEL_POOL: pool.name, LABEL_BUSY: "true" } },
-                },
-            })
-        })
+    let mut selector = json!({ LABEL_POOL: pool.name });
+    let mut spec = match &pool.budget {
+        Some(Budget {
+            min_available: Some(least),
+            max_unavailable: _,
+        }) => json!({ "minAvailable": least }),
+        Some(Budget {
+            min_available: None,
+            max_unavailable,
+        }) => json!({ "maxUnavailable": max_unavailable }),
+        None if pool.protection.on_eviction.contains(&Shield::DisruptionBudget) => {
+            selector[LABEL_BUSY] = json!("true");
+            json!({ "maxUnavailable": 0 })
+        }
+        None => return None,
+    };
+    spec["selector"] = json!({ "matchLabels": selector });
+    if pool.budget.is_some() {
+        // A pod that nobody admitted does no work that a budget could protect.
+        spec["unhealthyPodEvictionPolicy"] = json!("AlwaysAllow");
+    }
+    Some(json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {
+            "name": budget_name(&pool.name),
+            "namespace": pool.namespace,
+            "labels": labels(pool),
+            "ownerReferences": [pool.owner],
+        },
+        "spec": spec,
+    }))
 }
 
 /// The name of a pool's disruption budget.

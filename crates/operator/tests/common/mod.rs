@@ -186,13 +186,25 @@ impl Stage {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    /// The Deployments of a pool, the latest first.
+    pub async fn deployments_of(&self, pool: &str) -> Vec<Deployment> {
+        let ours = ListParams::default().labels(&format!("umbel.dev/pool={pool}"));
+        let found = self.deployments().list(&ours).await;
+        let mut all = found.expect("the API server answers").items;
+        all.sort_by_key(|deployment| std::cmp::Reverse(deployment.creation_timestamp().map(|made| made.0)));
+        all
+    }
+
+    /// The latest Deployment of a pool.
+    pub async fn deployment(&self, pool: &str) -> Option<Deployment> {
+        self.deployments_of(pool).await.into_iter().next()
+    }
+
+    /// The sizes of a pool's Deployments, summed; nothing while there is none.
     pub async fn size(&self, pool: &str) -> Option<i32> {
-        self.deployments()
-            .get_opt(pool)
-            .await
-            .expect("the API server answers")?
-            .spec
-            .replicas
+        let all = self.deployments_of(pool).await;
+        let sizes = all.iter().filter_map(|deployment| deployment.spec.replicas);
+        (!all.is_empty()).then(|| sizes.sum())
     }
 
     pub async fn status(&self, pool: &str) -> umbel_api::WorkerPoolStatus {
