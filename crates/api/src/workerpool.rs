@@ -175,6 +175,10 @@ pub struct Drain {
     #[serde(default = "hand_back_at")]
     #[schemars(range(min = 1, max = 95))]
     pub hand_back_at: u32,
+    /// Whether what is handed back counts as a delivery that ended without result: after the queue's `maxDeliveries` of
+    /// them it goes to the dead letters.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counts_as_attempt: bool,
 }
 
 fn hand_back_at() -> u32 {
@@ -186,6 +190,7 @@ impl Default for Drain {
         Self {
             grace_period: None,
             hand_back_at: hand_back_at(),
+            counts_as_attempt: false,
         }
     }
 }

@@ -139,11 +139,11 @@ impl Applied {
         revision: &Revision,
         stored: Option<&Deployment>,
     ) -> Result<Outcome, Error> {
-        let (access, budget) = (access::plan(pool), shield::budget(pool));
+        let (access, budgets) = (access::plan(pool), shield::budgets(pool));
         let wanted = hash(&json!([
             access.service_account,
             access.grant.as_ref().map(|grant| [&grant.role, &grant.binding]),
-            budget,
+            budgets,
         ]));
         let mut wrote = false;
         if self.access != Some(wanted) {
@@ -156,9 +156,11 @@ impl Applied {
                 remove::<RoleBinding>(context, pool, &name).await?;
                 remove::<Role>(context, pool, &name).await?;
             }
-            match &budget {
-                Some(budget) => outcomes.push(bring::<PodDisruptionBudget>(context, pool, budget).await?),
-                None => remove::<PodDisruptionBudget>(context, pool, &shield::budget_name(&pool.name)).await?,
+            for (name, budget) in &budgets {
+                match budget {
+                    Some(budget) => outcomes.push(bring::<PodDisruptionBudget>(context, pool, budget).await?),
+                    None => remove::<PodDisruptionBudget>(context, pool, name).await?,
+                }
             }
             for outcome in outcomes {
                 match outcome {

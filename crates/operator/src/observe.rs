@@ -411,6 +411,27 @@ fn trouble(pod: &Pod, now: jiff::Timestamp) -> Option<String> {
     is_late.then(|| format!("not ready {} s after it was made", STARTS_WITHIN.as_secs()))
 }
 
+/// Who else wrote this pod's deletion cost last, if anybody did.
+pub fn foreign_cost_writer(pod: &Pod) -> Option<String> {
+    let key = format!("f:{ANNOTATION_DELETION_COST}");
+    let wrote = |fields: &serde_json::Value| {
+        let annotations = fields.pointer("/f:metadata/f:annotations");
+        annotations.is_some_and(|annotations| annotations.get(&key).is_some())
+    };
+    let owners = pod.metadata.managed_fields.iter().flatten();
+    owners
+        .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| wrote(&fields.0)))
+        .filter_map(|entry| entry.manager.clone())
+        // The first one is the ReplicaSet controller, by the template.
+        .find(|manager| ![MANAGER, "kube-controller-manager"].contains(&manager.as_str()))
+}
+
+/// How long a pod has from SIGTERM until it is killed.
+pub fn grace(pod: &Pod) -> Option<Duration> {
+    let seconds = pod.spec.as_ref()?.termination_grace_period_seconds?;
+    u64::try_from(seconds).ok().map(Duration::from_secs)
+}
+
 /// The admission mark: `<term>.<n>`.
 pub fn gate_mark(pod: &Pod) -> Option<&String> {
     pod.annotations().get(ANNOTATION_GATE)

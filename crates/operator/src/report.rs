@@ -57,6 +57,10 @@ pub struct Found<'a> {
     pub broker_fault: Option<(&'static str, String)>,
     /// Who else writes the Deployment's size, and whether we stopped to set it right.
     pub foreign_scaler: Option<(String, bool)>,
+    /// Who else writes deletion costs.
+    pub foreign_cost_writer: Option<String>,
+    /// Whether a stopping pod has as long as its tasks may run.
+    pub grace: Finding,
 }
 
 /// Status of a pool that cannot run.
@@ -139,6 +143,8 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         replica_failure,
         broker_fault,
         foreign_scaler,
+        foreign_cost_writer,
+        grace,
     } = found;
     let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
     let progress = format!("{ready} of {size} pods are ready");
@@ -230,6 +236,19 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
                 Finding::new(pool_condition::FOREIGN_SCALER, true, "SizeWritten", note)
             }
         },
+        match foreign_cost_writer {
+            None => Finding::new(
+                pool_condition::FOREIGN_COST_WRITER,
+                false,
+                "OnlyUs",
+                "nobody else writes deletion costs",
+            ),
+            Some(manager) => {
+                let note = format!("{manager} writes deletion costs of pods; no step down relies on them");
+                Finding::new(pool_condition::FOREIGN_COST_WRITER, true, "CostWritten", note)
+            }
+        },
+        grace.clone(),
     ]
 }
 

@@ -281,6 +281,11 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         field("UMBEL_POD_UID", "metadata.uid"),
     ];
     env.extend(reached(pool));
+    // Only where it is asked for: another variable is another revision.
+    env.extend(
+        pool.counts_as_attempt
+            .then(|| text("UMBEL_COUNTS_AS_ATTEMPT", "true".into())),
+    );
     env.extend(expires_after.map(|after| text("UMBEL_EXPIRES_AFTER", after.to_string())));
     let keys = limits.iter().flat_map(|limits| &limits.per_key);
     let keys: Vec<String> = keys

@@ -7,6 +7,7 @@ pub mod deployment;
 pub mod drain;
 pub mod explain;
 pub mod fanout;
+pub mod grace;
 pub mod periodic;
 pub mod pool;
 pub mod queue;

@@ -184,6 +184,8 @@ pub struct Pool {
     pub grace: Duration,
     /// Percent of that after which tasks are handed back.
     pub hand_back_at: u32,
+    /// Whether they are charged for it.
+    pub counts_as_attempt: bool,
     /// The pods' template, as it was given.
     pub template: Value,
     /// Clusters that its jobs may touch, by name.
@@ -278,6 +280,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         policy: policy(first),
         concurrency: *concurrency,
         hand_back_at: drain.hand_back_at,
+        counts_as_attempt: drain.counts_as_attempt,
         grace: drain
             .grace_period
             .map_or(first.spec.time_limit.get() + GRACE_MARGIN, umbel_api::Span::get),

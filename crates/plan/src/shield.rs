@@ -119,44 +119,46 @@ pub fn metadata(mark: Mark, protection: &Protection, now: Timestamp) -> Option<V
     }
 }
 
-/// The disruption budget of a pool, where it asks for one: for all its pods, or one that allows no eviction of busy pods.
-/// A pod under two of them could not be evicted at all, so the schema refuses both.
-pub fn budget(pool: &Pool) -> Option<Value> {
-    let mut selector = json!({ LABEL_POOL: pool.name });
-    let mut spec = match &pool.budget {
-        Some(Budget {
-            min_available: Some(least),
-            max_unavailable: _,
-        }) => json!({ "minAvailable": least }),
-        Some(Budget {
-            min_available: None,
+/// The disruption budgets that a pool may have, by name: one for all its pods, and one that allows no eviction of busy pods.
+/// A pod under both could not be evicted at all, so the schema refuses that.
+pub fn budgets(pool: &Pool) -> [(String, Option<Value>); 2] {
+    let busy = format!("{}-busy", pool.name);
+    let shields = pool.protection.on_eviction.contains(&Shield::DisruptionBudget);
+    let of_busy = shields.then(|| {
+        let selector = json!({ LABEL_POOL: pool.name, LABEL_BUSY: "true" });
+        let spec = json!({ "maxUnavailable": 0, "selector": { "matchLabels": selector } });
+        budget(pool, &busy, &spec)
+    });
+    let of_all = pool.budget.as_ref().map(|limits| {
+        let mut spec = json!({
+            "selector": { "matchLabels": { LABEL_POOL: pool.name } },
+            // A pod that nobody admitted does no work that a budget could protect.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        });
+        let Budget {
+            min_available,
             max_unavailable,
-        }) => json!({ "maxUnavailable": max_unavailable }),
-        None if pool.protection.on_eviction.contains(&Shield::DisruptionBudget) => {
-            selector[LABEL_BUSY] = json!("true");
-            json!({ "maxUnavailable": 0 })
+        } = limits;
+        for (field, amount) in [("minAvailable", min_available), ("maxUnavailable", max_unavailable)] {
+            if let Some(amount) = amount {
+                spec[field] = json!(amount);
+            }
         }
-        None => return None,
-    };
-    spec["selector"] = json!({ "matchLabels": selector });
-    if pool.budget.is_some() {
-        // A pod that nobody admitted does no work that a budget could protect.
-        spec["unhealthyPodEvictionPolicy"] = json!("AlwaysAllow");
-    }
-    Some(json!({
+        budget(pool, &pool.name, &spec)
+    });
+    [(busy, of_busy), (pool.name.clone(), of_all)]
+}
+
+fn budget(pool: &Pool, name: &str, spec: &Value) -> Value {
+    json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {
-            "name": budget_name(&pool.name),
+            "name": name,
             "namespace": pool.namespace,
             "labels": labels(pool),
             "ownerReferences": [pool.owner],
         },
         "spec": spec,
-    }))
-}
-
-/// The name of a pool's disruption budget.
-pub fn budget_name(pool: &str) -> String {
-    format!("{pool}-busy")
+    })
 }

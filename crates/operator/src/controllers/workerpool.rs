@@ -18,7 +18,7 @@ use umbel_plan::deployment::Revision;
 use umbel_plan::drain::{self, Rules, Turn};
 use umbel_plan::pool::{Defaults, Pool, QueueFacts, Referred, validate};
 use umbel_plan::scaling::{self, History, Limits, Reading, Scale, calendar};
-use umbel_plan::{explain, rollout, shield};
+use umbel_plan::{explain, grace, rollout, shield};
 
 use crate::brokers::{Sample, Source, View};
 use crate::carry::{self, Done, Pass};
@@ -284,6 +284,11 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let revisions = revisions(&revision, &parts, memory.revisions(pool));
     let rolling = rolling(&revision, &fleets, &parts, decision.replicas, now);
     let foreign_scaler = fleets.all().find_map(Fleet::foreign_scaler);
+    let pods = || {
+        parts
+            .iter()
+            .flat_map(|part| part.world.live().filter_map(|pod| part.fleet.pod(&pod.uid)))
+    };
     let found = Found {
         pods: parts.iter().flat_map(|part| part.world.live()).collect(),
         size: memory.size(pool, &fleets),
@@ -297,6 +302,8 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         replica_failure: fleets.all().find_map(Fleet::refusal),
         broker_fault: fault,
         foreign_scaler: foreign_scaler.map(|manager| (manager, memory.yields())),
+        foreign_cost_writer: pods().find_map(observe::foreign_cost_writer),
+        grace: grace::finding(valid.grace, pods().filter_map(observe::grace).min(), time_limit),
     };
     let status = report::status(pool, &found, &memory.news, now);
     context.metrics.pool(
@@ -865,6 +872,10 @@ impl Memory {
             let Some(object) = part.fleet.pod(&pod.uid) else {
                 continue;
             };
+            // Two writers that correct each other help nobody, and no step down relies on costs.
+            if protection.on_eviction.is_empty() && observe::foreign_cost_writer(object).is_some() {
+                continue;
+            }
             let busy = pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
             let mut seen = observe::marks(object, busy);
             if seen.busy == seen.raised {

@@ -96,6 +96,26 @@ impl Stage {
             .map(|_| ())
     }
 
+    /// The same for an object that is in no namespace.
+    pub async fn apply_anywhere(&self, version: &str, kind: &str, plural: &str, name: &str, fields: Value) {
+        let (group, short) = version.split_once('/').unwrap_or(("", version));
+        let resource = kube::api::ApiResource {
+            group: group.into(),
+            version: short.into(),
+            api_version: version.into(),
+            kind: kind.into(),
+            plural: plural.into(),
+        };
+        let api: Api<kube::api::DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let mut body = json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name } });
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(body))
+            .await
+            .expect("the object is accepted");
+    }
+
     pub async fn queue(&self, name: &str) {
         let spec = json!({
             "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } },
