@@ -7,6 +7,8 @@ pub const VERSION: &str = "v1alpha1";
 
 /// Label on a pool's Deployment and pods: the name of the WorkerPool.
 pub const LABEL_POOL: &str = "umbel.dev/pool";
+/// Label on a pool's Deployments and their pods: the revision of the template.
+pub const LABEL_REVISION: &str = "umbel.dev/revision";
 /// Label on a pool's Deployment: the term of the leader that decides over it. A label moves the resource version and
 /// nothing else, so a predecessor's write meets a conflict while the Deployment's generation stays.
 pub const LABEL_TERM: &str = "umbel.dev/term";
@@ -86,8 +88,14 @@ pub mod pool_condition {
     pub const SCALE_DOWN_BLOCKED: &str = "ScaleDownBlocked";
     /// The broker of the pool's queues answered the latest question.
     pub const BROKER_REACHABLE: &str = "BrokerReachable";
-    /// Somebody else writes the size of the pool's Deployment.
+    /// Somebody else writes the size of one of the pool's Deployments.
     pub const FOREIGN_SCALER: &str = "ForeignScaler";
+    /// A template replaces another.
+    pub const ROLLOUT_PROGRESSING: &str = "RolloutProgressing";
+    /// Somebody else writes the deletion costs of the pool's pods.
+    pub const FOREIGN_COST_WRITER: &str = "ForeignCostWriter";
+    /// A task may run for longer than a stopping pod has.
+    pub const GRACE_TOO_SHORT: &str = "GraceTooShort";
 }
 
 /// The `PeriodicTask` condition types.

@@ -2,6 +2,7 @@
 #![allow(clippy::struct_field_names, reason = "they are those of the object")]
 
 mod protection;
+mod rollout;
 mod scaling;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use protection::{Protection, Shield};
+pub use rollout::{Amount, Budget, Rollout, RolloutKind};
 pub use scaling::{
     BrokerPolicy, Calendar, Down, Goal, Mode, OnBrokerError, Paused, Policy, PolicyKind, Scaling, Select, Target,
     TargetKind, Up, Victims,
@@ -29,8 +31,9 @@ use crate::{refs::Selector, span::Span};
     shortname = "wp",
     category = "umbel",
     doc = "A fleet of workers that serves queues, sized by demand.",
-    // The Deployment has this name, and a pod's name and labels are made from it.
+    // A Deployment's name is this and a dash and ten characters, and a pod's name and labels are made from it.
     validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters"),
+    validation = Rule::new("!has(self.spec.podDisruptionBudget) || !has(self.spec.protection) || !has(self.spec.protection.onEviction) || !self.spec.protection.onEviction.exists(one, one == 'DisruptionBudget')").message("a pod has one budget: podDisruptionBudget and DisruptionBudget in protection.onEviction exclude each other"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -87,6 +90,14 @@ pub struct WorkerPoolSpec {
     /// What a stopping pod may take.
     #[serde(default)]
     pub drain: Drain,
+
+    /// How a new template replaces the old one.
+    #[serde(default)]
+    pub rollout: Rollout,
+
+    /// How few pods voluntary disruptions may leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_disruption_budget: Option<Budget>,
 
     /// How busy pods are shielded from drains and consolidation.
     #[serde(default)]
@@ -164,6 +175,10 @@ pub struct Drain {
     #[serde(default = "hand_back_at")]
     #[schemars(range(min = 1, max = 95))]
     pub hand_back_at: u32,
+    /// Whether what is handed back counts as a delivery that ended without result: after the queue's `maxDeliveries` of
+    /// them it goes to the dead letters.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counts_as_attempt: bool,
 }
 
 fn hand_back_at() -> u32 {
@@ -175,6 +190,7 @@ impl Default for Drain {
         Self {
             grace_period: None,
             hand_back_at: hand_back_at(),
+            counts_as_attempt: false,
         }
     }
 }
@@ -322,10 +338,42 @@ pub struct WorkerPoolStatus {
     /// What happened since the pool exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
+    /// The template's revisions that have a Deployment: the present one first, then the older ones, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub revisions: Vec<RevisionStatus>,
     /// What holds and what does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// One revision of a pool's template.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionStatus {
+    /// Its name, made from the template.
+    pub name: String,
+    /// Its Deployment.
+    pub deployment: String,
+    /// Its pods.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Those that are admitted and Ready.
+    #[serde(default)]
+    pub ready_replicas: u32,
+    /// Those that hold a task.
+    #[serde(default)]
+    pub busy_replicas: u32,
+    /// Those that take no more work.
+    #[serde(default)]
+    pub draining_replicas: u32,
+    /// Whether a pod of it was ever admitted and Ready.
+    #[serde(default)]
+    pub proven: bool,
+    /// When another template replaced it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_at: Option<Time>,
 }
 
 /// Slots of a fleet.

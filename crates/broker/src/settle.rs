@@ -46,6 +46,8 @@ pub enum End {
     },
     /// Back to the head of its list, uncharged.
     Release,
+    /// The same, counted as a delivery that ended without settlement.
+    Charge,
     /// Back to the end of its list, uncharged: the task itself refused it.
     Requeue,
 }
@@ -266,6 +268,7 @@ impl Broker {
                 End::BuryBytes { reason, raw } => ("bury", reason.clone(), raw.as_slice()),
                 End::Quarantine { reason } => ("quarantine", reason.clone(), empty),
                 End::Release => ("release", String::new(), empty),
+                End::Charge => ("charge", String::new(), empty),
                 End::Requeue => ("requeue", String::new(), empty),
             };
             args.push(action);
@@ -349,6 +352,23 @@ impl Broker {
                     source,
                 })?;
         Ok(back || died)
+    }
+
+    /// How many deliveries of a message with this task id ended without settlement.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn deaths(&self, id: &str) -> Result<u64, Error> {
+        let counted: Option<u64> = redis::cmd("HGET")
+            .arg(self.keys.umbel("att"))
+            .arg(id)
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call {
+                call: "HGET att",
+                source,
+            })?;
+        Ok(counted.unwrap_or(0))
     }
 
     /// Extends leases. Returns those that are lost.

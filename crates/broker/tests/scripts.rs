@@ -15,7 +15,7 @@ use umbel_testkit::Redis;
 use crate::world::{Op, World};
 
 /// Ends of a delivery, by number.
-const ENDS: u8 = 7;
+const ENDS: u8 = 8;
 
 fn op() -> impl Strategy<Value = Op> {
     let worker = || 0..2_usize;

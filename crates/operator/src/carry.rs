@@ -114,7 +114,7 @@ pub struct Pass<'a> {
     pub context: &'a Context,
     /// The pool.
     pub pool: &'a WorkerPool,
-    /// Its children, read consistently.
+    /// Its pods of one revision, read consistently.
     pub fleet: &'a Fleet,
     /// Its workers, read after them.
     pub workers: &'a Workers,
@@ -159,7 +159,7 @@ impl Pass<'_> {
 
     /// Writes our term on the Deployment, so that a predecessor's late write meets another resourceVersion.
     async fn stamp(&self, stamp: &str) -> Result<Done, Error> {
-        let name = self.pool.name_any();
+        let name = self.fleet.name();
         let body = json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -354,7 +354,7 @@ impl Pass<'_> {
     /// Sets the size through `/scale`, on the Deployment as it was read.
     async fn scale(&self, to: u32, survivors: Option<BTreeSet<String>>) -> Result<Done, Error> {
         self.context.leader.term().ok_or(Error::NotLeading)?;
-        let (name, from) = (self.pool.name_any(), self.fleet.size());
+        let (name, from) = (self.fleet.name(), self.fleet.size());
         let scale = Scale {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -387,6 +387,31 @@ impl Pass<'_> {
                 );
                 Ok(Done::Refused)
             }
+            Err(source) => Err(Error::Deployment(name, source)),
+        }
+    }
+
+    /// Deletes the Deployment as it was read: an older revision's, without pods. Whether it did.
+    pub async fn retire(&self) -> Result<bool, Error> {
+        self.context.leader.term().ok_or(Error::NotLeading)?;
+        let name = self.fleet.name();
+        let preconditions = Preconditions {
+            uid: self.fleet.deployment.uid(),
+            resource_version: self.fleet.deployment.resource_version(),
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        let api = self.deployments();
+        failpoint::reach("before-retire");
+        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params))
+            .await
+            .map_err(|_| Error::Slow)?;
+        self.context.metrics.wrote("delete", "deployments");
+        match deleted {
+            Ok(_) => Ok(true),
+            Err(error) if is_refusal(&error) => Ok(false),
             Err(source) => Err(Error::Deployment(name, source)),
         }
     }

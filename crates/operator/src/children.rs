@@ -1,4 +1,4 @@
-//! A pool's Deployment (without its size), ServiceAccount, Role and binding: applied only when something differs.
+//! A pool's present Deployment (without its size), ServiceAccount, Role and binding: applied only when something differs.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use umbel_api::names::{MANAGER, MANAGER_SCALE};
-use umbel_plan::deployment::contains;
+use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::Pool;
 use umbel_plan::{access, deployment, shield};
 
@@ -29,6 +29,7 @@ const REFUSAL_LASTS: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     deployment: Option<(u64, u64)>,
+    adopted: Option<(u64, bool)>,
     access: Option<u64>,
     refused: Option<Refused>,
 }
@@ -70,18 +71,79 @@ pub struct Error {
 }
 
 impl Applied {
-    /// Brings the children to what the pool asks for. `stored` is the Deployment as it was seen.
+    /// The revision that the pool's template is now: a new one, or that of a Deployment which was made when a pool had but
+    /// one, if its pods are what the template asks for.
+    pub async fn revision(
+        &mut self,
+        context: &Context,
+        pool: &Pool,
+        stored: impl Iterator<Item = &Deployment>,
+    ) -> Result<Revision, Error> {
+        let present = Revision::present(pool);
+        let mut first = None;
+        for one in stored {
+            if one.name_any() == present.deployment {
+                return Ok(present);
+            }
+            first = first.or_else(|| Some((one, present.adopting(one)?)));
+        }
+        let Some((stored, adopting)) = first else {
+            return Ok(present);
+        };
+        Ok(if self.adopts(context, pool, stored, &adopting).await? {
+            adopting
+        } else {
+            present
+        })
+    }
+
+    /// Whether applying this revision would leave the Deployment's template as it is. The server is asked, because only it
+    /// knows what it would add, and what would go.
+    async fn adopts(
+        &mut self,
+        context: &Context,
+        pool: &Pool,
+        stored: &Deployment,
+        revision: &Revision,
+    ) -> Result<bool, Error> {
+        let wanted = deployment::plan(pool, revision);
+        let template = |one: &Deployment| {
+            let shown = serde_json::to_value(one).unwrap_or_default();
+            shown.pointer("/spec/template").cloned().unwrap_or_default()
+        };
+        let before = template(stored);
+        let asked = hash(&json!([wanted, before]));
+        if let Some((known, answer)) = self.adopted
+            && known == asked
+        {
+            return Ok(answer);
+        }
+        let api: Api<Deployment> = Api::namespaced(context.client.clone(), &pool.namespace);
+        let mut params = PatchParams::apply(MANAGER).force();
+        params.dry_run = true;
+        let name = stored.name_any();
+        let answer = match api.patch(&name, &params, &Patch::Apply(&wanted)).await {
+            Ok(after) => template(&after) == before,
+            Err(error) if matches!(code(&error), Some(400 | 403 | 422)) => false,
+            Err(source) => return Err(failed::<Deployment>(&name, source)),
+        };
+        self.adopted = Some((asked, answer));
+        Ok(answer)
+    }
+
+    /// Brings the children to what the pool asks for. `stored` is the Deployment of this revision as it was seen.
     pub async fn bring(
         &mut self,
         context: &Context,
         pool: &Pool,
+        revision: &Revision,
         stored: Option<&Deployment>,
     ) -> Result<Outcome, Error> {
-        let (access, budget) = (access::plan(pool), shield::budget(pool));
+        let (access, budgets) = (access::plan(pool), shield::budgets(pool));
         let wanted = hash(&json!([
             access.service_account,
             access.grant.as_ref().map(|grant| [&grant.role, &grant.binding]),
-            budget,
+            budgets,
         ]));
         let mut wrote = false;
         if self.access != Some(wanted) {
@@ -94,9 +156,11 @@ impl Applied {
                 remove::<RoleBinding>(context, pool, &name).await?;
                 remove::<Role>(context, pool, &name).await?;
             }
-            match &budget {
-                Some(budget) => outcomes.push(bring::<PodDisruptionBudget>(context, pool, budget).await?),
-                None => remove::<PodDisruptionBudget>(context, pool, &shield::budget_name(&pool.name)).await?,
+            for (name, budget) in &budgets {
+                match budget {
+                    Some(budget) => outcomes.push(bring::<PodDisruptionBudget>(context, pool, budget).await?),
+                    None => remove::<PodDisruptionBudget>(context, pool, name).await?,
+                }
             }
             for outcome in outcomes {
                 match outcome {
@@ -106,7 +170,7 @@ impl Applied {
             }
             self.access = Some(wanted);
         }
-        let wanted = deployment::plan(pool);
+        let wanted = deployment::plan(pool, revision);
         let sent = hash(&wanted);
         if let Some(Refused {
             wanted,
@@ -123,8 +187,7 @@ impl Applied {
             });
         }
         let outcome = match stored {
-            None => self.create(context, pool, &wanted).await?,
-            Some(stored) if !is_ours(stored, pool) => taken::<Deployment>(&pool.name),
+            None => self.create(context, pool, &revision.deployment, &wanted).await?,
             Some(stored) => self.update(context, &wanted, stored).await?,
         };
         self.refused = match &outcome {
@@ -144,9 +207,8 @@ impl Applied {
 
     /// A Deployment without a size is made with one pod, and a size that an applier drops goes back to one. So it is made
     /// at size zero by the size's own field manager, then taken over without the size, and the first one lets go of the rest.
-    async fn create(&mut self, context: &Context, pool: &Pool, wanted: &Value) -> Result<Outcome, Error> {
+    async fn create(&mut self, context: &Context, pool: &Pool, name: &str, wanted: &Value) -> Result<Outcome, Error> {
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &pool.namespace);
-        let name = pool.name.as_str();
         if let Some(found) = api
             .get_opt(name)
             .await

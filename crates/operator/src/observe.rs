@@ -6,18 +6,20 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
+use kube::runtime::reflector::Store;
 use kube::{Api, Resource, ResourceExt};
 use umbel_api::WorkerPool;
 use umbel_api::names::{
     ANNOTATION_BUSY_SINCE, ANNOTATION_DELETION_COST, ANNOTATION_DO_NOT_DISRUPT, ANNOTATION_GATE,
-    ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY, MANAGER, MANAGER_SCALE,
+    ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY, LABEL_POOL, MANAGER, MANAGER_SCALE,
 };
 use umbel_broker::{Gate, WorkerRecord};
-use umbel_plan::{deployment, drain, shield};
+use umbel_plan::deployment::Revision;
+use umbel_plan::{deployment, drain, rollout, shield};
 
 use crate::context::Context;
 
-/// A pool's children, read in this order: Deployment, ReplicaSets, pods.
+/// The pods of one revision of a pool's template, read in this order: Deployment, ReplicaSets, pods.
 #[derive(Clone, Debug)]
 pub struct Fleet {
     /// The Deployment.
@@ -26,6 +28,48 @@ pub struct Fleet {
     pub sets: Vec<ReplicaSet>,
     /// Pods of its ReplicaSets.
     pub pods: Vec<Pod>,
+}
+
+/// All pods of a pool, by the revision of the template that they were made from.
+#[derive(Clone, Debug, Default)]
+pub struct Fleets {
+    /// Those of the present one, if it has a Deployment.
+    pub present: Option<Fleet>,
+    /// Those of older ones, the latest first.
+    pub older: Vec<Fleet>,
+}
+
+impl Fleets {
+    /// Sorts fleets by what is remembered of them, and takes note of what is seen.
+    pub fn new(
+        all: Vec<Fleet>,
+        revision: &Revision,
+        workers: Option<&Workers>,
+        memory: &mut rollout::Memory,
+        now: jiff::Timestamp,
+    ) -> Self {
+        let (mut present, mut older): (Vec<Fleet>, Vec<Fleet>) =
+            all.into_iter().partition(|fleet| fleet.name() == revision.deployment);
+        let present = present.pop();
+        let counted = |fleet: &Fleet| (fleet.name(), rollout::Fleet::of(&fleet.world(workers, 0)));
+        let first = present.as_ref().map(counted);
+        let rest: Vec<_> = older.iter().map(counted).collect();
+        memory.see(
+            first.as_ref().map(|(name, fleet)| (name.as_str(), fleet)),
+            rest.iter().map(|(name, fleet)| (name.as_str(), fleet)),
+            now,
+        );
+        older.sort_by_key(|fleet| {
+            let replaced = memory.of(&fleet.name()).replaced_at;
+            std::cmp::Reverse((replaced, fleet.deployment.creation_timestamp().map(|made| made.0)))
+        });
+        Self { present, older }
+    }
+
+    /// All of them, the present one first.
+    pub fn all(&self) -> impl Iterator<Item = &Fleet> {
+        self.present.iter().chain(&self.older)
+    }
 }
 
 /// What Redis says of a pool's workers.
@@ -109,57 +153,76 @@ pub enum Error {
     Read(&'static str, #[source] kube::Error),
 }
 
-/// The children as the watches have them; nothing while there is no Deployment.
-pub fn watched(context: &Context, pool: &WorkerPool) -> Option<Fleet> {
-    let (namespace, name) = (pool.namespace()?, pool.name_any());
-    let scope = context.scope(&namespace)?;
-    let deployment = scope.deployments.get(&namespace, &name)?;
-    let sets = scope
-        .sets
-        .store
-        .state_filter(|set: &ReplicaSet| set.namespace().as_deref() == Some(&namespace));
-    let pods = scope
-        .pods
-        .store
-        .state_filter(|pod: &Pod| pod.namespace().as_deref() == Some(&namespace));
-    Some(Fleet::new(
-        deployment.as_ref().clone(),
-        sets.iter().map(|set| set.as_ref().clone()).collect(),
-        pods.iter().map(|pod| pod.as_ref().clone()).collect(),
-    ))
+/// The pool's fleets as the watches have them, in no order.
+pub fn watched(context: &Context, pool: &WorkerPool) -> Vec<Fleet> {
+    let (namespace, name) = (pool.namespace().unwrap_or_default(), pool.name_any());
+    let Some(scope) = context.scope(&namespace) else {
+        return Vec::new();
+    };
+    let deployments = of_pool(&scope.deployments.store, &namespace, &name);
+    let (sets, pods) = (
+        of_pool(&scope.sets.store, &namespace, &name),
+        of_pool(&scope.pods.store, &namespace, &name),
+    );
+    fleets(pool, deployments, &sets, &pods)
 }
 
-/// The children as the API server has them now; nothing while there is no Deployment.
-pub async fn read(context: &Context, pool: &WorkerPool) -> Result<Option<Fleet>, Error> {
+fn of_pool<K>(store: &Store<K>, namespace: &str, pool: &str) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let ours = |object: &K| {
+        object.meta().namespace.as_deref() == Some(namespace)
+            && object.labels().get(LABEL_POOL).is_some_and(|name| name == pool)
+    };
+    store
+        .state_filter(ours)
+        .iter()
+        .map(|object| object.as_ref().clone())
+        .collect()
+}
+
+/// The pool's fleets as the API server has them now, in no order.
+pub async fn read(context: &Context, pool: &WorkerPool) -> Result<Vec<Fleet>, Error> {
     let (namespace, name) = (pool.namespace().unwrap_or_default(), pool.name_any());
     let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
     let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &namespace);
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     // Without a resourceVersion these are quorum reads.
     let ours = ListParams::default().labels(&deployment::selector(&name));
-    let found = deployments
-        .get_opt(&name)
+    let deployments = deployments
+        .list(&ours)
         .await
-        .map_err(|source| Error::Read("deployment", source))?;
-    let Some(deployment) = found else { return Ok(None) };
+        .map_err(|source| Error::Read("deployments", source))?;
     let sets = sets
         .list(&ours)
         .await
         .map_err(|source| Error::Read("replicasets", source))?;
     let pods = pods.list(&ours).await.map_err(|source| Error::Read("pods", source))?;
-    Ok(Some(Fleet::new(deployment, sets.items, pods.items)))
+    Ok(fleets(pool, deployments.items, &sets.items, &pods.items))
+}
+
+/// Somebody else's Deployments are left out, whatever their labels say.
+fn fleets(pool: &WorkerPool, deployments: Vec<Deployment>, sets: &[ReplicaSet], pods: &[Pod]) -> Vec<Fleet> {
+    let uid = pool.uid().unwrap_or_default();
+    deployments
+        .into_iter()
+        .filter(|deployment| is_child(deployment, &uid) && deployment.metadata.deletion_timestamp.is_none())
+        .map(|deployment| Fleet::new(deployment, sets, pods))
+        .collect()
 }
 
 impl Fleet {
-    fn new(deployment: Deployment, sets: Vec<ReplicaSet>, pods: Vec<Pod>) -> Self {
+    fn new(deployment: Deployment, sets: &[ReplicaSet], pods: &[Pod]) -> Self {
         let uid = deployment.uid().unwrap_or_default();
-        let sets: Vec<ReplicaSet> = sets.into_iter().filter(|set| is_child(set, &uid)).collect();
+        let sets: Vec<ReplicaSet> = sets.iter().filter(|set| is_child(*set, &uid)).cloned().collect();
         let pods: Vec<Pod> = pods
-            .into_iter()
+            .iter()
             .filter(|pod| {
                 sets.iter()
-                    .any(|set| is_child(pod, set.uid().as_deref().unwrap_or_default()))
+                    .any(|set| is_child(*pod, set.uid().as_deref().unwrap_or_default()))
             })
+            .cloned()
             .collect();
         let needed = |set: &ReplicaSet| {
             let uid = set.uid().unwrap_or_default();
@@ -167,6 +230,11 @@ impl Fleet {
         };
         let sets = sets.iter().filter(|set| needed(set)).cloned().collect();
         Self { deployment, sets, pods }
+    }
+
+    /// The name of the Deployment.
+    pub fn name(&self) -> String {
+        self.deployment.name_any()
     }
 
     /// `spec.replicas` of the Deployment.
@@ -208,6 +276,17 @@ impl Fleet {
         conditions
             .filter(|one| one.type_.as_deref() == Some("ReplicaFailure") && one.status.as_deref() == Some("True"))
             .find_map(|condition| condition.message.clone())
+    }
+
+    /// Why a pod that nobody admitted does not become ready, in the words of whoever could not run it.
+    pub fn trouble(&self, now: jiff::Timestamp) -> Option<String> {
+        let unadmitted = self
+            .pods
+            .iter()
+            .filter(|pod| !is_ending(pod) && gate_mark(pod).is_none());
+        let named = unadmitted.filter_map(|pod| Some((pod.name_any(), trouble(pod, now)?)));
+        let found = named.min().map(|(name, why)| format!("pod {name}: {why}"));
+        found.or_else(|| self.refusal())
     }
 
     /// What the scale-down decides on. Without `workers`, the broker counts as not answering.
@@ -299,6 +378,58 @@ pub fn marks(pod: &Pod, busy: bool) -> shield::Seen {
         since: note(ANNOTATION_BUSY_SINCE).and_then(|text| text.parse().ok()),
         shielded,
     }
+}
+
+/// A pod that was made so long ago and is not admitted has some trouble, whatever it is.
+const STARTS_WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+
+/// Why a pod does not run, or does not become ready.
+fn trouble(pod: &Pod, now: jiff::Timestamp) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let containers = status.container_statuses.iter().flatten();
+    let waiting = containers
+        .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
+        .find(|waiting| {
+            let reason = waiting.reason.as_deref().unwrap_or_default();
+            // "ContainerCreating" and "PodInitializing" are none.
+            reason.contains("BackOff") || reason.contains("Err") || reason.contains("Invalid")
+        });
+    if let Some(waiting) = waiting {
+        let words = [waiting.reason.as_deref(), waiting.message.as_deref()];
+        return Some(words.into_iter().flatten().collect::<Vec<_>>().join(": "));
+    }
+    let conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions
+        .filter(|one| one.type_ == "PodScheduled" && one.reason.as_deref() == Some("Unschedulable"))
+        .find_map(|one| one.message.clone());
+    if unscheduled.is_some() {
+        return unscheduled;
+    }
+    let is_late = pod
+        .creation_timestamp()
+        .is_some_and(|made| now.duration_since(made.0) >= STARTS_WITHIN);
+    is_late.then(|| format!("not ready {} s after it was made", STARTS_WITHIN.as_secs()))
+}
+
+/// Who else wrote this pod's deletion cost last, if anybody did.
+pub fn foreign_cost_writer(pod: &Pod) -> Option<String> {
+    let key = format!("f:{ANNOTATION_DELETION_COST}");
+    let wrote = |fields: &serde_json::Value| {
+        let annotations = fields.pointer("/f:metadata/f:annotations");
+        annotations.is_some_and(|annotations| annotations.get(&key).is_some())
+    };
+    let owners = pod.metadata.managed_fields.iter().flatten();
+    owners
+        .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| wrote(&fields.0)))
+        .filter_map(|entry| entry.manager.clone())
+        // The first one is the ReplicaSet controller, by the template.
+        .find(|manager| ![MANAGER, "kube-controller-manager"].contains(&manager.as_str()))
+}
+
+/// How long a pod has from SIGTERM until it is killed.
+pub fn grace(pod: &Pod) -> Option<Duration> {
+    let seconds = pod.spec.as_ref()?.termination_grace_period_seconds?;
+    u64::try_from(seconds).ok().map(Duration::from_secs)
 }
 
 /// The admission mark: `<term>.<n>`.

@@ -8,9 +8,10 @@ use kube::ResourceExt;
 use umbel_api::WorkerPool;
 use umbel_api::condition::{self, Finding, Status};
 use umbel_api::names::pool_condition;
-use umbel_api::workerpool::{Counters, DemandStatus, LastScale, Slots, WorkerPoolStatus};
-use umbel_plan::drain::{self, Gate, World};
+use umbel_api::workerpool::{Counters, DemandStatus, LastScale, RevisionStatus, Slots, WorkerPoolStatus};
+use umbel_plan::drain::{self, Gate};
 use umbel_plan::explain::{self, Story};
+use umbel_plan::rollout::Rolling;
 use umbel_plan::scaling::Decision;
 use umbel_plan::{deployment, scaling};
 
@@ -32,14 +33,22 @@ pub struct News {
 
 /// Everything that one pass found out about a valid pool.
 pub struct Found<'a> {
-    /// The world.
-    pub world: &'a World,
+    /// All pods that live, whatever template they were made from.
+    pub pods: Vec<&'a drain::Pod>,
+    /// The pool's size.
+    pub size: u32,
     /// Its workers, if the broker answers.
     pub workers: Option<&'a Workers>,
     /// The size decision.
     pub decision: &'a Decision,
-    /// The latest turn.
-    pub turn: &'a drain::Turn,
+    /// What a step down is about, if one is under way.
+    pub turn: &'a drain::Reason,
+    /// Whether that keeps pods from going.
+    pub is_blocked: bool,
+    /// The template's revisions.
+    pub revisions: Vec<RevisionStatus>,
+    /// A template that replaces another.
+    pub rolling: Option<Rolling>,
     /// Why children could not be applied.
     pub refused: Option<(&'static str, String)>,
     /// Why pods cannot be made.
@@ -48,6 +57,10 @@ pub struct Found<'a> {
     pub broker_fault: Option<(&'static str, String)>,
     /// Who else writes the Deployment's size, and whether we stopped to set it right.
     pub foreign_scaler: Option<(String, bool)>,
+    /// Who else writes deletion costs.
+    pub foreign_cost_writer: Option<String>,
+    /// Whether a stopping pod has as long as its tasks may run.
+    pub grace: Finding,
 }
 
 /// Status of a pool that cannot run.
@@ -62,8 +75,7 @@ pub fn invalid(pool: &WorkerPool, reason: &str, message: String, now: Timestamp)
 /// Status of a pool, with the news added.
 pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp) -> WorkerPoolStatus {
     let old = pool.status.clone().unwrap_or_default();
-    let world = found.world;
-    let live: Vec<&drain::Pod> = world.live().collect();
+    let live = &found.pods;
     let number = |matches: &dyn Fn(&drain::Pod) -> bool| {
         u32::try_from(live.iter().filter(|pod| matches(pod)).count()).unwrap_or(u32::MAX)
     };
@@ -78,7 +90,7 @@ pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp)
             busy: sum.busy + u64::from(beat.busy),
         })
     });
-    let blocked = blocked(found);
+    let blocked = found.is_blocked.then(|| found.turn.word().to_owned());
     let counters = old.counters.unwrap_or_default();
     WorkerPoolStatus {
         observed_generation: pool.metadata.generation,
@@ -99,9 +111,10 @@ pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp)
             busy_stopped: counters.busy_stopped + news.counters.busy_stopped,
             wrong_victims: counters.wrong_victims + news.counters.wrong_victims,
         }),
+        revisions: found.revisions.clone(),
         conditions: condition::merge(
             &old.conditions,
-            &findings(found, &live, blocked),
+            &findings(found, live, blocked),
             pool.metadata.generation,
             now,
         ),
@@ -116,26 +129,26 @@ fn demand(demand: scaling::Demand) -> DemandStatus {
     }
 }
 
-/// Why a wanted smaller size is not being brought about.
-fn blocked(found: &Found<'_>) -> Option<String> {
-    (found.world.desired < found.world.deployment.size && found.turn.reason.blocks())
-        .then(|| found.turn.reason.word().to_owned())
-}
-
 fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) -> Vec<Finding> {
     let Found {
-        world,
+        pods: _,
+        size,
         workers: _,
         decision,
         turn,
+        is_blocked: _,
+        revisions: _,
+        rolling,
         refused,
         replica_failure,
         broker_fault,
         foreign_scaler,
+        foreign_cost_writer,
+        grace,
     } = found;
     let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
-    let progress = format!("{ready} of {} pods are ready", world.deployment.size);
-    let is_whole = ready >= world.deployment.size as usize;
+    let progress = format!("{ready} of {size} pods are ready");
+    let is_whole = ready >= *size as usize;
     let up = match (refused, replica_failure) {
         (Some((reason, why)), _) => Finding::new(pool_condition::READY, false, *reason, why.clone()),
         (None, Some(why)) if !is_whole => Finding::new(pool_condition::READY, false, "ReplicaFailure", why.clone()),
@@ -159,10 +172,11 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         busy: number(&|pod| pod.worker.as_ref().is_some_and(|worker| worker.held > 0)),
         draining: number(&|pod| pod.worker.as_ref().is_some_and(|worker| worker.gate == Gate::Closed)),
         decision,
-        turn: &turn.reason,
+        turn,
+        rollout: rolling.as_ref(),
         obstacles: obstacles.into_iter().flatten().collect(),
     };
-    let stuck = match (blocked, &turn.reason) {
+    let stuck = match (blocked, turn) {
         (Some(word), reason) => Finding::new(pool_condition::SCALE_DOWN_BLOCKED, true, word, explain::step(reason)),
         (None, _) => Finding::new(
             pool_condition::SCALE_DOWN_BLOCKED,
@@ -194,6 +208,7 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
             ),
         },
         stuck,
+        progress_of(rolling.as_ref()),
         match broker_fault {
             Some((reason, why)) => Finding::new(pool_condition::BROKER_REACHABLE, false, *reason, why.clone()),
             None if found.workers.is_none() => Finding::new(
@@ -221,7 +236,31 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
                 Finding::new(pool_condition::FOREIGN_SCALER, true, "SizeWritten", note)
             }
         },
+        match foreign_cost_writer {
+            None => Finding::new(
+                pool_condition::FOREIGN_COST_WRITER,
+                false,
+                "OnlyUs",
+                "nobody else writes deletion costs",
+            ),
+            Some(manager) => {
+                let note = format!("{manager} writes deletion costs of pods; no step down relies on them");
+                Finding::new(pool_condition::FOREIGN_COST_WRITER, true, "CostWritten", note)
+            }
+        },
+        grace.clone(),
     ]
+}
+
+fn progress_of(rolling: Option<&Rolling>) -> Finding {
+    let (is_so, reason, message) = match rolling {
+        None => (false, "Complete", "all pods have the present template".to_owned()),
+        Some(rolling) => match &rolling.trouble {
+            Some(_) => (false, "NewRevisionNotReady", rolling.to_string()),
+            None => (true, "Progressing", rolling.to_string()),
+        },
+    };
+    Finding::new(pool_condition::ROLLOUT_PROGRESSING, is_so, reason, message)
 }
 
 impl News {
@@ -261,6 +300,10 @@ fn essence(status: &WorkerPoolStatus) -> WorkerPoolStatus {
         message: String::new(),
         ..condition.clone()
     };
+    let calm = |revision: &RevisionStatus| RevisionStatus {
+        busy_replicas: 0,
+        ..revision.clone()
+    };
     WorkerPoolStatus {
         demand: None,
         slots: None,
@@ -268,6 +311,7 @@ fn essence(status: &WorkerPoolStatus) -> WorkerPoolStatus {
         idle_replicas: 0,
         recommended_replicas: 0,
         conditions: status.conditions.iter().map(short).collect(),
+        revisions: status.revisions.iter().map(calm).collect(),
         ..status.clone()
     }
 }

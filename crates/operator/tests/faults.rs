@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Kubelet, LONG, Stage};
-use kube::api::{Patch, PatchParams};
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use umbel_testkit::{Redis, eventually};
 
@@ -108,14 +109,25 @@ async fn each_fault_is_named_and_nobody_else_is_disturbed() {
     })
     .await;
 
+    // A Deployment of the name that the pool's will have, as an earlier pool of this name shows it.
+    let spec = || json!({ "queues": [{ "name": "bad" }], "suspend": true });
+    pool(&stage, "taken", spec()).await.unwrap();
+    eventually(LONG, "it has a Deployment", async || {
+        stage.deployment("taken").await.is_some()
+    })
+    .await;
+    let name = stage.deployment("taken").await.unwrap().name_any();
+    stage.pools().delete("taken", &DeleteParams::default()).await.unwrap();
+    eventually(LONG, "the Deployment is gone", async || {
+        stage.deployments().get_opt(&name).await.unwrap().is_none()
+    })
+    .await;
     let bare = json!({ "spec": { "replicas": 0, "selector": { "matchLabels": { "a": "b" } }, "template": {
         "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [{ "name": "c", "image": "x" }] } } } });
-    stage.apply("apps/v1", "Deployment", "deployments", "taken", bare).await;
-    pool(&stage, "taken", json!({ "queues": [{ "name": "bad" }] }))
-        .await
-        .unwrap();
-    shows(&stage, "taken", "NameTaken", "Deployment taken").await;
-    let untouched = stage.deployments().get("taken").await.unwrap();
+    stage.apply("apps/v1", "Deployment", "deployments", &name, bare).await;
+    pool(&stage, "taken", spec()).await.unwrap();
+    shows(&stage, "taken", "NameTaken", &format!("Deployment {name}")).await;
+    let untouched = stage.deployments().get(&name).await.unwrap();
     assert!(untouched.metadata.owner_references.is_none());
 
     stage.ready("good", 1).await;
@@ -215,9 +227,10 @@ async fn another_scaler_is_named_and_not_fought_for_ever() {
     };
     for round in 0..4 {
         let size = json!({ "spec": { "replicas": 2 } });
+        let name = stage.deployment("jobs").await.expect("it is there").name_any();
         stage
             .deployments()
-            .patch("jobs", &other, &Patch::Merge(size))
+            .patch(&name, &other, &Patch::Merge(size))
             .await
             .unwrap();
         if round < 3 {

@@ -251,7 +251,7 @@ async fn a_steady_pool_causes_no_writes_and_a_restart_repairs_nothing() {
         for pod in stage.pods_of("jobs").await {
             all.insert(pod.name_any(), version(&|| pod.resource_version()));
         }
-        let deployment = stage.deployments().get("jobs").await.expect("it is there");
+        let deployment = stage.deployment("jobs").await.expect("it is there");
         all.insert("deployment".into(), version(&|| deployment.resource_version()));
         let pool = stage.pools().get("jobs").await.expect("it is there");
         all.insert("pool".into(), version(&|| pool.resource_version()));

@@ -394,7 +394,8 @@ async fn a_rate_is_measured_and_then_followed() {
     .await;
     eventually(LONG, "the rate is known, and asks for less", async || {
         let says = stage.condition("mail", "ScalingActive").await.unwrap_or_default().2;
-        says.contains("to be done within 5m, at 0.5") && stage.status("mail").await.desired_replicas == 1
+        // Both pods hold tasks for as long as there is work, so neither is taken.
+        says.contains("to be done within 5m, at 0.5") && stage.status("mail").await.recommended_replicas == 1
     })
     .await;
     drop(operator);
@@ -456,10 +457,18 @@ async fn busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
     .await;
     assert_eq!(stage.status("mail").await.busy_replicas, 1, "{}", operator.log());
     evict(&busy).await.expect("it may go now");
-    // Without protection there is no budget.
-    pool(&stage, "mail", spec(&json!({}))).await;
+    // Without protection there is no budget, unless the pool has one over all.
+    let mut over_all = spec(&json!({}));
+    over_all["podDisruptionBudget"] = json!({ "maxUnavailable": "50%" });
+    pool(&stage, "mail", over_all).await;
     let budgets: kube::Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
         kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
+    eventually(LONG, "one of the two may be away", async || {
+        let budget = budgets.get_opt("mail").await.expect("the API server answers");
+        let status = budget.and_then(|budget| budget.status);
+        status.is_some_and(|status| (status.expected_pods, status.disruptions_allowed) == (Some(2), Some(1)))
+    })
+    .await;
     eventually(LONG, "the budget is gone", async || {
         budgets
             .get_opt("mail-busy")
@@ -468,4 +477,136 @@ async fn busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
             .is_none()
     })
     .await;
+}
+
+/// What keeps a pod's task from ending, or its cost from being ours, is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_grace_and_another_writer_of_costs_are_named() {
+    let stage = Stage::start_with(&[
+        "--apiserver-arg=--runtime-config=admissionregistration.k8s.io/v1beta1=true",
+        "--apiserver-arg=--feature-gates=MutatingAdmissionPolicy=true",
+    ])
+    .await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    // A platform that gives a stopping pod ten minutes, whatever its template asks for.
+    let cap = json!({
+        "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+        "matchConstraints": { "resourceRules": [{ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"] }] },
+        "matchConditions": [{ "name": "long", "expression": "object.spec.terminationGracePeriodSeconds > 600" }],
+        "mutations": [{ "patchType": "ApplyConfiguration", "applyConfiguration": {
+            "expression": "Object{spec: Object.spec{terminationGracePeriodSeconds: 600}}" } }],
+    });
+    let version = "admissionregistration.k8s.io/v1beta1";
+    stage
+        .apply_anywhere(
+            version,
+            "MutatingAdmissionPolicy",
+            "mutatingadmissionpolicies",
+            "cap",
+            json!({ "spec": cap }),
+        )
+        .await;
+    let binding = json!({ "spec": { "policyName": "cap" } });
+    stage
+        .apply_anywhere(
+            version,
+            "MutatingAdmissionPolicyBinding",
+            "mutatingadmissionpolicybindings",
+            "cap",
+            binding,
+        )
+        .await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    let says = async |kind: &str, status: &str, reason: &str, part: &str| {
+        eventually(
+            LONG,
+            &format!("{kind} is {status}, {reason}: …{part}…"),
+            async || {
+                let found = stage.condition("mail", kind).await;
+                found.is_some_and(|(is, why, words)| is == status && why == reason && words.contains(part))
+            },
+        )
+        .await;
+    };
+    let spec = |replicas: u32, more: Value| {
+        let mut spec = json!({ "replicas": replicas, "concurrency": 1, "scaling": { "mode": "Manual" } });
+        spec["drain"] = more;
+        spec
+    };
+    pool(&stage, "mail", spec(2, json!({}))).await;
+    says(
+        "GraceTooShort",
+        "True",
+        "CappedByPlatform",
+        "10m where the pool asks for 1h30s",
+    )
+    .await;
+    pool(&stage, "mail", spec(2, json!({ "gracePeriod": "20s" }))).await;
+    says(
+        "GraceTooShort",
+        "True",
+        "ShorterThanTimeLimit",
+        "20s, by drain.gracePeriod",
+    )
+    .await;
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "mail",
+            json!({ "spec": {
+                "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } },
+                "lease": { "duration": "10s", "renewEvery": "3s" }, "timeLimit": "1m",
+            } }),
+        )
+        .await;
+    pool(&stage, "mail", spec(2, json!({}))).await;
+    says("GraceTooShort", "False", "LongEnough", "1m30s").await;
+
+    says("ForeignCostWriter", "False", "OnlyUs", "").await;
+    eventually(LONG, "two pods of the latest template", async || {
+        stage.pods_of("mail").await.len() == 2
+    })
+    .await;
+    stage.ready("mail", 2).await;
+    // It names the idle one as the most expensive, the one that works as the cheapest.
+    stage.send_sleeps("mail", 1, 25.0).await;
+    let mut busy = None;
+    eventually(LONG, "one of them works", async || {
+        let records = stage.broker.workers().await.expect("the broker answers");
+        let holder = records.iter().find(|record| record.held > 0);
+        busy = holder
+            .and_then(|record| record.heartbeat.as_ref())
+            .map(|beat| beat.pod.clone());
+        busy.is_some()
+    })
+    .await;
+    let busy = busy.expect("one works");
+    let other = PatchParams {
+        field_manager: Some("karpenter".into()),
+        ..PatchParams::default()
+    };
+    for pod in stage.pods_of("mail").await {
+        let cost = if pod.name_any() == busy {
+            "-2147483648"
+        } else {
+            "2147483647"
+        };
+        let body = json!({ "metadata": { "annotations": { "controller.kubernetes.io/pod-deletion-cost": cost } } });
+        stage
+            .pods()
+            .patch(&pod.name_any(), &other, &Patch::Merge(body))
+            .await
+            .expect("it is accepted");
+    }
+    says("ForeignCostWriter", "True", "CostWritten", "karpenter").await;
+    pool(&stage, "mail", spec(1, json!({}))).await;
+    eventually(LONG, "the one that works is left", async || {
+        let left: Vec<String> = stage.pods_of("mail").await.iter().map(ResourceExt::name_any).collect();
+        stage.size("mail").await == Some(1) && left == [busy.as_str()]
+    })
+    .await;
+    assert!(kubelet.removals().iter().all(|removal| removal.held == 0));
 }

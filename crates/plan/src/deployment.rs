@@ -1,20 +1,25 @@
 //! Pool → Deployment, without its size.
 //!
+//! Each revision of the template has a Deployment of its own, named and selected by a hash of the template. One made by an
+//! operator that had a single Deployment for a pool is taken for the revision whose template it has.
+//!
 //! The template is opaque and stays JSON, so that fields newer than this program survive. What is set in it is
 //! listed here and is nothing else: on the worker's container environment, probes and the mount of the broker's
 //! Secrets; on the pod their volume, ServiceAccount, token, grace period, labels and a low deletion cost.
 //!
 //! The size never appears: whoever applies a Deployment with a size would set it back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use umbel_api::Span;
 use umbel_api::TaskQueueSpec;
 use umbel_api::names::{
     ANNOTATION_DELETION_COST, LABEL_COMPONENT, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_POOL,
-    WORKER_CONTAINER,
+    LABEL_REVISION, WORKER_CONTAINER,
 };
 use umbel_api::taskqueue::{DeadLetter, KeyLimit, Results, Sentinel, Tls};
 use umbel_api::workerpool::Recycle;
@@ -52,27 +57,122 @@ pub fn selector(pool: &str) -> String {
     format!("{LABEL_POOL}={pool}")
 }
 
-/// The Deployment of this pool, without its size.
-pub fn plan(pool: &Pool) -> Value {
+/// A revision of a pool's template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// Its name: ten digits of a hash.
+    pub name: String,
+    /// The name of its Deployment.
+    pub deployment: String,
+    /// Of a Deployment that was made when a pool had but one: what its pods take for their revision.
+    adopted: Option<String>,
+}
+
+impl Revision {
+    /// That of the template as it is now.
+    pub fn present(pool: &Pool) -> Self {
+        let mut template = template(pool, "");
+        if let Some(container) = template
+            .pointer_mut("/spec")
+            .and_then(Value::as_object_mut)
+            .and_then(worker)
+        {
+            // Another pool of the same name has other Deployments anyway.
+            let env = container.get_mut("env").and_then(Value::as_array_mut);
+            env.into_iter()
+                .for_each(|env| env.retain(|one| one["name"] != "UMBEL_POOL_UID"));
+        }
+        let name = digits(&sorted(&template));
+        Self {
+            deployment: format!("{}-{name}", pool.name),
+            name,
+            adopted: None,
+        }
+    }
+
+    /// That of a Deployment, as it says itself.
+    pub fn of(stored: &Deployment) -> Self {
+        let deployment = stored.metadata.name.clone().unwrap_or_default();
+        let labels = stored.spec.selector.match_labels.as_ref();
+        let selected = labels.and_then(|labels| labels.get(LABEL_REVISION));
+        match selected {
+            Some(name) => Self {
+                name: name.clone(),
+                deployment,
+                adopted: None,
+            },
+            None => Self {
+                name: "first".to_owned(),
+                deployment,
+                adopted: Some(told(&stored.spec).unwrap_or_default()),
+            },
+        }
+    }
+
+    /// The present revision in a Deployment that was made when a pool had but one; nothing where this is another's.
+    pub fn adopting(&self, stored: &Deployment) -> Option<Self> {
+        let found = Self::of(stored);
+        found.adopted.is_some().then(|| Self {
+            name: self.name.clone(),
+            ..found
+        })
+    }
+}
+
+/// The revision that a Deployment's pods are told.
+fn told(spec: &DeploymentSpec) -> Option<String> {
+    let containers = &spec.template.spec.as_ref()?.containers;
+    let env = containers.iter().flat_map(|container| container.env.iter().flatten());
+    env.into_iter().find(|one| one.name == "UMBEL_REVISION")?.value.clone()
+}
+
+/// The Deployment of a revision of this pool's template, without its size.
+pub fn plan(pool: &Pool, revision: &Revision) -> Value {
+    let mut selector = json!({ LABEL_POOL: pool.name });
+    let mut labels = labels(pool);
+    let mut template = template(pool, revision.adopted.as_deref().unwrap_or(&revision.name));
+    if revision.adopted.is_none() {
+        selector[LABEL_REVISION] = json!(revision.name);
+        labels[LABEL_REVISION] = json!(revision.name);
+        template["metadata"]["labels"][LABEL_REVISION] = json!(revision.name);
+    }
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            "name": pool.name,
+            "name": revision.deployment,
             "namespace": pool.namespace,
-            "labels": labels(pool),
+            "labels": labels,
             "ownerReferences": [pool.owner],
         },
         "spec": {
-            "selector": { "matchLabels": { LABEL_POOL: pool.name } },
-            // A pod that works is taken away only for one that was admitted in its place.
+            "selector": { "matchLabels": selector },
+            // The template changes only when somebody else changed it. A pod that works is then taken away only for one
+            // that was admitted in its place.
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": 0 } },
-            "template": template(pool),
+            "template": template,
         },
     })
 }
 
-fn template(pool: &Pool) -> Value {
+fn digits(value: &Value) -> String {
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, value.to_string().as_bytes());
+    hash.simple().to_string()[..10].to_owned()
+}
+
+/// The same with the fields of each object in order: how they come is nobody's promise.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<&String, Value> = fields.iter().map(|(key, value)| (key, sorted(value))).collect();
+            json!(fields)
+        }
+        Value::Array(items) => items.iter().map(sorted).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
+    }
+}
+
+fn template(pool: &Pool, revision: &str) -> Value {
     let mut template = pool.template.clone();
     let metadata = object(entry(&mut template, "metadata"));
     merge(object(entry_of(metadata, "labels")), labels(pool));
@@ -85,10 +185,7 @@ fn template(pool: &Pool) -> Value {
     spec.insert("automountServiceAccountToken".into(), json!(!pool.clusters.is_empty()));
     spec.insert("terminationGracePeriodSeconds".into(), json!(pool.grace.as_secs()));
     if let Some(container) = worker(spec) {
-        let revision = Uuid::new_v5(&Uuid::NAMESPACE_OID, pool.template.to_string().as_bytes())
-            .simple()
-            .to_string();
-        set_named(container, "env", environment(pool, &revision[..10]));
+        set_named(container, "env", environment(pool, revision));
         // Ready is admission: it must show within a second and depend on nothing else.
         container.insert("readinessProbe".into(), probe("/readyz", 1, 1));
         container.insert("livenessProbe".into(), probe("/livez", 10, 6));
@@ -194,6 +291,11 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         field("UMBEL_POD_UID", "metadata.uid"),
     ];
     env.extend(reached(pool));
+    // Only where it is asked for: another variable is another revision.
+    env.extend(
+        pool.counts_as_attempt
+            .then(|| text("UMBEL_COUNTS_AS_ATTEMPT", "true".into())),
+    );
     env.extend(expires_after.map(|after| text("UMBEL_EXPIRES_AFTER", after.to_string())));
     let keys = limits.iter().flat_map(|limits| &limits.per_key);
     let keys: Vec<String> = keys

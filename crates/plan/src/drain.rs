@@ -140,6 +140,8 @@ pub struct Rules {
     pub wait: Option<Duration>,
     /// No task should run for longer; who waits longer says so.
     pub longest: Duration,
+    /// Whether a pod that was chosen stays so though another is idle: none of them is to come back.
+    pub leaves: bool,
 }
 
 impl Rules {
@@ -150,6 +152,7 @@ impl Rules {
             confirm: down.confirm_timeout.get(),
             wait: down.drain_wait.map(umbel_api::Span::get),
             longest: time_limit,
+            leaves: false,
         }
     }
 
@@ -568,11 +571,13 @@ fn choose<'a>(world: &'a World, rules: &Rules) -> Vec<&'a Pod> {
             }
         })
         .collect();
+    let is_gone = |pod: &Pod| rules.leaves && pod.gate() == Some(Gate::Closed);
     // Idle before busy; among the idle and among the equally busy, those closed already,
     // so that a choice stands; then the newest, which have the least in their caches.
     candidates.sort_by(|a, b| {
-        a.held()
-            .cmp(&b.held())
+        is_gone(b)
+            .cmp(&is_gone(a))
+            .then_with(|| a.held().cmp(&b.held()))
             .then_with(|| (a.gate() != Some(Gate::Closed)).cmp(&(b.gate() != Some(Gate::Closed))))
             .then_with(|| b.created.cmp(&a.created))
             .then_with(|| a.uid.cmp(&b.uid))

@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use crate::drain;
+use crate::rollout::Rolling;
 use crate::scaling::{Decision, Reason};
 
 /// Everything that the sentence speaks of.
@@ -23,6 +24,8 @@ pub struct Story<'a> {
     pub decision: &'a Decision,
     /// What a step down is about.
     pub turn: &'a drain::Reason,
+    /// A template that replaces another.
+    pub rollout: Option<&'a Rolling>,
     /// Whatever else keeps pods from coming or going, each in its own words.
     pub obstacles: Vec<String>,
 }
@@ -36,6 +39,7 @@ impl fmt::Display for Story<'_> {
             draining,
             decision,
             turn: _,
+            rollout,
             obstacles: _,
         } = self;
         let held = self.held();
@@ -46,12 +50,15 @@ impl fmt::Display for Story<'_> {
         };
         write!(
             f,
-            "{} ({ready} ready, {busy} busy, {draining} draining), {} wanted: {}. Held back by {held}. Next: {}.",
+            "{} ({ready} ready, {busy} busy, {draining} draining), {} wanted: {}. ",
             pods(*live),
             decision.replicas,
             decision.why(),
-            self.next()
-        )
+        )?;
+        if let Some(rollout) = rollout {
+            write!(f, "Rollout: {rollout}. ")?;
+        }
+        write!(f, "Held back by {held}. Next: {}.", self.next())
     }
 }
 
@@ -97,6 +104,9 @@ impl Story<'_> {
     }
 
     fn next(&self) -> String {
+        if let Some(rollout) = self.rollout {
+            return rollout.next().to_owned();
+        }
         let (now, then) = (self.live, self.decision.replicas);
         match now.cmp(&then) {
             Ordering::Less => match then - now {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
 use umbel_api::taskqueue::{DeletionPolicy, Limits, OnFull, Redis};
-use umbel_api::workerpool::{Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
+use umbel_api::workerpool::{Budget, Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
 use crate::scaling::calendar::{CalendarFault, Window};
@@ -184,6 +184,8 @@ pub struct Pool {
     pub grace: Duration,
     /// Percent of that after which tasks are handed back.
     pub hand_back_at: u32,
+    /// Whether they are charged for it.
+    pub counts_as_attempt: bool,
     /// The pods' template, as it was given.
     pub template: Value,
     /// Clusters that its jobs may touch, by name.
@@ -194,6 +196,8 @@ pub struct Pool {
     pub windows: Vec<Window>,
     /// How its busy pods are shielded.
     pub protection: Protection,
+    /// How few pods disruptions may leave.
+    pub budget: Option<Budget>,
     /// The install id.
     pub install: String,
 }
@@ -213,6 +217,8 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         recycle,
         suspend: _,
         protection,
+        rollout: _,
+        pod_disruption_budget,
     } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
         return Err(Fault::Bounds {
@@ -274,6 +280,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         policy: policy(first),
         concurrency: *concurrency,
         hand_back_at: drain.hand_back_at,
+        counts_as_attempt: drain.counts_as_attempt,
         grace: drain
             .grace_period
             .map_or(first.spec.time_limit.get() + GRACE_MARGIN, umbel_api::Span::get),
@@ -282,6 +289,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         jobs: jobs.clone(),
         windows,
         protection: protection.clone(),
+        budget: pod_disruption_budget.clone(),
         install: defaults.install.to_owned(),
     })
 }

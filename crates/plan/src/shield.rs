@@ -11,7 +11,7 @@ use umbel_api::names::{
     ANNOTATION_BUSY_SINCE, ANNOTATION_DELETION_COST, ANNOTATION_DO_NOT_DISRUPT, ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY,
     LABEL_POOL,
 };
-use umbel_api::workerpool::{Protection, Shield};
+use umbel_api::workerpool::{Budget, Protection, Shield};
 
 use crate::deployment::{COST_ADMITTED, COST_BUSY, labels};
 use crate::pool::Pool;
@@ -119,30 +119,46 @@ pub fn metadata(mark: Mark, protection: &Protection, now: Timestamp) -> Option<V
     }
 }
 
-/// The disruption budget that allows no eviction of busy pods, where the pool asks for one.
-pub fn budget(pool: &Pool) -> Option<Value> {
-    pool.protection
-        .on_eviction
-        .contains(&Shield::DisruptionBudget)
-        .then(|| {
-            json!({
-                "apiVersion": "policy/v1",
-                "kind": "PodDisruptionBudget",
-                "metadata": {
-                    "name": budget_name(&pool.name),
-                    "namespace": pool.namespace,
-                    "labels": labels(pool),
-                    "ownerReferences": [pool.owner],
-                },
-                "spec": {
-                    "maxUnavailable": 0,
-                    "selector": { "matchLabels": { LABEL_POOL: pool.name, LABEL_BUSY: "true" } },
-                },
-            })
-        })
+/// The disruption budgets that a pool may have, by name: one for all its pods, and one that allows no eviction of busy pods.
+/// A pod under both could not be evicted at all, so the schema refuses that.
+pub fn budgets(pool: &Pool) -> [(String, Option<Value>); 2] {
+    let busy = format!("{}-busy", pool.name);
+    let shields = pool.protection.on_eviction.contains(&Shield::DisruptionBudget);
+    let of_busy = shields.then(|| {
+        let selector = json!({ LABEL_POOL: pool.name, LABEL_BUSY: "true" });
+        let spec = json!({ "maxUnavailable": 0, "selector": { "matchLabels": selector } });
+        budget(pool, &busy, &spec)
+    });
+    let of_all = pool.budget.as_ref().map(|limits| {
+        let mut spec = json!({
+            "selector": { "matchLabels": { LABEL_POOL: pool.name } },
+            // A pod that nobody admitted does no work that a budget could protect.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        });
+        let Budget {
+            min_available,
+            max_unavailable,
+        } = limits;
+        for (field, amount) in [("minAvailable", min_available), ("maxUnavailable", max_unavailable)] {
+            if let Some(amount) = amount {
+                spec[field] = json!(amount);
+            }
+        }
+        budget(pool, &pool.name, &spec)
+    });
+    [(busy, of_busy), (pool.name.clone(), of_all)]
 }
 
-/// The name of a pool's disruption budget.
-pub fn budget_name(pool: &str) -> String {
-    format!("{pool}-busy")
+fn budget(pool: &Pool, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {
+            "name": name,
+            "namespace": pool.namespace,
+            "labels": labels(pool),
+            "ownerReferences": [pool.owner],
+        },
+        "spec": spec,
+    })
 }

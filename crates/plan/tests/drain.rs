@@ -21,6 +21,7 @@ const RULES: Rules = Rules {
     confirm: Duration::from_secs(15),
     wait: None,
     longest: Duration::from_hours(1),
+    leaves: false,
 };
 
 fn now() -> Timestamp {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
-use umbel_plan::deployment::contains;
+use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::{Defaults, Fault, Pool, QueueFacts, Referred, validate};
 use umbel_plan::{access, deployment};
 
@@ -41,6 +41,11 @@ fn cluster(name: &str, env: &str) -> TargetCluster {
         json!({ "apiVersion": "umbel.dev/v1alpha1", "kind": "TargetCluster", "metadata": metadata, "spec": spec }),
     )
     .unwrap()
+}
+
+/// The Deployment of the template as it is now.
+fn plan(pool: &Pool) -> Value {
+    deployment::plan(pool, &Revision::present(pool))
 }
 
 struct World {
@@ -188,7 +193,7 @@ fn the_deployment_never_says_a_size_and_changes_only_what_is_ours() {
         },
     });
     let valid = mail().validate(on_mail(json!({ "template": template }))).unwrap();
-    let deployment = deployment::plan(&valid);
+    let deployment = plan(&valid);
     let spec = &deployment["spec"];
     assert!(spec.get("replicas").is_none());
     assert_eq!(spec["template"]["spec"]["futureField"]["of"], "a newer Kubernetes");
@@ -223,7 +228,7 @@ fn what_a_queue_asks_for_reaches_the_worker() {
         let valid = World::with(&[("mail", spec, "broker", None)])
             .validate(on_mail(json!({})))
             .unwrap();
-        deployment::plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone()
+        plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone()
     };
     let find = |env: &Value, name: &str| {
         let one = env.as_array().unwrap().iter().find(|one| one["name"] == name).cloned();
@@ -275,7 +280,7 @@ fn shares_and_recycling_of_a_pool_reach_the_worker() {
     ]);
     let env_of = |spec: Value| {
         let valid = world.validate(spec).unwrap();
-        let env = deployment::plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+        let env = plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
         env.as_array()
             .unwrap()
             .iter()
@@ -319,7 +324,7 @@ fn rights_are_exactly_the_secrets_of_the_clusters_that_are_covered() {
         grant.role["rules"],
         json!([{ "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["east-kubeconfig", "west-kubeconfig"], "verbs": ["get", "watch"] }])
     );
-    let template = &deployment::plan(&valid)["spec"]["template"]["spec"];
+    let template = &plan(&valid)["spec"]["template"]["spec"];
     assert_eq!(template["automountServiceAccountToken"], true);
     assert_eq!(template["serviceAccountName"], grant.binding["subjects"][0]["name"]);
 }
@@ -328,10 +333,7 @@ fn rights_are_exactly_the_secrets_of_the_clusters_that_are_covered() {
 fn the_same_pool_gives_the_same_children() {
     let spec = on_mail(json!({ "clusterAccess": { "names": ["lab", "east"] } }));
     let valid = mail().validate(spec.clone()).unwrap();
-    assert_eq!(
-        deployment::plan(&valid),
-        deployment::plan(&mail().validate(spec).unwrap())
-    );
+    assert_eq!(plan(&valid), plan(&mail().validate(spec).unwrap()));
 }
 
 #[test]
@@ -359,7 +361,7 @@ fn how_a_broker_is_reached_is_mounted_and_no_secret_is_in_the_environment() {
     });
     let world = World::with(&[("mail", json!({ "broker": { "redis": redis } }), "redis", None)]);
     let pool = world.validate(on_mail(json!({}))).unwrap();
-    let deployment = deployment::plan(&pool);
+    let deployment = plan(&pool);
     let spec = &deployment["spec"]["template"]["spec"];
     let volumes = spec["volumes"].as_array().unwrap();
     let volume = volumes.iter().find(|volume| volume["name"] == "umbel-broker").unwrap();

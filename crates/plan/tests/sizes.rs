@@ -10,6 +10,7 @@ use umbel_api::WorkerPool;
 use umbel_api::workerpool::{Calendar, Paused};
 use umbel_plan::drain;
 use umbel_plan::explain::Story;
+use umbel_plan::rollout::Rolling;
 use umbel_plan::scaling::calendar::{self, Window};
 use umbel_plan::scaling::pace::{Beat, Meter};
 use umbel_plan::scaling::{Basis, Bound, Decision, Demand, History, Limits, Pace, Reading, Reason, Scale, decide};
@@ -557,9 +558,48 @@ fn story(decision: &Decision, live: u32, turn: drain::Reason) -> String {
         draining: 0,
         decision,
         turn: &turn,
+        rollout: None,
         obstacles: Vec::new(),
     };
     story.to_string()
+}
+
+#[test]
+fn the_sentence_speaks_of_a_rollout() {
+    let decision = once(&limits(json!({})), &sample(0, 24, 0, None), 3);
+    let rolling = |serving: u32, trouble: Option<&str>| {
+        let rolling = Rolling {
+            revision: "4f1c0a2b3d".into(),
+            serving,
+            wanted: 3,
+            older: 3,
+            busy: 1,
+            trouble: trouble.map(str::to_owned),
+        };
+        let story = Story {
+            live: 4,
+            ready: 3,
+            busy: 1,
+            draining: 0,
+            decision: &decision,
+            turn: &drain::Reason::Steady,
+            rollout: Some(&rolling),
+            obstacles: Vec::new(),
+        };
+        story.to_string()
+    };
+    assert_eq!(
+        rolling(1, None),
+        "4 pods (3 ready, 1 busy, 0 draining), 3 wanted: demand asks for 3 (24 waiting, 0 in flight, 0 due soon). \
+         Rollout: 1 of 3 pods serve with revision 4f1c0a2b3d, 3 of older ones are left, 1 with tasks. Held back by nothing. \
+         Next: as pods of the new revision become ready, as many older ones take no more work."
+    );
+    let stuck = rolling(0, Some("pod w-1: ImagePullBackOff: no such image"));
+    assert!(
+        stuck.ends_with("1 with tasks; pod w-1: ImagePullBackOff: no such image. Held back by nothing. Next: the older pods stay until one of the new revision is ready."),
+        "{stuck}"
+    );
+    assert!(rolling(3, None).ends_with("Next: the older pods go, each when it is idle."));
 }
 
 #[test]

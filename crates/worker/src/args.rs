@@ -125,6 +125,9 @@ pub struct Args {
     /// Percent of that time after which runs are asked to stop and handed back
     #[arg(long, env = "UMBEL_HAND_BACK_AT", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=95))]
     hand_back_at: u32,
+    /// Count what is handed back so as a delivery that ended without result
+    #[arg(long, env = "UMBEL_COUNTS_AS_ATTEMPT")]
+    counts_as_attempt: bool,
     /// Node name, NAME@HOST
     #[arg(long, env = "UMBEL_NAME")]
     name: Option<String>,
@@ -294,6 +297,8 @@ pub struct Config {
     pub grace: Duration,
     /// Percent of it after which runs are handed back.
     pub hand_back_at: u32,
+    /// Whether what is handed back so counts as a delivery.
+    pub counts_as_attempt: bool,
     /// Celery node name.
     pub name: String,
     /// Hard limit of a run.
@@ -467,6 +472,7 @@ impl TryFrom<Args> for Config {
             sweep: args.sweep.min(args.lease / 4),
             grace: args.grace,
             hand_back_at: args.hand_back_at,
+            counts_as_attempt: args.counts_as_attempt,
             name: args.name.unwrap_or_else(|| format!("umbel@{}", hostname())),
             time_limit: args.time_limit,
             hand_backs: args.hand_backs,

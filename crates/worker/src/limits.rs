@@ -189,7 +189,7 @@ pub(crate) fn at_the_end(shared: &Shared, message: &TaskMessage, end: &End, stat
     }
     let is_final = match end {
         End::Ack | End::Bury { .. } | End::BuryBytes { .. } | End::Quarantine { .. } => true,
-        End::Later { .. } | End::Park { .. } | End::Release | End::Requeue => false,
+        End::Later { .. } | End::Park { .. } | End::Release | End::Charge | End::Requeue => false,
     };
     // Replaced, or put back by its task after an early acknowledgement, it goes on under its id and as the same try: what
     // goes on is no copy of it.

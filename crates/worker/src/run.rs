@@ -351,8 +351,20 @@ async fn hand_back(shared: &Arc<Shared>, delivery: Delivery, trail: &[Json]) {
         uuid: delivery.message.id.clone(),
         requeue: true,
     });
+    let mut end = End::Release;
+    if shared.config.counts_as_attempt {
+        // Where nobody can tell, it is not charged.
+        let before = shared.broker.deaths(&delivery.message.id).await.unwrap_or(0);
+        let deliveries = before.saturating_add(1);
+        if deliveries >= u64::from(shared.config.policy.max_deliveries) {
+            let why = format!("its workers stopped before the task had ended, in delivery {deliveries}");
+            let failure = Failure::raise("billiard.exceptions", "WorkerLostError", &[why.as_str()]);
+            return shared.bury_with(delivery, &failure, why, trail).await;
+        }
+        end = End::Charge;
+    }
     tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "handed back: the worker stops");
-    shared.end(delivery, End::Release, None, "", "handed_back").await;
+    shared.end(delivery, end, None, "", "handed_back").await;
 }
 
 /// The task refuses its message.

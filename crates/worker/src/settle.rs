@@ -409,7 +409,7 @@ pub(crate) fn is_refused(err: &Error) -> bool {
 
 /// The token of what is handed back; nothing for all other ends, which keep their order.
 fn release_order(settlement: &Settlement) -> Option<u64> {
-    let is_release = settlement.end == End::Release;
+    let is_release = matches!(settlement.end, End::Release | End::Charge);
     is_release.then(|| settlement.lid.rsplit(':').next().and_then(|token| token.parse().ok()))?
 }
 

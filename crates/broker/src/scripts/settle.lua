@@ -2,7 +2,7 @@
 -- record, and where the message goes. A lease that is gone changes nothing.
 -- ARGV: prefix, dead letters kept, then for each delivery:
 --   action      ack | later (a message of its own, due) | park (the stored bytes, due) | bury | quarantine
---               | release (to the head of its list) | requeue (to its end)
+--               | release (to the head of its list) | charge (the same, counted as a delivery) | requeue (to its end)
 --   lease id, task id, task name, key in umbel:att, run id or '', run outcome (succeeded | failed | expired | revoked)
 --   result key or '', its TTL (s, 0 = for ever), document, '1' if SUCCESS
 --   x           later, park: due (s); bury, quarantine: reason
@@ -28,7 +28,8 @@ while at <= #ARGV do
     if run ~= '' then redis.call('HLEN', U .. 'run:' .. run) end
     if key ~= '' then store_result(key, ttl, doc, success) end
     local attempts = att ~= '' and redis.call('HGET', U .. 'att', att) or '0'
-    if action ~= 'park' and action ~= 'release' and att ~= '' then redis.call('HDEL', U .. 'att', att) end
+    local is_back = action == 'release' or action == 'charge'
+    if action ~= 'park' and not is_back and att ~= '' then redis.call('HDEL', U .. 'att', att) end
     if action == 'later' then
       redis.call('ZADD', U .. 'delayed:' .. queue_of(list), x, delayed_member(list, lid, fresh))
     elseif action == 'park' then
@@ -37,8 +38,12 @@ while at <= #ARGV do
       lay_aside('dead', list, raw, x, id, task, attempts or '0', kept)
     elseif action == 'quarantine' then
       lay_aside('quarantine', list, raw, x, id, task, attempts or '0', kept)
-    elseif action == 'release' then
+    elseif is_back then
       redis.call('RPUSH', list, raw)
+      if action == 'charge' and att ~= '' then
+        redis.call('HINCRBY', U .. 'att', att, 1)
+        redis.call('EXPIRE', U .. 'att', 604800)
+      end
     elseif action == 'requeue' then
       -- Who takes it next may ask whether it was delivered before; a day is longer than anybody waits to.
       if id ~= '' then redis.call('SET', U .. 'back:' .. id, '1', 'EX', 86400) end
@@ -50,7 +55,7 @@ while at <= #ARGV do
     follow(at + 14, at + 13 + followed)
     end_lease(lid, list)
     -- At the head of its list it is the next that asks.
-    if action ~= 'release' then give_turn(id) end
+    if not is_back then give_turn(id) end
   end
   at = at + 14 + followed
 end

@@ -221,6 +221,7 @@ impl World {
                 reason: "not JSON".into(),
             },
             5 => End::Requeue,
+            6 => End::Charge,
             _ => End::Release,
         };
         let settlement = Settlement {
@@ -243,7 +244,11 @@ impl World {
             return;
         }
         assert!(lost.is_empty(), "what is held is settled");
-        if matches!(end, End::Release) {
+        if matches!(end, End::Charge) {
+            let raw = self.model.leases[lid].raw.clone();
+            *self.model.deaths.entry(raw).or_default() += 1;
+        }
+        if matches!(end, End::Release | End::Charge) {
             return self.model.release(lid);
         }
         let Some(Lease { queue, list, raw, .. }) = self.model.leases.remove(lid) else {
@@ -274,7 +279,7 @@ impl World {
             End::Bury { .. } | End::BuryBytes { .. } => self.model.dead[queue].push(raw),
             End::Requeue => self.model.lists.entry(list).or_default().push_back(raw),
             End::Quarantine { .. } => self.model.quarantine[queue].push(raw),
-            End::Release => {}
+            End::Release | End::Charge => {}
         }
     }
 

@@ -64,6 +64,8 @@ fn explain(pool: &WorkerPool) -> Vec<(&'static str, String)> {
         (condition::BROKER_REACHABLE, "False"),
         (condition::SCALE_DOWN_BLOCKED, "True"),
         (condition::FOREIGN_SCALER, "True"),
+        (condition::FOREIGN_COST_WRITER, "True"),
+        (condition::GRACE_TOO_SHORT, "True"),
     ];
     let told = lines.first().map(|(_, text)| text.clone()).unwrap_or_default();
     for (kind, state) in wrong {

@@ -12,19 +12,20 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use tokio_util::sync::CancellationToken;
-use umbel_api::workerpool::LastScale;
+use umbel_api::workerpool::{LastScale, RevisionStatus};
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
+use umbel_plan::deployment::Revision;
 use umbel_plan::drain::{self, Rules, Turn};
 use umbel_plan::pool::{Defaults, Pool, QueueFacts, Referred, validate};
 use umbel_plan::scaling::{self, History, Limits, Reading, Scale, calendar};
-use umbel_plan::{explain, shield};
+use umbel_plan::{explain, grace, rollout, shield};
 
 use crate::brokers::{Sample, Source, View};
 use crate::carry::{self, Done, Pass};
 use crate::children::{self, Applied, Outcome};
 use crate::context::Context;
 use crate::demand;
-use crate::observe::{self, Fleet, Workers, watched};
+use crate::observe::{self, Fleet, Fleets, Workers, watched};
 use crate::report::{self, Found, News};
 use crate::watch::pool_of;
 
@@ -44,7 +45,12 @@ const YIELD: Duration = Duration::from_secs(600);
 type Memories = Mutex<HashMap<String, Arc<tokio::sync::Mutex<Memory>>>>;
 
 struct Memory {
-    drain: drain::Memory,
+    /// By the uid of the Deployment.
+    fleets: BTreeMap<String, Watch>,
+    /// What is remembered of the template's revisions.
+    rollout: Option<rollout::Memory>,
+    /// The size decided last.
+    desired: Option<u32>,
     history: Option<History>,
     /// The reading that counts until `scaling.interval` has passed, the generation that it was made for, and when.
     reading: Option<(Instant, Option<i64>, Reading)>,
@@ -52,17 +58,81 @@ struct Memory {
     calendar: Option<Timestamp>,
     applied: Applied,
     news: News,
-    victims: Vec<String>,
     busy_since: HashMap<String, Instant>,
     told: Option<String>,
     /// The latest decision in words.
     sentence: String,
+    /// When a size that somebody else had written was set right.
+    corrections: Vec<Instant>,
+}
+
+/// What the leader remembers of one Deployment.
+#[derive(Default)]
+struct Watch {
+    drain: drain::Memory,
+    /// Pods that were deleted by name since its size was lowered last.
+    victims: Vec<String>,
     /// Sizes that were sent and not answered.
     doubts: u32,
     /// The live pods of the latest pass.
     live: BTreeSet<String>,
-    /// When a size that somebody else had written was set right.
-    corrections: Vec<Instant>,
+}
+
+/// One revision's pods, what they should become, and by which rules.
+struct Part<'a> {
+    fleet: &'a Fleet,
+    world: drain::World,
+    rules: Rules,
+    /// Of an older revision.
+    share: Option<rollout::Share>,
+}
+
+impl Part<'_> {
+    fn uid(&self) -> String {
+        self.fleet.deployment.uid().unwrap_or_default()
+    }
+
+    /// Whether it is an older revision's Deployment that is not needed any more.
+    fn is_spent(&self) -> bool {
+        let retires = self.share.is_some_and(|share| share.retires);
+        retires && self.fleet.size() == 0 && self.fleet.pods.is_empty() && self.world.is_settled()
+    }
+}
+
+/// What is asked of a pool in one pass.
+struct Wanted<'a> {
+    revision: &'a Revision,
+    desired: u32,
+    rules: Rules,
+    rollout: rollout::Settings,
+}
+
+impl Wanted<'_> {
+    /// Shares the size between the revisions. While the broker does not answer, all stay as they are.
+    fn parts<'a>(
+        &self,
+        fleets: &'a Fleets,
+        workers: Option<&Workers>,
+        notes: &rollout::Memory,
+        now: Timestamp,
+    ) -> Vec<Part<'a>> {
+        let counted = |fleet: &Fleet| (rollout::Fleet::of(&fleet.world(workers, 0)), notes.of(&fleet.name()));
+        let older: Vec<_> = fleets.older.iter().map(counted).collect();
+        let (present, note) = fleets.present.as_ref().map(counted).unwrap_or_default();
+        let shares = rollout::share(self.desired, (&present, note), &older, &self.rollout, now);
+        let holds = workers.is_none() && !older.is_empty();
+        let part = |fleet: &'a Fleet, desired: u32, share: Option<rollout::Share>| Part {
+            fleet,
+            world: fleet.world(workers, if holds { fleet.size() } else { desired }),
+            rules: share.map_or(self.rules, |share| share.rules(&self.rules)),
+            share,
+        };
+        let first = fleets.present.iter().map(|fleet| part(fleet, shares.present, None));
+        let rest = fleets.older.iter().zip(&shares.older);
+        first
+            .chain(rest.map(|(fleet, share)| part(fleet, share.desired, Some(*share))))
+            .collect()
+    }
 }
 
 /// Why a pool could not be reconciled.
@@ -157,11 +227,15 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         Ok(valid) => valid,
         Err(fault) => return invalid(pool, context, memory, fault.reason(), fault.to_string()).await,
     };
-    let seen = watched(context, pool);
-    let stored = seen.as_ref().map(|fleet| &fleet.deployment);
+    let all = watched(context, pool);
+    let deployments = all.iter().map(|fleet| &fleet.deployment);
+    let revision = memory.applied.revision(context, &valid, deployments).await;
+    let revision = revision.map_err(Error::Apply)?;
+    let stored = all.iter().find(|fleet| fleet.name() == revision.deployment);
+    let stored = stored.map(|fleet| &fleet.deployment);
     let refused = match memory
         .applied
-        .bring(context, &valid, stored)
+        .bring(context, &valid, &revision, stored)
         .await
         .map_err(Error::Apply)?
     {
@@ -169,81 +243,165 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         Outcome::Good { wrote: _ } => None,
         Outcome::Refused { reason, why } => Some((reason, why)),
     };
-    let Some(fleet) = seen else {
+    if all.is_empty() {
         let (reason, why) = refused.unwrap_or(("Progressing", "the Deployment is being made".into()));
-        return invalid(pool, context, memory, reason, why).await;
-    };
-    if refused.as_ref().is_some_and(|(reason, _)| *reason == "NameTaken") {
-        let (reason, why) = refused.unwrap_or_default();
         return invalid(pool, context, memory, reason, why).await;
     }
 
     let view = refers.view();
     let workers = view.as_ref().and_then(workers_of);
-    let decision = memory.decide(pool, &valid, context, &refers, &fleet, workers.as_ref(), now);
-    let rules = Rules::new(&pool.spec.scaling.down, valid.policy.time_limit.get());
-    let mut turn = memory.next(&fleet.world(workers.as_ref(), decision.replicas), &rules, now);
-    let mut acted = None;
-    if turn.action != drain::Action::Wait {
+    let fleets = Fleets::new(all, &revision, workers.as_ref(), memory.revisions(pool), now);
+    let decision = memory.decide(pool, &valid, context, &refers, &fleets, workers.as_ref(), now);
+    let time_limit = valid.policy.time_limit.get();
+    let wanted = Wanted {
+        revision: &revision,
+        desired: decision.replicas,
+        rules: Rules::new(&pool.spec.scaling.down, time_limit),
+        rollout: rollout::Settings::new(&pool.spec.rollout, time_limit),
+    };
+    let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool), now);
+    let mut turns: Vec<Turn> = parts.iter().map(|part| memory.next(part, now)).collect();
+    let mut acted = false;
+    if turns.iter().any(|turn| turn.action != drain::Action::Wait) || parts.iter().any(Part::is_spent) {
         // What the watches show was enough to think of something; what is done is decided on what is there now.
-        let (done, fresh) = act(pool, context, memory, &refers, &rules, decision.replicas).await?;
-        (turn, acted) = (fresh, Some(done));
+        let fresh = act(pool, context, memory, &refers, &wanted).await?;
+        for (part, turn) in parts.iter().zip(&mut turns) {
+            if let Some(other) = fresh.get(&part.uid()) {
+                *turn = other.clone();
+            }
+        }
+        acted = true;
     }
-    let world = fleet.world(workers.as_ref(), decision.replicas);
     let mut shield_ends = None;
-    if acted.is_none() {
-        let costs = memory.costs(pool, context, &fleet, workers.as_ref(), &world);
+    if !acted {
+        let costs = memory.costs(pool, context, &parts, workers.as_ref());
         shield_ends = costs.await.map_err(Error::Act)?;
     }
     let fault = view
         .as_ref()
         .and_then(|view| view.fault.as_ref())
         .map(|fault| (fault.reason(), fault.to_string()));
-    let replica_failure = fleet.refusal();
+    let revisions = revisions(&revision, &parts, memory.revisions(pool));
+    let rolling = rolling(&revision, &fleets, &parts, decision.replicas, now);
+    let foreign_scaler = fleets.all().find_map(Fleet::foreign_scaler);
+    let pods = || {
+        parts
+            .iter()
+            .flat_map(|part| part.world.live().filter_map(|pod| part.fleet.pod(&pod.uid)))
+    };
     let found = Found {
-        world: &world,
+        pods: parts.iter().flat_map(|part| part.world.live()).collect(),
+        size: memory.size(pool, &fleets),
         workers: workers.as_ref(),
         decision: &decision,
-        turn: &turn,
+        turn: told(&parts, &turns),
+        is_blocked: blocked(&parts, &turns).is_some(),
+        revisions,
+        rolling,
         refused,
-        replica_failure,
+        replica_failure: fleets.all().find_map(Fleet::refusal),
         broker_fault: fault,
-        foreign_scaler: fleet.foreign_scaler().map(|manager| (manager, memory.yields())),
+        foreign_scaler: foreign_scaler.map(|manager| (manager, memory.yields())),
+        foreign_cost_writer: pods().find_map(observe::foreign_cost_writer),
+        grace: grace::finding(valid.grace, pods().filter_map(observe::grace).min(), time_limit),
     };
     let status = report::status(pool, &found, &memory.news, now);
     context.metrics.pool(
         &valid.namespace,
         &valid.name,
         decision.replicas,
-        fleet.size(),
+        fleets.all().map(Fleet::size).sum(),
         status.busy_replicas,
     );
     let look = memory.tell(pool, context, &status, clock).await?;
+    let by_turn = match () {
+        () if acted => SOON,
+        () if found.rolling.is_none() && turns.iter().all(|turn| turn.reason == drain::Reason::Steady) => RARELY,
+        () => AGAIN,
+    };
     let looks = [
+        Some(by_turn),
         look,
         shield_ends,
         memory.rests(pool, clock),
         memory.calendar.map(|at| until(at, now)),
+        decision.reason.until().map(|at| until(at, now)),
     ];
-    Ok(Action::requeue(wait(&turn, acted.as_ref(), &decision, &looks, now)))
+    Ok(Action::requeue(looks.into_iter().flatten().min().unwrap_or(RARELY)))
 }
 
-/// How long until the next look, should nothing wake it before.
-fn wait(
-    turn: &Turn,
-    acted: Option<&Done>,
-    decision: &scaling::Decision,
-    looks: &[Option<Duration>],
-    now: Timestamp,
-) -> Duration {
-    let by_turn = match (acted, &turn.reason) {
-        (Some(_), _) => SOON,
-        (None, drain::Reason::Steady) => RARELY,
-        (None, _) => AGAIN,
+/// Why a part that shall be smaller does not become so, if anything keeps it.
+fn blocked<'a>(parts: &[Part<'_>], turns: &'a [Turn]) -> Option<&'a Turn> {
+    let waits = parts
+        .iter()
+        .zip(turns)
+        .find(|(part, turn)| part.world.desired < part.world.deployment.size && turn.reason.blocks());
+    waits.map(|(_, turn)| turn)
+}
+
+/// The turn that people are told of: the one that holds something up, otherwise one that waits for tasks.
+fn told<'a>(parts: &[Part<'_>], turns: &'a [Turn]) -> &'a drain::Reason {
+    let drains = || {
+        let mut turns = turns.iter();
+        turns.find(|turn| matches!(turn.reason, drain::Reason::Draining { .. }))
     };
-    let by_time = decision.reason.until().map(|at| until(at, now));
-    let all = looks.iter().copied().chain([Some(by_turn), by_time]).flatten();
-    all.min().unwrap_or(RARELY)
+    let turn = blocked(parts, turns).or_else(drains).or_else(|| turns.first());
+    turn.map_or(&drain::Reason::Steady, |turn| &turn.reason)
+}
+
+/// What status says of each revision.
+fn revisions(present: &Revision, parts: &[Part<'_>], notes: &rollout::Memory) -> Vec<RevisionStatus> {
+    let one = |part: &Part<'_>| {
+        let (name, fleet) = (part.fleet.name(), rollout::Fleet::of(&part.world));
+        let note = notes.of(&name);
+        RevisionStatus {
+            name: if name == present.deployment {
+                present.name.clone()
+            } else {
+                Revision::of(&part.fleet.deployment).name
+            },
+            deployment: name,
+            replicas: fleet.live,
+            ready_replicas: fleet.ready,
+            busy_replicas: fleet.busy,
+            draining_replicas: fleet.closed,
+            proven: note.proven,
+            replaced_at: note.replaced_at.map(|at| Time(condition::whole_seconds(at))),
+        }
+    };
+    parts.iter().map(one).collect()
+}
+
+/// The rollout under way, if there is one.
+fn rolling(
+    revision: &Revision,
+    fleets: &Fleets,
+    parts: &[Part<'_>],
+    desired: u32,
+    now: Timestamp,
+) -> Option<rollout::Rolling> {
+    let (present, older): (Vec<_>, Vec<_>) = parts.iter().partition(|part| part.share.is_none());
+    if older.is_empty() {
+        return None;
+    }
+    let older: Vec<_> = older.iter().map(|part| rollout::Fleet::of(&part.world)).collect();
+    let present = present
+        .first()
+        .map(|part| rollout::Fleet::of(&part.world))
+        .unwrap_or_default();
+    let is_short = present.serving < present.live;
+    Some(rollout::Rolling {
+        revision: revision.name.clone(),
+        serving: present.serving,
+        wanted: desired,
+        older: older.iter().map(|fleet| fleet.live).sum(),
+        busy: older.iter().map(|fleet| fleet.busy).sum(),
+        trouble: fleets
+            .present
+            .as_ref()
+            .filter(|_| is_short || present.live == 0)
+            .and_then(|fleet| fleet.trouble(now)),
+    })
 }
 
 /// How long until `at`.
@@ -251,24 +409,15 @@ fn until(at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(SOON).max(SOON)
 }
 
-/// Reads everything again, decides again, and carries that out.
+/// Reads everything again, decides again, and carries that out; the turns by the uid of the Deployment.
 async fn act(
     pool: &WorkerPool,
     context: &Context,
     memory: &mut Memory,
     refers: &Refers,
-    rules: &Rules,
-    desired: u32,
-) -> Result<(Done, Turn), Error> {
-    let Some(fleet) = observe::read(context, pool).await.map_err(Error::Observe)? else {
-        return Ok((
-            Done::Refused,
-            Turn {
-                action: drain::Action::Wait,
-                reason: drain::Reason::Settling,
-            },
-        ));
-    };
+    wanted: &Wanted<'_>,
+) -> Result<BTreeMap<String, Turn>, Error> {
+    let all = observe::read(context, pool).await.map_err(Error::Observe)?;
     let broker = match (&refers.source, context.leader.term()) {
         (Some(source), Some(term)) => context.brokers.writable(source, term).ok(),
         _ => None,
@@ -287,27 +436,44 @@ async fn act(
         },
         None => None,
     };
-    let world = fleet.world(workers.as_ref(), desired);
-    let turn = memory.next(&world, rules, Timestamp::now());
+    let now = Timestamp::now();
+    let fleets = Fleets::new(all, wanted.revision, workers.as_ref(), memory.revisions(pool), now);
+    let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool), now);
+    let is_rolling = !fleets.older.is_empty();
     let nobody = Workers::new(String::new(), &[], 0.0);
-    let pass = Pass {
-        context,
-        pool,
-        fleet: &fleet,
-        workers: workers.as_ref().unwrap_or(&nobody),
-        world: &world,
-        doubts: memory.doubts,
-        broker: broker.as_ref(),
-    };
-    let done = pass.carry_out(&turn.action).await.map_err(|error| {
-        memory.doubts += u32::from(error.leaves_doubt());
-        Error::Act(error)
-    })?;
-    if matches!(done, Done::Scaled { .. }) && fleet.foreign_scaler().is_some() {
-        memory.corrections.push(Instant::now());
+    let mut turns = BTreeMap::new();
+    for part in &parts {
+        let turn = memory.next(part, now);
+        let pass = Pass {
+            context,
+            pool,
+            fleet: part.fleet,
+            workers: workers.as_ref().unwrap_or(&nobody),
+            world: &part.world,
+            doubts: memory.watch(&part.uid()).doubts,
+            broker: broker.as_ref(),
+        };
+        if turn.action == drain::Action::Wait && part.is_spent() {
+            if pass.retire().await.map_err(Error::Act)? {
+                let note = format!(
+                    "Deployment {} of an older template is empty and was deleted",
+                    part.fleet.name()
+                );
+                context.fact(pool, EventType::Normal, "RevisionRetired", note).await;
+            }
+            continue;
+        }
+        let done = pass.carry_out(&turn.action).await.map_err(|error| {
+            memory.watch(&part.uid()).doubts += u32::from(error.leaves_doubt());
+            Error::Act(error)
+        })?;
+        if matches!(done, Done::Scaled { .. }) && part.fleet.foreign_scaler().is_some() {
+            memory.corrections.push(Instant::now());
+        }
+        memory.note(pool, context, part, &turn, &done, is_rolling).await;
+        turns.insert(part.uid(), turn);
     }
-    memory.note(pool, context, &world, &turn, &done).await;
-    Ok((done, turn))
+    Ok(turns)
 }
 
 async fn invalid(
@@ -409,34 +575,76 @@ fn workers_of(view: &View) -> Option<Workers> {
     Some(Workers::new(sample.generation.clone(), &sample.workers, sample.clock()))
 }
 
+impl Watch {
+    fn deleted(&mut self, pods: &[String], world: &drain::World) {
+        if let Some(broker) = &world.broker {
+            self.drain
+                .deleted(u32::try_from(pods.len()).unwrap_or(u32::MAX), broker);
+        }
+        self.victims.extend(pods.iter().cloned());
+    }
+}
+
 impl Memory {
     fn new() -> Self {
         Self {
-            drain: drain::Memory::default(),
+            fleets: BTreeMap::new(),
+            rollout: None,
+            desired: None,
             history: None,
             reading: None,
             calendar: None,
             applied: Applied::default(),
             news: News::default(),
-            victims: Vec::new(),
             busy_since: HashMap::new(),
             told: None,
             sentence: String::new(),
-            doubts: 0,
-            live: BTreeSet::new(),
             corrections: Vec::new(),
         }
     }
 
-    fn next(&mut self, world: &drain::World, rules: &Rules, now: Timestamp) -> Turn {
-        let live: BTreeSet<String> = world.live().map(|pod| pod.uid.clone()).collect();
-        if live != self.live {
-            // A pod came or went: what the controllers count may be of before, so their time to settle begins anew.
-            self.drain.unsettled_since = None;
-            self.live = live;
+    fn watch(&mut self, uid: &str) -> &mut Watch {
+        self.fleets.entry(uid.to_owned()).or_default()
+    }
+
+    /// What is remembered of the template's revisions; at first what an earlier leader left in status.
+    fn revisions(&mut self, pool: &WorkerPool) -> &mut rollout::Memory {
+        self.rollout.get_or_insert_with(|| {
+            let left = pool.status.iter().flat_map(|status| &status.revisions);
+            rollout::Memory::recall(left.map(|revision| {
+                let note = rollout::Note {
+                    proven: revision.proven,
+                    replaced_at: revision.replaced_at.as_ref().map(|at| at.0),
+                };
+                (revision.deployment.clone(), note)
+            }))
+        })
+    }
+
+    /// The pool's size: that of its Deployment, and while there are several the one decided last, which they share.
+    fn size(&self, pool: &WorkerPool, fleets: &Fleets) -> u32 {
+        match &fleets.present {
+            Some(present) if fleets.older.is_empty() => return present.size(),
+            _ => {}
         }
-        self.drain.observe(world, now);
-        let turn = drain::next(world, &self.drain, rules, now);
+        let left = pool.status.as_ref().filter(|status| !status.revisions.is_empty());
+        let all = fleets.all().map(Fleet::size).sum();
+        self.desired
+            .or(left.map(|status| status.desired_replicas))
+            .unwrap_or(all)
+    }
+
+    fn next(&mut self, part: &Part<'_>, now: Timestamp) -> Turn {
+        let world = &part.world;
+        let watch = self.watch(&part.uid());
+        let live: BTreeSet<String> = world.live().map(|pod| pod.uid.clone()).collect();
+        if live != watch.live {
+            // A pod came or went: what the controllers count may be of before, so their time to settle begins anew.
+            watch.drain.unsettled_since = None;
+            watch.live = live;
+        }
+        watch.drain.observe(world, now);
+        let turn = drain::next(world, &watch.drain, &part.rules, now);
         let sizes = matches!(
             turn.action,
             drain::Action::Raise { .. } | drain::Action::Lower { .. } | drain::Action::SettleForLive { .. }
@@ -462,21 +670,27 @@ impl Memory {
         valid: &Pool,
         context: &Context,
         refers: &Refers,
-        fleet: &Fleet,
+        fleets: &Fleets,
         workers: Option<&Workers>,
         now: Timestamp,
     ) -> scaling::Decision {
+        let known: BTreeSet<String> = fleets.all().filter_map(|fleet| fleet.deployment.uid()).collect();
+        self.fleets.retain(|uid, _| known.contains(uid));
         let (limits, changes) = calendar::apply(Limits::from(&pool.spec), &valid.windows, now);
         self.calendar = changes;
         let reading = self.read(pool, context, refers, now);
-        let world = fleet.world(workers, 0);
-        let busy = world
-            .live()
-            .filter(|pod| pod.worker.as_ref().is_some_and(|worker| worker.held > 0))
-            .count();
+        let counted = |fleet: &Fleet| rollout::Fleet::of(&fleet.world(workers, 0));
+        // Who leaves with an older template needs no place.
+        let staying = fleets.older.iter().map(counted).map(|fleet| fleet.busy - fleet.leaving);
         let scale = Scale {
-            replicas: fleet.size(),
-            busy: u32::try_from(busy).unwrap_or(u32::MAX),
+            replicas: self.size(pool, fleets),
+            busy: fleets
+                .present
+                .iter()
+                .map(counted)
+                .map(|fleet| fleet.busy)
+                .chain(staying)
+                .sum(),
         };
         let history = self.history.get_or_insert_with(|| {
             let begun = History::begin(scale.replicas, now);
@@ -489,6 +703,17 @@ impl Memory {
         let decision = scaling::decide(&limits, &reading, scale, history, now);
         history.note(&decision, &limits.patience, now);
         self.sentence = decision.why().to_string();
+        if !fleets.older.is_empty() && decision.replicas != scale.replicas {
+            // The Deployments change for the rollout as well; the pool's size does here.
+            self.news.last_scale = Some(LastScale {
+                time: Time(condition::whole_seconds(now)),
+                from: scale.replicas,
+                to: decision.replicas,
+                reason: self.sentence.clone(),
+                victims: Vec::new(),
+            });
+        }
+        self.desired = Some(decision.replicas);
         decision
     }
 
@@ -522,8 +747,17 @@ impl Memory {
     }
 
     /// Takes note of what an action brought about.
-    async fn note(&mut self, pool: &WorkerPool, context: &Context, world: &drain::World, turn: &Turn, done: &Done) {
+    async fn note(
+        &mut self,
+        pool: &WorkerPool,
+        context: &Context,
+        part: &Part<'_>,
+        turn: &Turn,
+        done: &Done,
+        is_rolling: bool,
+    ) {
         let (namespace, name) = (pool.namespace().unwrap_or_default(), pool.name_any());
+        let (uid, world) = (part.uid(), &part.world);
         let word = match done {
             Done::Nothing => return,
             Done::Stamped => "stamp",
@@ -539,45 +773,49 @@ impl Memory {
             Done::Verified { .. } => "verify",
         };
         context.metrics.turned(&namespace, &name, word, turn.reason.word());
-        tracing::info!(namespace, pool = name, action = ?turn.action, done = ?done, reason = turn.reason.word(), "acted");
+        tracing::info!(
+            namespace, pool = name, deployment = part.fleet.name(), action = ?turn.action, done = ?done,
+            reason = turn.reason.word(), "acted"
+        );
         match done {
             Done::Nothing | Done::Stamped | Done::Gates(_) | Done::Refused => {}
-            Done::Deleted(pods) => {
-                if let Some(broker) = &world.broker {
-                    self.drain
-                        .deleted(u32::try_from(pods.len()).unwrap_or(u32::MAX), broker);
-                }
-                self.victims.extend(pods.iter().cloned());
-            }
+            Done::Deleted(pods) => self.watch(&uid).deleted(pods, world),
             Done::Stopped { pods, busy } => {
-                if let Some(broker) = &world.broker {
-                    self.drain
-                        .deleted(u32::try_from(pods.len()).unwrap_or(u32::MAX), broker);
-                }
-                self.victims.extend(pods.iter().cloned());
+                self.watch(&uid).deleted(pods, world);
                 self.news.counters.busy_stopped += busy;
-                let note = format!("{}: {}", explain::step(&turn.reason), pods.join(", "));
+                let why = if part.share.is_some() {
+                    "the template was replaced rollout.drainTimeout ago, and they still work".to_owned()
+                } else {
+                    explain::step(&turn.reason)
+                };
+                let note = format!("{why}: {}", pods.join(", "));
                 context.fact(pool, EventType::Warning, "StoppedBusy", note).await;
             }
             Done::Scaled { from, to, survivors } => {
+                let watch = self.watch(&uid);
                 let victims = if to < from {
-                    std::mem::take(&mut self.victims)
+                    std::mem::take(&mut watch.victims)
                 } else {
                     Vec::new()
                 };
                 if let Some(survivors) = survivors {
-                    self.drain.lowered(*to, survivors.clone());
+                    watch.drain.lowered(*to, survivors.clone());
+                }
+                let pods = if victims.is_empty() {
+                    String::new()
+                } else {
+                    format!("; removed {}", victims.join(", "))
+                };
+                if is_rolling {
+                    let note = format!("Deployment {}: {from} to {to}{pods}", part.fleet.name());
+                    context.fact(pool, EventType::Normal, "RolledOut", note).await;
+                    return;
                 }
                 let why = match &turn.reason {
                     drain::Reason::ReplacementRefused => explain::step(&turn.reason),
                     _ => self.sentence.clone(),
                 };
                 let kind = if to < from { "ScaledDown" } else { "ScaledUp" };
-                let pods = if victims.is_empty() {
-                    String::new()
-                } else {
-                    format!("; removed {}", victims.join(", "))
-                };
                 self.news.last_scale = Some(LastScale {
                     time: Time(condition::whole_seconds(Timestamp::now())),
                     from: *from,
@@ -590,7 +828,7 @@ impl Memory {
                     .await;
             }
             Done::Verified { missing, busy } => {
-                self.drain.verified();
+                self.watch(&uid).drain.verified();
                 self.news.counters.scale_downs += 1;
                 if !missing.is_empty() {
                     let wrong = missing.len() as u64;
@@ -606,31 +844,38 @@ impl Memory {
 
     /// Deletion costs follow who is busy, slowly: the second line, should somebody else lower the Deployment. So do the
     /// shields; answers when to look again.
-    async fn costs(
+    async fn costs<'a>(
         &mut self,
         pool: &WorkerPool,
         context: &Context,
-        fleet: &Fleet,
+        parts: &'a [Part<'a>],
         workers: Option<&Workers>,
-        world: &drain::World,
     ) -> Result<Option<Duration>, carry::Error> {
         let Some(workers) = workers else { return Ok(None) };
         let clock = Instant::now();
-        let pass = Pass {
-            context,
-            pool,
-            fleet,
-            workers,
-            world,
-            doubts: self.doubts,
-            broker: None,
-        };
         let (protection, now) = (&pool.spec.protection, Timestamp::now());
-        let live: Vec<&drain::Pod> = world.live().filter(|pod| pod.marked).collect();
-        self.busy_since.retain(|uid, _| live.iter().any(|pod| pod.uid == *uid));
+        let marked = |part: &'a Part<'a>| part.world.live().filter(|pod| pod.marked).map(move |pod| (part, pod));
+        let live: Vec<(&Part<'_>, &drain::Pod)> = parts.iter().flat_map(marked).collect();
+        self.busy_since
+            .retain(|uid, _| live.iter().any(|(_, pod)| pod.uid == *uid));
         let mut next: Option<Duration> = None;
-        for pod in live {
-            let Some(object) = fleet.pod(&pod.uid) else { continue };
+        for (part, pod) in live {
+            let pass = Pass {
+                context,
+                pool,
+                fleet: part.fleet,
+                workers,
+                world: &part.world,
+                doubts: self.watch(&part.uid()).doubts,
+                broker: None,
+            };
+            let Some(object) = part.fleet.pod(&pod.uid) else {
+                continue;
+            };
+            // Two writers that correct each other help nobody, and no step down relies on costs.
+            if protection.on_eviction.is_empty() && observe::foreign_cost_writer(object).is_some() {
+                continue;
+            }
             let busy = pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
             let mut seen = observe::marks(object, busy);
             if seen.busy == seen.raised {

@@ -21,6 +21,9 @@ use umbel_testkit::{Process, Signal, TempDir, free_port};
 
 use super::{NAMESPACE, worker};
 
+/// An image that cannot be pulled.
+pub const MISSING: &str = "registry.example/missing:1";
+
 /// What was seen of a removed pod at the instant when its deletion showed.
 #[derive(Clone, Debug)]
 pub struct Removal {
@@ -195,6 +198,17 @@ fn axum_free_request(uri: &str, body: &serde_json::Value) -> http::Request<Vec<u
 /// The life of one pod.
 async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bool>) {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+    let image = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.containers.first()?.image.clone());
+    if image.as_deref() == Some(MISSING) {
+        cannot_pull(&state, &name).await;
+        while !*ended.borrow() && ended.changed().await.is_ok() {}
+        note(&state, &pod, None).await;
+        remove(&state, &name, uid).await;
+        return;
+    }
     let port = free_port();
     let Some(env) = environment(&state, &pod, port).await else {
         eprintln!("kubelet: no environment for {name}");
@@ -236,6 +250,11 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
     }
     process.kill();
     state.pids.lock().expect("pids").remove(&name);
+    remove(&state, &name, uid).await;
+}
+
+/// The pod's object goes, now that nothing of it runs.
+async fn remove(state: &State, name: &str, uid: String) {
     let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
     let now = DeleteParams {
         grace_period_seconds: Some(0),
@@ -243,13 +262,29 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
     };
     let _ = api
         .delete(
-            &name,
+            name,
             &now.preconditions(kube::api::Preconditions {
                 uid: Some(uid),
                 resource_version: None,
             }),
         )
         .await;
+}
+
+/// Shows what a kubelet shows when there is no such image.
+async fn cannot_pull(state: &State, name: &str) {
+    let waiting = json!({ "reason": "ImagePullBackOff", "message": format!("Back-off pulling image \"{MISSING}\"") });
+    let body = json!({ "status": { "phase": "Pending", "containerStatuses": [{
+        "name": "worker", "ready": false, "started": false, "restartCount": 0, "image": MISSING, "imageID": "",
+        "state": { "waiting": waiting },
+    }] } });
+    let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
+    let shown = api
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(body))
+        .await;
+    if let Err(error) = shown {
+        eprintln!("kubelet: show {name}: {error}");
+    }
 }
 
 /// What the removed pod's worker was doing, asked of Redis and not of the operator.

@@ -96,6 +96,26 @@ impl Stage {
             .map(|_| ())
     }
 
+    /// The same for an object that is in no namespace.
+    pub async fn apply_anywhere(&self, version: &str, kind: &str, plural: &str, name: &str, fields: Value) {
+        let (group, short) = version.split_once('/').unwrap_or(("", version));
+        let resource = kube::api::ApiResource {
+            group: group.into(),
+            version: short.into(),
+            api_version: version.into(),
+            kind: kind.into(),
+            plural: plural.into(),
+        };
+        let api: Api<kube::api::DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let mut body = json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name } });
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(body))
+            .await
+            .expect("the object is accepted");
+    }
+
     pub async fn queue(&self, name: &str) {
         let spec = json!({
             "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } },
@@ -186,13 +206,25 @@ impl Stage {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    /// The Deployments of a pool, the latest first.
+    pub async fn deployments_of(&self, pool: &str) -> Vec<Deployment> {
+        let ours = ListParams::default().labels(&format!("umbel.dev/pool={pool}"));
+        let found = self.deployments().list(&ours).await;
+        let mut all = found.expect("the API server answers").items;
+        all.sort_by_key(|deployment| std::cmp::Reverse(deployment.creation_timestamp().map(|made| made.0)));
+        all
+    }
+
+    /// The latest Deployment of a pool.
+    pub async fn deployment(&self, pool: &str) -> Option<Deployment> {
+        self.deployments_of(pool).await.into_iter().next()
+    }
+
+    /// The sizes of a pool's Deployments, summed; nothing while there is none.
     pub async fn size(&self, pool: &str) -> Option<i32> {
-        self.deployments()
-            .get_opt(pool)
-            .await
-            .expect("the API server answers")?
-            .spec
-            .replicas
+        let all = self.deployments_of(pool).await;
+        let sizes = all.iter().filter_map(|deployment| deployment.spec.replicas);
+        (!all.is_empty()).then(|| sizes.sum())
     }
 
     pub async fn status(&self, pool: &str) -> umbel_api::WorkerPoolStatus {

@@ -278,6 +278,7 @@ const RULES: Rules = Rules {
     confirm: Duration::from_secs(15),
     wait: None,
     longest: Duration::from_hours(1),
+    leaves: false,
 };
 
 /// The real turn, or what an operator without a guard would do instead.

@@ -131,3 +131,36 @@ async fn w15_when_runs_are_handed_back_is_said_by_hand_back_at() {
     assert_eq!(connection.llen("celery").await, Ok(1), "it is handed back");
     assert_eq!(connection.hlen("umbel:att").await, Ok(0), "and nobody is charged");
 }
+
+#[tokio::test]
+async fn w15_what_is_handed_back_is_charged_where_that_is_asked_for() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    let mut celery = Celery::client(&redis.url()).await;
+    let id = celery.send("test.work", json!([600.0]), json!({})).await;
+    let mut connection = redis.connection().await;
+    let flags = [
+        "--grace",
+        "2s",
+        "--hand-back-at",
+        "1",
+        "--counts-as-attempt",
+        "--max-deliveries",
+        "3",
+    ];
+    for delivery in 1..=3 {
+        let mut worker = test_worker(&redis.url(), &history, &flags);
+        eventually(SOON, "it runs", async || history.total(Event::Started) == delivery).await;
+        worker.signal(Signal::Term);
+        assert!(worker.wait(SOON).await.success(), "{}", worker.log());
+        let charged: Option<usize> = connection.hget("umbel:att", &id).await.expect("the server answers");
+        let waiting: usize = connection.llen("celery").await.expect("the server answers");
+        let expected = if delivery < 3 { (Some(delivery), 1) } else { (None, 0) };
+        assert_eq!((charged, waiting), expected, "after delivery {delivery}");
+    }
+    let raised = celery.get(&id, SOON).await.expect_err("it has failed");
+    assert!(
+        format!("{raised:?}").contains("its workers stopped before the task had ended, in delivery 3"),
+        "{raised:?}"
+    );
+}
