@@ -521,7 +521,11 @@ impl Consumer {
     async fn wait(&mut self) -> bool {
         let patience = if self.waker.is_tracking() {
             // Until it is admitted it asks for a leader now and then, too.
-            if self.is_open { self.shared.fleet.stretch(IDLE) } else { IDLE }
+            if self.is_open {
+                self.shared.fleet.stretch(IDLE)
+            } else {
+                IDLE
+            }
         } else {
             POLL.0 + POLL.1.mul_f64(crate::random())
         };

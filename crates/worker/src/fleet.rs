@@ -35,7 +35,16 @@ mod tests {
     fn many_workers_ask_more_seldom_and_all_together_no_less_often() {
         let fleet = Fleet::default();
         let every = Duration::from_secs(5);
-        for (workers, expected) in [(0, 5), (1, 5), (7, 5), (8, 10), (12, 15), (16, 20), (1000, 20), (u64::MAX, 20)] {
+        for (workers, expected) in [
+            (0, 5),
+            (1, 5),
+            (7, 5),
+            (8, 10),
+            (12, 15),
+            (16, 20),
+            (1000, 20),
+            (u64::MAX, 20),
+        ] {
             fleet.met(workers);
             assert_eq!(fleet.stretch(every), Duration::from_secs(expected), "{workers} workers");
         }
