@@ -175,10 +175,8 @@ impl Consumer {
                 is_woken = true;
             }
             let free = self.shared.slots.free().available_permits();
-            if free == 0 || !is_woken {
-                self.start_ahead().await;
-            }
             if free == 0 {
+                self.start_ahead().await;
                 // Wait for a slot; the permit itself is taken when there is a message for it.
                 drop(self.shared.while_alive(self.shared.slots.free().acquire()).await);
                 continue;
@@ -189,17 +187,18 @@ impl Consumer {
             } else {
                 Ok(Next::Wait)
             };
-            if !matches!(next, Ok(Next::Again)) {
-                self.start_ahead().await;
+            // However long the backlog: now and then a look, or a suspect would wait for its end.
+            let goes_on = matches!(next, Ok(Next::Again)) && looked.elapsed() < PATIENCE;
+            if !goes_on {
+                self.start_ahead().await; // Nothing that was taken waits for what comes now.
             }
             if self.note_hello() {
                 leader_seen = Instant::now(); // After an outage its leader gets as long to come back as we did.
             }
             match next {
-                Ok(next) => {
+                Ok(_) => {
                     (failures, trouble) = (0, None);
-                    // However long the backlog: now and then a look, or a suspect would wait for its end.
-                    if matches!(next, Next::Again) && looked.elapsed() < PATIENCE {
+                    if goes_on {
                         is_woken = true;
                         continue;
                     }
