@@ -69,7 +69,7 @@ mod wake;
 mod watch;
 
 pub use admin::{Purged, Recovered};
-pub use chord::{Counted, claim_token};
+pub use chord::{Counted, Part, claim_token};
 pub use connect::{Broker, Config, Endpoint, Sentinel};
 pub use control::{ControlChannel, is_own_question};
 pub use dead::{Aside, AsideFilter, AsideKind, AsidePage, Evicted, Replayed};

@@ -32,6 +32,8 @@ pub struct Options {
     pub serializer: Serializer,
     /// The compression of tasks that name none.
     pub compression: Option<Compression>,
+    /// How the structures of groups are kept: the workers' `result_serializer`. Results are read whatever it is.
+    pub result_serializer: Serializer,
     /// How bodies stand in the envelope: kombu's transport option `body_encoding`.
     pub body_encoding: BodyEncoding,
     /// Send `task-sent` events, as Celery does under `task_send_sent_event`.
@@ -64,6 +66,7 @@ impl Default for Options {
             codec: Codec::default(),
             serializer: Serializer::Json,
             compression: None,
+            result_serializer: Serializer::Json,
             body_encoding: BodyEncoding::Base64,
             events: false,
             replicas: None,

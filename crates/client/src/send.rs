@@ -226,7 +226,7 @@ impl Client {
                 FollowUp::SaveGroup { group, document } => {
                     self.flush(&messages, &mut sent, waiting, &bindings).await?;
                     self.prepare(&messages[..sent], "keep the chord's structure", async || {
-                        results.keep_structure(&group, document.as_str().as_bytes(), ttl).await
+                        results.keep_structure(&group, &self.written(&document), ttl).await
                     })
                     .await?;
                 }

@@ -33,6 +33,9 @@ pub struct Args {
     /// Results name task, arguments, worker, tries, queue and stamps: Celery's result_extended
     #[arg(long, env = "UMBEL_RESULT_EXTENDED")]
     result_extended: bool,
+    /// How results are written: json, msgpack or yaml; Celery's result_serializer
+    #[arg(long, env = "UMBEL_RESULT_SERIALIZER", default_value = "json", value_parser = parse_result_serializer)]
+    result_serializer: umbel_codec::Serializer,
     /// Compress results: zlib, bzip2, lzma, brotli or zstd; Celery's result_compression, from 5.7 on
     #[arg(long, env = "UMBEL_RESULT_COMPRESSION")]
     result_compression: Option<String>,
@@ -429,6 +432,7 @@ impl TryFrom<Args> for Config {
                 store: args.results,
                 is_extended: args.result_extended,
                 track_started: args.track_started,
+                serializer: args.result_serializer,
                 compression,
                 max_bytes: args.result_max_bytes,
             },
@@ -574,6 +578,16 @@ fn parse_exchange(text: &str) -> Result<String, String> {
         (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     let name = is_name.then(|| text.to_owned());
     name.ok_or_else(|| "must have 1 to 200 letters, digits, dots, dashes and underscores".into())
+}
+
+/// Results are never signed, and pickle is never written.
+fn parse_result_serializer(text: &str) -> Result<umbel_codec::Serializer, String> {
+    match text {
+        "json" => Ok(umbel_codec::Serializer::Json),
+        "msgpack" => Ok(umbel_codec::Serializer::Msgpack),
+        "yaml" => Ok(umbel_codec::Serializer::Yaml),
+        _ => Err("is none of json, msgpack and yaml".into()),
+    }
 }
 
 /// Celery's notation: the larger first, the smaller may be left out.

@@ -23,7 +23,7 @@ use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run, margin};
 use crate::options::Ack;
 use crate::request::Request;
-use crate::results::Kind;
+use crate::results::{Kind, is_wanted};
 use crate::settle::is_refused;
 use crate::stop::{Retry, When};
 
@@ -276,7 +276,7 @@ async fn reject(shared: &Arc<Shared>, delivery: Delivery, reason: Option<String>
         let noted = FollowUp::Set {
             key: shared.broker.keys().umbel(&format!("back:{}", delivery.message.id)),
             ttl: BACK,
-            value: "1".into(),
+            value: b"1".to_vec(),
         };
         let back = vec![noted, FollowUp::Push { list, raw }];
         return shared.end_with(delivery, End::Ack, None, back, ("", "requeued")).await;
@@ -317,6 +317,19 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
         let failure = Failure::permanent("ValueError", why.as_str());
         return Box::pin(shared.bury_with(delivery, &failure, format!("ran, but {why}"), &trail)).await;
     }
+    if let Some(why) = shared.config.results.refuses(value)
+        && is_told(shared, &delivery.message)
+    {
+        // As Celery's worker, which finds it out when it stores the result.
+        let failure = Failure::raise("kombu.exceptions", "EncodeError", &[&why]);
+        return Box::pin(shared.bury_with(
+            delivery,
+            &failure,
+            format!("ran, but its result cannot be written: {why}"),
+            &trail,
+        ))
+        .await;
+    }
     let mut aftermath = std::mem::take(&mut delivery.sends);
     match canvas::after_success(shared, &delivery.message, value) {
         Ok(after) => {
@@ -341,6 +354,22 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
     shared
         .end_workflow(delivery, End::Ack, result, aftermath, ("succeeded", "succeeded"))
         .await;
+}
+
+/// Is the result of a success stored, or a part of a chord?
+fn is_told(shared: &Shared, message: &TaskMessage) -> bool {
+    let options = shared.tasks.options(&message.task);
+    let is_member = message
+        .embed
+        .as_ref()
+        .is_some_and(|embed| embed.get("chord").is_some_and(|chord| !chord.is_null()));
+    is_member
+        || is_wanted(
+            shared.config.results.store,
+            options,
+            message.ignore_result,
+            Kind::Success,
+        )
 }
 
 fn context(shared: &Arc<Shared>, delivery: &Delivery, limits: RunLimits) -> JobContext {
