@@ -66,6 +66,12 @@ pub struct Args {
     /// kombu's sep, between a queue and its step; default the two bytes 06 16
     #[arg(long, env = "UMBEL_SEPARATOR")]
     separator: Option<String>,
+    /// kombu's fanout_prefix: what channels of remote control, events and broadcasts begin with; empty where it is off
+    #[arg(long, env = "UMBEL_FANOUT_PREFIX", default_value = umbel_broker::FANOUT_PREFIX)]
+    fanout_prefix: String,
+    /// kombu's fanout_patterns is off
+    #[arg(long, env = "UMBEL_NO_FANOUT_PATTERNS")]
+    no_fanout_patterns: bool,
     /// Queues to serve, with their weights if these differ: NAME or NAME=WEIGHT
     #[arg(long, env = "UMBEL_QUEUE", value_delimiter = ',', default_value = "celery")]
     queue: Vec<String>,
@@ -79,6 +85,9 @@ pub struct Args {
     /// Messages of a queue that all its workers together hold at a time, QUEUE=COUNT or COUNT; as --queue-rate
     #[arg(long, env = "UMBEL_QUEUE_MAX_IN_FLIGHT", value_delimiter = ',')]
     queue_max_in_flight: Vec<Named<std::num::NonZeroU64>>,
+    /// Queues that were declared with x-expires, QUEUE=DURATION or DURATION: their lists are kept while they are served
+    #[arg(long, env = "UMBEL_QUEUE_EXPIRES", value_delimiter = ',')]
+    queue_expires: Vec<Named<crate::expiring::Span>>,
     /// Starts of a task on all workers together, GLOB=COUNT/PERIOD[/BURST]; more wait in Redis
     #[arg(long, env = "UMBEL_TASK_RATE", value_delimiter = ',')]
     task_rate: Vec<Named<Rate>>,
@@ -275,6 +284,8 @@ pub struct Config {
     pub consumption: Consumption,
     /// Limits that all workers keep together.
     pub limits: SharedLimits,
+    /// After how long unused queues go, where they were declared so.
+    pub queue_expires: Vec<Named<crate::expiring::Span>>,
     /// When the worker ends by itself.
     pub recycle: RecycleLimits,
     /// Is the worker's own queue served as well?
@@ -420,6 +431,8 @@ impl TryFrom<Args> for Config {
             ),
         };
         broker.control.namespace = args.control_exchange;
+        broker.fanout_prefix = args.fanout_prefix;
+        broker.fanout_patterns = !args.no_fanout_patterns;
         broker.result_prefix = umbel_broker::result_prefix(&args.result_key_prefix);
         let results = results.map(|mut results| {
             results.result_prefix.clone_from(&broker.result_prefix);
@@ -456,6 +469,7 @@ impl TryFrom<Args> for Config {
                 keys: args.per_key,
                 deduplicate: args.deduplicate.filter(|kept| !kept.is_zero()),
             },
+            queue_expires: args.queue_expires,
             recycle: RecycleLimits {
                 tasks: args.max_tasks,
                 memory: args.max_memory,
@@ -556,7 +570,7 @@ fn check_queue(queue: &str) -> Result<(), ConfigError> {
 }
 
 /// Go's notation: 300ms, 1.5h, 2m30s.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed: kube::core::Duration = text.parse().map_err(|err| format!("{err}"))?;
     if parsed.is_negative() {
         Err("must not be negative".into())
