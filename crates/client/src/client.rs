@@ -13,7 +13,7 @@ use umbel_protocol::canvas::{ResultTuple, timings};
 use umbel_protocol::event::Source;
 use umbel_protocol::message::BodyEncoding;
 
-use crate::{Handle, Task};
+use crate::{Handle, Routes, Task};
 
 /// How a client sends. `..Options::default()` is what Celery does.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub struct Options {
     pub results: Option<Config>,
     /// The queue of tasks that name none.
     pub queue: String,
+    /// Where tasks go by their names, unless they say it themselves.
+    pub routes: Routes,
     /// Types of named exchanges: Redis does not know them.
     pub exchanges: HashMap<String, ExchangeKind>,
     /// Queues that were declared with `x-expires`, and how long after the last push their lists go.
@@ -61,6 +63,7 @@ impl Default for Options {
         Options {
             results: None,
             queue: "celery".into(),
+            routes: Routes::default(),
             exchanges: HashMap::new(),
             expiring_queues: HashMap::new(),
             codec: Codec::default(),

@@ -173,12 +173,20 @@ impl Client {
     /// # Cancellation
     /// Parts of it may have been sent.
     pub async fn apply(&self, workflow: impl Into<Signature>) -> Result<Handle, SendError> {
-        let signature = workflow.into();
+        let mut signature = workflow.into();
         if let Some(reason) = problem_in(&signature) {
             return Err(SendError::Call {
                 task: signature.task,
                 reason,
             });
+        }
+        if !self.inner.options.routes.is_empty() {
+            signature = self
+                .inner
+                .options
+                .routes
+                .lead_all(signature)
+                .map_err(SendError::Workflow)?;
         }
         let is_ignored = signature
             .options
