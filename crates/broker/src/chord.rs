@@ -1,11 +1,19 @@
 //! Chords: counting parts, as Celery's own workers on the same result database do.
 
 use umbel_protocol::canvas::{ChordKeys, ChordPart, PartState, timings};
-use umbel_protocol::json::Json;
 
 use crate::call::{Args, PART, Reply};
 use crate::settle::FollowUp;
 use crate::{Error, ResultStore};
+
+/// A part on its way.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// What it is a part of.
+    pub part: &'a ChordPart,
+    /// [`ChordPart::json`] as it is stored.
+    pub written: &'a [u8],
+}
 
 /// What a part did.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,10 +24,10 @@ pub enum Counted {
     Done,
     /// This was the last one: the caller sends the body, guarded by the token.
     Claimed {
-        /// The structure of a header with groups in it.
-        structure: Option<Json>,
-        /// All parts, in their order.
-        parts: Vec<Json>,
+        /// The document with the structure of a header that has groups in it.
+        structure: Option<Vec<u8>>,
+        /// All parts, in their order, as they were stored.
+        parts: Vec<Vec<u8>>,
     },
 }
 
@@ -56,10 +64,10 @@ impl ResultStore {
     ///
     /// # Cancellation
     /// Safe: an unused claim runs out.
-    pub async fn count_parts(&self, parts: &[&ChordPart], is_fast: bool) -> Result<Vec<Counted>, Error> {
+    pub async fn count_parts(&self, parts: &[Part<'_>], is_fast: bool) -> Result<Vec<Counted>, Error> {
         // Places of the parts of each chord.
         let mut chords: Vec<(&str, Vec<usize>)> = Vec::new();
-        for (place, part) in parts.iter().enumerate() {
+        for (place, Part { part, .. }) in parts.iter().enumerate() {
             match chords.iter_mut().find(|(group, _)| *group == part.group) {
                 Some((_, places)) => places.push(place),
                 None => chords.push((&part.group, vec![place])),
@@ -76,9 +84,9 @@ impl ResultStore {
                 args.push(key);
             }
             args.push(places.len());
-            for part in places.iter().map(|place| parts[*place]) {
+            for Part { part, written } in places.iter().map(|place| parts[*place]) {
                 args.push(part.score());
-                args.push(part.json.as_str());
+                args.push(written);
                 args.push(part.member());
                 args.push(claim_token(part));
                 args.push(i32::from(part.state != PartState::Success));
@@ -123,12 +131,10 @@ pub fn claim_token(part: &ChordPart) -> String {
 }
 
 fn claimed(answer: &mut Reply) -> Result<Counted, Error> {
-    let structure = Json::parse(&answer.text()?).ok();
+    let structure = Some(answer.bytes()?).filter(|bytes| !bytes.is_empty());
     let mut parts = Vec::with_capacity(answer.len());
     while !answer.is_done() {
-        let text = answer.text()?;
-        // What is no JSON is no part either: who reads the parts says so.
-        parts.push(Json::parse(&text).unwrap_or_else(|_| Json::string(&text)));
+        parts.push(answer.bytes()?);
     }
     Ok(Counted::Claimed { structure, parts })
 }

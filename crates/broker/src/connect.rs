@@ -44,6 +44,10 @@ pub struct Config {
     pub priority_steps: Vec<u8>,
     /// kombu's `sep`; must be the producers'.
     pub separator: String,
+    /// kombu's `fanout_prefix`: what channels begin with, `{db}` in it for the database; empty where that is off.
+    pub fanout_prefix: String,
+    /// kombu's `fanout_patterns`: are routing keys part of the names of channels?
+    pub fanout_patterns: bool,
     /// What the exchanges of remote control are named after: Celery's `control_exchange`.
     pub control: umbel_protocol::control::Names,
     /// Longest time to wait for a connection.
@@ -53,6 +57,9 @@ pub struct Config {
     /// What the connections of this configuration know together; the same in its clones.
     pub(crate) place: Arc<Place>,
 }
+
+/// kombu's default.
+pub const FANOUT_PREFIX: &str = "/{db}.";
 
 impl Config {
     /// The usual patience for an address: 3 s to connect, 10 s for a reply.
@@ -66,6 +73,8 @@ impl Config {
             result_prefix: String::new(),
             priority_steps: PRIORITY_STEPS.to_vec(),
             separator: SEPARATOR.to_owned(),
+            fanout_prefix: FANOUT_PREFIX.to_owned(),
+            fanout_patterns: true,
             control: umbel_protocol::control::Names::default(),
             connect_timeout: Duration::from_secs(3),
             response_timeout: Duration::from_secs(10),

@@ -107,7 +107,10 @@ impl ControlChannel {
 impl Config {
     /// The channel of a fanout exchange in this database. kombu puts its prefix in front of channels, too.
     pub(crate) fn channel(&self, exchange: &str, routing_key: &str) -> String {
-        let fanout = Fanout::database(u32::try_from(self.database()).unwrap_or(0));
+        let fanout = Fanout {
+            prefix: self.fanout_prefix.replace("{db}", &self.database().to_string()),
+            with_keys: self.fanout_patterns,
+        };
         format!("{}{}", self.key_prefix, fanout.channel(exchange, routing_key))
     }
 }

@@ -31,7 +31,7 @@ impl FanoutChannel {
     /// # Cancellation
     /// Safe.
     pub async fn connect(config: &Config, bindings: &[FanoutBinding]) -> Result<FanoutChannel, Error> {
-        let queues: Vec<(String, String)> = bindings
+        let mut queues: Vec<(String, String)> = bindings
             .iter()
             .flat_map(|binding| {
                 let key = binding.routing_key.replace('#', "*");
@@ -40,6 +40,7 @@ impl FanoutChannel {
                 keys.map(|key| (config.channel(&binding.exchange, &key), binding.queue.clone()))
             })
             .collect();
+        queues.dedup(); // Where keys are no part of names.
         let patterns: Vec<&str> = queues.iter().map(|(pattern, _)| pattern.as_str()).collect();
         let subscription = Subscription::connect(config, &[], &patterns, "PSUBSCRIBE fanout").await?;
         Ok(FanoutChannel { subscription, queues })

@@ -70,8 +70,8 @@ mod wake;
 mod watch;
 
 pub use admin::{Purged, Recovered};
-pub use chord::{Counted, claim_token};
-pub use connect::{Broker, Config, Endpoint, Sentinel};
+pub use chord::{Counted, Part, claim_token};
+pub use connect::{Broker, Config, Endpoint, FANOUT_PREFIX, Sentinel};
 pub use control::{ControlChannel, is_own_question};
 pub use dead::{Aside, AsideFilter, AsideKind, AsidePage, Evicted, Replayed};
 pub use depth::{DepthSample, QueueDepth, QueueFault};

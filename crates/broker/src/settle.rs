@@ -99,7 +99,7 @@ pub enum FollowUp {
         /// Seconds to live.
         ttl: u64,
         /// Value.
-        value: String,
+        value: Vec<u8>,
     },
     /// A key of a chord goes.
     Delete {
@@ -161,7 +161,10 @@ impl FollowUp {
             FollowUp::LetGo { key, token } => {
                 vec![b"free".to_vec(), key.clone().into_bytes(), token.clone().into_bytes()]
             }
-            FollowUp::Set { key, ttl, value } | FollowUp::Mark { key, ttl, value } => {
+            FollowUp::Set { key, ttl, value } => {
+                vec![b"set".to_vec(), key.clone().into_bytes(), number(*ttl), value.clone()]
+            }
+            FollowUp::Mark { key, ttl, value } => {
                 vec![
                     b"set".to_vec(),
                     key.clone().into_bytes(),

@@ -1,6 +1,6 @@
 //! Parts of chords, many in one call: each counts as it would alone.
 
-use umbel_broker::{Broker, Config, Counted, ResultStore};
+use umbel_broker::{Broker, Config, Counted, Part, ResultStore};
 use umbel_protocol::canvas::{ChordPart, PartState};
 use umbel_protocol::json::Json;
 use umbel_testkit::Redis;
@@ -34,7 +34,11 @@ impl Stage {
     }
 
     async fn count(&self, parts: &[ChordPart], is_fast: bool) -> Vec<Counted> {
-        let parts: Vec<&ChordPart> = parts.iter().collect();
+        let written = parts.iter().map(|part| Part {
+            part,
+            written: part.json.as_str().as_bytes(),
+        });
+        let parts: Vec<Part<'_>> = written.collect();
         self.store
             .count_parts(&parts, is_fast)
             .await
@@ -67,9 +71,10 @@ fn claimed(counted: &Counted) -> Option<Vec<String>> {
         return None;
     };
     assert_eq!(structure, &None);
-    let values = parts
-        .iter()
-        .map(|part| part.elements().expect("it is a list")[3].to_string());
+    let values = parts.iter().map(|part| {
+        let part = Json::parse(std::str::from_utf8(part).expect("it is text")).expect("it is JSON");
+        part.elements().expect("it is a list")[3].to_string()
+    });
     Some(values.collect())
 }
 

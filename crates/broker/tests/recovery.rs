@@ -528,7 +528,7 @@ async fn an_end_whose_follow_up_is_refused_leaves_no_dead_letter_however_often_i
     let set = FollowUp::Set {
         key: list(),
         ttl: 9,
-        value: "1".into(),
+        value: b"1".to_vec(),
     };
     let buried = Settlement {
         end: bury(),

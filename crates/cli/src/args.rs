@@ -97,6 +97,47 @@ pub(crate) struct Global {
         help_heading = "Global"
     )]
     pub(crate) result_key_prefix: String,
+    /// What the exchanges of remote control are named after (Celery's `control_exchange`), as the workers have it
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_CONTROL_EXCHANGE",
+        value_name = "NAME",
+        default_value = "celery",
+        hide_short_help = true,
+        value_parser = exchange,
+        help_heading = "Global"
+    )]
+    pub(crate) control_exchange: String,
+    /// What channels begin with (kombu's `fanout_prefix`), as the workers have it; empty where it is off
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_FANOUT_PREFIX",
+        value_name = "TEXT",
+        default_value = umbel_broker::FANOUT_PREFIX,
+        hide_short_help = true,
+        help_heading = "Global"
+    )]
+    pub(crate) fanout_prefix: String,
+    /// Routing keys are no part of the names of channels (kombu's `fanout_patterns` is off)
+    #[arg(
+        long,
+        global = true,
+        env = "UMBEL_NO_FANOUT_PATTERNS",
+        hide_short_help = true,
+        help_heading = "Global"
+    )]
+    pub(crate) no_fanout_patterns: bool,
+}
+
+impl Global {
+    /// What the names of channels are made of, on whatever broker.
+    pub(crate) fn name_channels(&self, config: &mut umbel_broker::Config) {
+        config.control.namespace.clone_from(&self.control_exchange);
+        config.fanout_prefix.clone_from(&self.fanout_prefix);
+        config.fanout_patterns = !self.no_fanout_patterns;
+    }
 }
 
 /// How to print.
@@ -184,9 +225,15 @@ pub(crate) struct Canvas {
     /// TaskQueue of the tasks that name no queue; with --redis-url the queue's name on the broker
     #[arg(long)]
     pub(crate) queue: Option<String>,
+    /// File with routes as Celery's `task_routes` has them, in JSON: queue or options by names, globs and re:EXPRESSIONs
+    #[arg(long, env = "UMBEL_ROUTES", value_name = "FILE")]
+    pub(crate) routes: Option<PathBuf>,
     /// Keep the structure of a group, so that its id is enough to read its results
     #[arg(long)]
     pub(crate) save: bool,
+    /// How structures of groups are kept: the workers' --result-serializer. Results are read whatever it is
+    #[arg(long, env = "UMBEL_RESULT_SERIALIZER", value_parser = ["json", "msgpack", "yaml"], default_value = "json")]
+    pub(crate) result_serializer: String,
     /// How bodies are written of tasks that do not say; auth is signed JSON
     #[arg(long, value_parser = ["json", "msgpack", "yaml", "auth"])]
     pub(crate) serializer: Option<String>,
@@ -290,6 +337,9 @@ pub(crate) struct Send {
     /// TaskQueue; with --redis-url the queue's name on the broker. Needed where there are several
     #[arg(long)]
     pub(crate) queue: Option<String>,
+    /// File with routes as Celery's `task_routes` has them, in JSON: queue or options by names, globs and re:EXPRESSIONs
+    #[arg(long, env = "UMBEL_ROUTES", value_name = "FILE")]
+    pub(crate) routes: Option<PathBuf>,
     /// Positional arguments: a JSON array
     #[arg(long, value_name = "JSON")]
     pub(crate) args: Option<String>,
@@ -305,9 +355,9 @@ pub(crate) struct Send {
     /// Not at all after this time: a duration, or RFC 3339
     #[arg(long, value_name = "DURATION|TIME")]
     pub(crate) expires: Option<String>,
-    /// 0 is first, 9 is last
-    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9), default_value_t = 0)]
-    pub(crate) priority: u8,
+    /// 0 is first, 9 is last; without it that of the route, else 0
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub(crate) priority: Option<u8>,
     /// Id of the task; without it a new one
     #[arg(long)]
     pub(crate) id: Option<String>,
@@ -431,6 +481,14 @@ pub(crate) struct Join {
     /// Label of the TargetCluster; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
+}
+
+/// As the worker takes it.
+fn exchange(text: &str) -> Result<String, String> {
+    let is_name =
+        (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let name = is_name.then(|| text.to_owned());
+    name.ok_or_else(|| "must have 1 to 200 letters, digits, dots, dashes and underscores".into())
 }
 
 /// Whole or broken seconds, or a duration as Kubernetes writes it.

@@ -62,7 +62,7 @@ pub(crate) async fn of_queue(global: &Global, queue: Option<&str>) -> anyhow::Re
         None => None,
     };
     Ok(Way {
-        broker: of_object(&home, &queue).await?,
+        broker: of_object(global, &home, &queue).await?,
         queue: queue.queue_name(),
         results,
     })
@@ -112,7 +112,7 @@ pub(crate) async fn reader(global: &Global, queue: Option<&str>) -> anyhow::Resu
 }
 
 /// The broker of a TaskQueue.
-pub(crate) async fn of_object(home: &Home, queue: &TaskQueue) -> anyhow::Result<Broker> {
+pub(crate) async fn of_object(global: &Global, home: &Home, queue: &TaskQueue) -> anyhow::Result<Broker> {
     let namespace = queue.namespace().unwrap_or_else(|| home.namespace.clone());
     let (secret, key) = match queue.url_secret() {
         Some(reference) => (reference.name.clone(), reference.key.as_str()),
@@ -123,6 +123,7 @@ pub(crate) async fn of_object(home: &Home, queue: &TaskQueue) -> anyhow::Result<
     queue.key_prefix().clone_into(&mut config.key_prefix);
     config.result_prefix = result_prefix(queue);
     config.priority_steps.clone_from(&queue.spec.priority_steps);
+    global.name_channels(&mut config);
     connect(&config).await
 }
 
@@ -262,6 +263,7 @@ fn named_results(global: &Global) -> anyhow::Result<Option<Config>> {
 /// With what somebody said of it.
 fn said_of(global: &Global, mut config: Config) -> anyhow::Result<Config> {
     config.key_prefix.clone_from(&global.key_prefix);
+    global.name_channels(&mut config);
     config.result_prefix = umbel_broker::result_prefix(&global.result_key_prefix);
     match umbel_broker::parse_steps(&global.priority_steps) {
         Ok(steps) => config.priority_steps = steps,

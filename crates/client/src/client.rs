@@ -13,7 +13,7 @@ use umbel_protocol::canvas::{ResultTuple, timings};
 use umbel_protocol::event::Source;
 use umbel_protocol::message::BodyEncoding;
 
-use crate::{Handle, Task};
+use crate::{Handle, Routes, Task};
 
 /// How a client sends. `..Options::default()` is what Celery does.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub struct Options {
     pub results: Option<Config>,
     /// The queue of tasks that name none.
     pub queue: String,
+    /// Where tasks go by their names, unless they say it themselves.
+    pub routes: Routes,
     /// Types of named exchanges: Redis does not know them.
     pub exchanges: HashMap<String, ExchangeKind>,
     /// Queues that were declared with `x-expires`, and how long after the last push their lists go.
@@ -32,6 +34,8 @@ pub struct Options {
     pub serializer: Serializer,
     /// The compression of tasks that name none.
     pub compression: Option<Compression>,
+    /// How the structures of groups are kept: the workers' `result_serializer`. Results are read whatever it is.
+    pub result_serializer: Serializer,
     /// How bodies stand in the envelope: kombu's transport option `body_encoding`.
     pub body_encoding: BodyEncoding,
     /// Send `task-sent` events, as Celery does under `task_send_sent_event`.
@@ -59,11 +63,13 @@ impl Default for Options {
         Options {
             results: None,
             queue: "celery".into(),
+            routes: Routes::default(),
             exchanges: HashMap::new(),
             expiring_queues: HashMap::new(),
             codec: Codec::default(),
             serializer: Serializer::Json,
             compression: None,
+            result_serializer: Serializer::Json,
             body_encoding: BodyEncoding::Base64,
             events: false,
             replicas: None,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use umbel_broker::Watch;
-use umbel_codec::{Compression, DEFAULT_MAX_INFLATED, decompress};
+use umbel_codec::{MOST_INFLATED, read_document, write_any_document};
 use umbel_protocol::canvas::ResultTuple;
 use umbel_protocol::json::{Json, MAX_DEPTH};
 use umbel_protocol::result::Failure;
@@ -25,8 +25,6 @@ const CONFIRMED: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Tasks that are looked at together.
 const TOGETHER: usize = 500;
-/// In front of a compressed document (Celery 5.7): then the content type, a zero byte, the compressed document.
-const COMPRESSED: &[u8] = b"\0celery-compressed\0";
 
 /// The state of a task as its result document has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -242,7 +240,7 @@ impl Handle {
         let results = &self.client.inner.results;
         let ttl = self.client.inner.options.chord_ttl;
         let saved = results
-            .save_group(&self.result.id, document.as_str().as_bytes(), ttl)
+            .save_group(&self.result.id, &self.client.written(&document), ttl)
             .await;
         saved.map_err(|source| self.client.unread(&self.result.id, source))
     }
@@ -394,21 +392,13 @@ impl Client {
             id: id.to_owned(),
             reason,
         };
-        let unpacked;
-        let mut bytes = raw;
-        if let Some(rest) = raw.strip_prefix(COMPRESSED) {
-            let end = rest.iter().position(|byte| *byte == 0);
-            let (name, packed) = rest.split_at(end.ok_or_else(|| wrong("it is cut off".into()))?);
-            let name = String::from_utf8_lossy(name);
-            let compression =
-                Compression::named(&name).ok_or_else(|| wrong(format!("it is compressed by {name:?}")))?;
-            unpacked =
-                decompress(compression, &packed[1..], DEFAULT_MAX_INFLATED).map_err(|err| wrong(err.to_string()))?;
-            bytes = &unpacked;
-        }
-        let text = std::str::from_utf8(bytes)
-            .map_err(|_| wrong("it is no text: result serializers other than JSON are not read".into()))?;
+        let text = read_document(raw, MOST_INFLATED).map_err(|err| wrong(err.to_string()))?;
         Json::parse_within(text.trim(), MAX_DEPTH, KEYS).map_err(|err| wrong(err.to_string()))
+    }
+
+    /// What is kept among results, as their readers expect it.
+    pub(crate) fn written(&self, document: &Json) -> Vec<u8> {
+        write_any_document(document.as_str(), self.inner.options.result_serializer)
     }
 
     pub(crate) fn unread(&self, id: &str, source: umbel_broker::Error) -> ResultError {

@@ -4,6 +4,7 @@
 //! - [`Client`]: connects, sends, asks for results, revokes.
 //! - [`Task`]: one call with its options; [`chain`], [`group`], [`chord`], [`map`], [`starmap`], [`chunks`] combine
 //!   calls to a [`Signature`].
+//! - [`Routes`]: where tasks go by their names.
 //! - [`Handle`]: what became of a task, or of a whole workflow.
 //! - [`SendError`], [`ResultError`]: what can go wrong, and whether the message may have been sent all the same.
 
@@ -14,6 +15,7 @@ mod error;
 mod handle;
 mod prepare;
 mod remote;
+mod routes;
 mod send;
 mod task;
 mod times;
@@ -23,7 +25,9 @@ pub use client::{Client, Options, Retry};
 pub use compose::{chain, chord, chunks, group, map, starmap};
 pub use error::{RemoteError, ResultError, SendError};
 pub use handle::{Handle, State};
+pub use prepare::Destination;
 pub use remote::Revoke;
+pub use routes::{RouteError, Routes};
 pub use task::{Exchange, Task};
 pub use times::When;
 

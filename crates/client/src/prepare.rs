@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use umbel_broker::{Binding, ExchangeKind};
@@ -92,6 +93,33 @@ impl Sendable for Task {
     }
 }
 
+/// Where a task goes, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Straight to a queue.
+    Queue(String),
+    /// Through a named exchange.
+    Exchange(String),
+}
+
+impl Destination {
+    /// The name of the queue or the exchange.
+    pub fn name(&self) -> &str {
+        match self {
+            Destination::Queue(name) | Destination::Exchange(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Destination::Queue(name) => write!(f, "queue {name}"),
+            Destination::Exchange(name) => write!(f, "exchange {name}"),
+        }
+    }
+}
+
 /// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -108,6 +136,9 @@ impl Client {
     /// Looks at a call, gives it an id, and fixes its times. Is it plain: JSON for a queue, of which no message can fail to
     /// be made?
     pub(crate) fn accept(&self, task: &mut Task) -> Result<bool, SendError> {
+        if !self.inner.options.routes.is_empty() {
+            self.inner.options.routes.lead(task).map_err(SendError::Workflow)?;
+        }
         let is_plain = self.check(task)?;
         if task.id.is_none() {
             task.id = Some(self.new_id());
@@ -121,6 +152,27 @@ impl Client {
             }
         }
         Ok(is_plain)
+    }
+
+    /// Where a task would go, by what it says itself and by its route.
+    ///
+    /// # Errors
+    /// [`SendError::Workflow`]: a callback is no signature.
+    pub fn destination(&self, task: &Task) -> Result<Destination, SendError> {
+        let mut task = task.clone();
+        self.inner.options.routes.lead(&mut task).map_err(SendError::Workflow)?;
+        let exchange = task
+            .options
+            .exchange
+            .as_ref()
+            .filter(|exchange| !exchange.name.is_empty());
+        Ok(match exchange {
+            Some(exchange) => Destination::Exchange(exchange.name.clone()),
+            None => {
+                let queue = task.queue.as_ref().or(task.options.routing_key.as_ref());
+                Destination::Queue(queue.unwrap_or(&self.inner.options.queue).clone())
+            }
+        })
     }
 
     fn check(&self, task: &Task) -> Result<bool, SendError> {

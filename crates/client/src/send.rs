@@ -173,12 +173,20 @@ impl Client {
     /// # Cancellation
     /// Parts of it may have been sent.
     pub async fn apply(&self, workflow: impl Into<Signature>) -> Result<Handle, SendError> {
-        let signature = workflow.into();
+        let mut signature = workflow.into();
         if let Some(reason) = problem_in(&signature) {
             return Err(SendError::Call {
                 task: signature.task,
                 reason,
             });
+        }
+        if !self.inner.options.routes.is_empty() {
+            signature = self
+                .inner
+                .options
+                .routes
+                .lead_all(signature)
+                .map_err(SendError::Workflow)?;
         }
         let is_ignored = signature
             .options
@@ -226,7 +234,7 @@ impl Client {
                 FollowUp::SaveGroup { group, document } => {
                     self.flush(&messages, &mut sent, waiting, &bindings).await?;
                     self.prepare(&messages[..sent], "keep the chord's structure", async || {
-                        results.keep_structure(&group, document.as_str().as_bytes(), ttl).await
+                        results.keep_structure(&group, &self.written(&document), ttl).await
                     })
                     .await?;
                 }

@@ -99,6 +99,11 @@ impl Codec {
         &self.0.accept
     }
 
+    /// Is there a key to sign with?
+    pub fn signs(&self) -> bool {
+        self.0.signer.is_some()
+    }
+
     /// Reads one list element, as [`message::decode`]; a plain JSON message costs no more than there.
     ///
     /// # Errors

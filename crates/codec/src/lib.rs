@@ -15,11 +15,13 @@
 //!
 //! # Where things are
 //! - [`compress`], [`decompress`]: the five compressions of kombu, for results too.
+//! - [`read_document`], [`write_document`]: what a result backend holds.
 //! - [`Keyring`], [`Signer`]: the serializer `auth`.
 
 mod auth;
 mod codec;
 mod compression;
+mod document;
 mod json;
 mod msgpack;
 mod names;
@@ -28,6 +30,7 @@ mod yaml;
 pub use auth::{Digest, KeyError, Keyring, Signer};
 pub use codec::{Codec, EncodeError, Options, TooLarge};
 pub use compression::{compress, decompress};
+pub use document::{compress_document, read_document, write_any_document, write_document};
 pub use names::{Compression, Serializer, UnknownName};
 
 /// Bytes of a body after unpacking, unless told otherwise.

@@ -178,6 +178,10 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
         worker = %shared.worker, node = %shared.config.name, queues = ?shared.config.queues,
         slots = shared.slots.total(), server = %shared.broker.server(), "worker starts"
     );
+    let codec = &shared.config.codec;
+    if codec.accept().contains(&umbel_codec::Serializer::Auth) && !codec.signs() {
+        tracing::warn!("signed messages are accepted, but what this worker sends is not signed: no --security-key");
+    }
     // What was revoked while no worker was there is known before the first message is taken.
     if let Err(err) = shared.revoked.refresh(&shared.broker, shared.clock.now()).await {
         tracing::debug!(error = %chain(&err), "revoked ids are asked for again");
@@ -377,6 +381,7 @@ fn spawn_background(
     spawn_until(stop, events::beat(Arc::clone(shared)));
     spawn_until(stop, crate::autoscale::run(Arc::clone(shared)));
     spawn_until(stop, recycle::run(Arc::clone(shared)));
+    spawn_until(stop, crate::expiring::run(Arc::clone(shared)));
     spawn_until(stop, crate::limits::write_queue_limits(Arc::clone(shared)));
     spawn_until(stop, crate::heartbeat::run(shared.broker.clone(), Arc::clone(shared)));
     let reporting = Arc::clone(shared);

@@ -33,6 +33,9 @@ pub struct Args {
     /// Results name task, arguments, worker, tries, queue and stamps: Celery's result_extended
     #[arg(long, env = "UMBEL_RESULT_EXTENDED")]
     result_extended: bool,
+    /// How results are written: json, msgpack or yaml; Celery's result_serializer
+    #[arg(long, env = "UMBEL_RESULT_SERIALIZER", default_value = "json", value_parser = parse_result_serializer)]
+    result_serializer: umbel_codec::Serializer,
     /// Compress results: zlib, bzip2, lzma, brotli or zstd; Celery's result_compression, from 5.7 on
     #[arg(long, env = "UMBEL_RESULT_COMPRESSION")]
     result_compression: Option<String>,
@@ -63,6 +66,12 @@ pub struct Args {
     /// kombu's sep, between a queue and its step; default the two bytes 06 16
     #[arg(long, env = "UMBEL_SEPARATOR")]
     separator: Option<String>,
+    /// kombu's fanout_prefix: what channels of remote control, events and broadcasts begin with; empty where it is off
+    #[arg(long, env = "UMBEL_FANOUT_PREFIX", default_value = umbel_broker::FANOUT_PREFIX)]
+    fanout_prefix: String,
+    /// kombu's fanout_patterns is off
+    #[arg(long, env = "UMBEL_NO_FANOUT_PATTERNS")]
+    no_fanout_patterns: bool,
     /// Queues to serve, with their weights if these differ: NAME or NAME=WEIGHT
     #[arg(long, env = "UMBEL_QUEUE", value_delimiter = ',', default_value = "celery")]
     queue: Vec<String>,
@@ -76,6 +85,9 @@ pub struct Args {
     /// Messages of a queue that all its workers together hold at a time, QUEUE=COUNT or COUNT; as --queue-rate
     #[arg(long, env = "UMBEL_QUEUE_MAX_IN_FLIGHT", value_delimiter = ',')]
     queue_max_in_flight: Vec<Named<std::num::NonZeroU64>>,
+    /// Queues that were declared with x-expires, QUEUE=DURATION or DURATION: their lists are kept while they are served
+    #[arg(long, env = "UMBEL_QUEUE_EXPIRES", value_delimiter = ',')]
+    queue_expires: Vec<Named<crate::expiring::Span>>,
     /// Starts of a task on all workers together, GLOB=COUNT/PERIOD[/BURST]; more wait in Redis
     #[arg(long, env = "UMBEL_TASK_RATE", value_delimiter = ',')]
     task_rate: Vec<Named<Rate>>,
@@ -275,6 +287,8 @@ pub struct Config {
     pub consumption: Consumption,
     /// Limits that all workers keep together.
     pub limits: SharedLimits,
+    /// After how long unused queues go, where they were declared so.
+    pub queue_expires: Vec<Named<crate::expiring::Span>>,
     /// When the worker ends by itself.
     pub recycle: RecycleLimits,
     /// Is the worker's own queue served as well?
@@ -422,6 +436,8 @@ impl TryFrom<Args> for Config {
             ),
         };
         broker.control.namespace = args.control_exchange;
+        broker.fanout_prefix = args.fanout_prefix;
+        broker.fanout_patterns = !args.no_fanout_patterns;
         broker.result_prefix = umbel_broker::result_prefix(&args.result_key_prefix);
         let results = results.map(|mut results| {
             results.result_prefix.clone_from(&broker.result_prefix);
@@ -434,6 +450,7 @@ impl TryFrom<Args> for Config {
                 store: args.results,
                 is_extended: args.result_extended,
                 track_started: args.track_started,
+                serializer: args.result_serializer,
                 compression,
                 max_bytes: args.result_max_bytes,
             },
@@ -457,6 +474,7 @@ impl TryFrom<Args> for Config {
                 keys: args.per_key,
                 deduplicate: args.deduplicate.filter(|kept| !kept.is_zero()),
             },
+            queue_expires: args.queue_expires,
             recycle: RecycleLimits {
                 tasks: args.max_tasks,
                 memory: args.max_memory,
@@ -558,7 +576,7 @@ fn check_queue(queue: &str) -> Result<(), ConfigError> {
 }
 
 /// Go's notation: 300ms, 1.5h, 2m30s.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed: kube::core::Duration = text.parse().map_err(|err| format!("{err}"))?;
     if parsed.is_negative() {
         Err("must not be negative".into())
@@ -580,6 +598,16 @@ fn parse_exchange(text: &str) -> Result<String, String> {
         (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     let name = is_name.then(|| text.to_owned());
     name.ok_or_else(|| "must have 1 to 200 letters, digits, dots, dashes and underscores".into())
+}
+
+/// Results are never signed, and pickle is never written.
+fn parse_result_serializer(text: &str) -> Result<umbel_codec::Serializer, String> {
+    match text {
+        "json" => Ok(umbel_codec::Serializer::Json),
+        "msgpack" => Ok(umbel_codec::Serializer::Msgpack),
+        "yaml" => Ok(umbel_codec::Serializer::Yaml),
+        _ => Err("is none of json, msgpack and yaml".into()),
+    }
 }
 
 /// Celery's notation: the larger first, the smaller may be left out.

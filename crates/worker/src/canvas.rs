@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use umbel_broker::{Counted, Error, FollowUp, ResultStore, claim_token};
+use umbel_broker::{Counted, Error, FollowUp, Part, ResultStore, claim_token};
 use umbel_codec::TooLarge;
 use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, Signature, timings};
 use umbel_protocol::json::Json;
@@ -21,7 +21,7 @@ use umbel_telemetry::chain;
 use crate::app::Shared;
 use crate::errback;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
-use crate::results::{Kind, is_wanted};
+use crate::results::{self, Kind, is_wanted};
 use crate::settle::is_refused;
 
 /// Pause between two attempts to count a part.
@@ -100,7 +100,7 @@ pub(crate) async fn resolve(
 /// Boxed, for a chord's end may complete the chord around it.
 fn steps<'a>(
     shared: &'a Arc<Shared>,
-    results: &'a ResultStore,
+    store: &'a ResultStore,
     message: &'a TaskMessage,
     aftermath: Aftermath,
 ) -> BoxFuture<'a, Result<Vec<FollowUp>, Error>> {
@@ -112,29 +112,29 @@ fn steps<'a>(
                 canvas::FollowUp::Call(called) => errback::call(shared, message, *called).await,
                 canvas::FollowUp::Store(failure) => follow_ups.extend(
                     is_wanted(shared.config.results.store, None, None, Kind::Failure).then(|| FollowUp::Store {
-                        key: results.key(&failure.id),
+                        key: store.key(&failure.id),
                         ttl: shared.config.failure_ttl,
                         document: shared.config.results.packed(failure.document),
                     }),
                 ),
-                canvas::FollowUp::Part(part) => follow_ups.extend(count(shared, results, message, &part).await?),
+                canvas::FollowUp::Part(part) => follow_ups.extend(count(shared, store, message, &part).await?),
                 canvas::FollowUp::ChordSize { group, size } => {
-                    let keys = results.chord_keys(&group);
+                    let keys = store.chord_keys(&group);
                     follow_ups.push(FollowUp::Delete { key: keys.claim });
                     follow_ups.push(FollowUp::Set {
                         key: keys.size,
                         ttl: timings::PARTS,
-                        value: size.to_string(),
+                        value: size.to_string().into_bytes(),
                     });
                 }
                 canvas::FollowUp::SaveGroup { group, document } => follow_ups.push(FollowUp::Set {
-                    key: results.chord_keys(&group).group,
+                    key: store.chord_keys(&group).group,
                     ttl: timings::PARTS,
-                    value: document.to_string(),
+                    value: shared.config.results.written(&document),
                 }),
                 canvas::FollowUp::Extend { group, by } => {
                     follow_ups.push(FollowUp::Extend {
-                        key: results.chord_keys(&group).extra,
+                        key: store.chord_keys(&group).extra,
                         ttl: timings::PARTS,
                         by,
                         once: uuid::Uuid::new_v4().to_string(),
@@ -237,6 +237,11 @@ impl Member {
         }))
     }
 
+    /// The part as it is stored.
+    pub(crate) fn written(&self) -> Vec<u8> {
+        self.shared.config.results.written(&self.part.json)
+    }
+
     /// Counts the part in a call of its own.
     ///
     /// # Errors
@@ -249,7 +254,7 @@ impl Member {
     ///
     /// # Errors
     /// As of [`resolve`].
-    pub(crate) async fn complete(&self, structure: Option<&Json>, parts: &[Json]) -> Result<Vec<FollowUp>, Error> {
+    pub(crate) async fn complete(&self, structure: Option<&[u8]>, parts: &[Vec<u8>]) -> Result<Vec<FollowUp>, Error> {
         let Member { shared, message, part } = self;
         complete(shared, &shared.store, message, part, (structure, parts)).await
     }
@@ -258,13 +263,17 @@ impl Member {
 /// Counts a part; the last one is followed by the chord's body, or by its failure.
 async fn count(
     shared: &Arc<Shared>,
-    results: &ResultStore,
+    store: &ResultStore,
     message: &TaskMessage,
     part: &ChordPart,
 ) -> Result<Vec<FollowUp>, Error> {
-    let began = Instant::now();
+    let (began, written) = (Instant::now(), shared.config.results.written(&part.json));
     let counted = loop {
-        match results.count_parts(&[part], shared.config.is_chord_fast).await {
+        let counted = Part {
+            part,
+            written: &written,
+        };
+        match store.count_parts(&[counted], shared.config.is_chord_fast).await {
             Ok(counted) => break counted,
             Err(err) if err.is_wrong_type() => {
                 tracing::error!(task.id = %message.id, group = %part.group, error = %chain(&err), "the chord cannot be counted and will not end");
@@ -279,7 +288,7 @@ async fn count(
     };
     match counted.into_iter().next() {
         Some(Counted::Claimed { structure, parts }) => {
-            complete(shared, results, message, part, (structure.as_ref(), &parts)).await
+            complete(shared, store, message, part, (structure.as_deref(), &parts)).await
         }
         Some(Counted::Open | Counted::Done) | None => Ok(Vec::new()),
     }
@@ -288,29 +297,35 @@ async fn count(
 /// What follows the part that completed its chord, whose parts these are.
 async fn complete(
     shared: &Arc<Shared>,
-    results: &ResultStore,
+    store: &ResultStore,
     message: &TaskMessage,
     part: &ChordPart,
-    (structure, parts): (Option<&Json>, &[Json]),
+    (structure, parts): (Option<&[u8]>, &[Vec<u8>]),
 ) -> Result<Vec<FollowUp>, Error> {
+    let structure = structure.and_then(results::read);
+    // What cannot be read is no part: who completes the chord says so.
+    let parts: Vec<Json> = parts
+        .iter()
+        .map(|part| results::read(part).unwrap_or_else(Json::null))
+        .collect();
     let end = with_sender(shared, message, |sender| {
-        canvas::complete_chord(message, part, parts, structure, sender)
+        canvas::complete_chord(message, part, &parts, structure.as_ref(), sender)
     });
-    let keys = results.chord_keys(&part.group);
+    let keys = store.chord_keys(&part.group);
     let then = match end {
         Ok(ChordEnd::Body(body)) => {
-            let mut then = steps(shared, results, message, body).await?;
+            let mut then = steps(shared, store, message, body).await?;
             let gone = [keys.parts, keys.extra, keys.size, keys.counted];
             then.extend(gone.into_iter().map(|key| FollowUp::Delete { key }));
             then.push(FollowUp::Set {
                 key: keys.claim.clone(),
                 ttl: timings::DONE,
-                value: "done".into(),
+                value: b"done".to_vec(),
             });
             then
         }
         Ok(ChordEnd::Failed(failed)) => {
-            let mut then = steps(shared, results, message, failed).await?;
+            let mut then = steps(shared, store, message, failed).await?;
             then.push(FollowUp::Delete { key: keys.size });
             if shared.config.is_chord_fast {
                 // Parts may be on their way: nobody is to count them any more.
@@ -318,7 +333,7 @@ async fn complete(
                 then.push(FollowUp::Set {
                     key: keys.claim.clone(),
                     ttl: timings::DONE,
-                    value: "done".into(),
+                    value: b"done".to_vec(),
                 });
             }
             then
@@ -330,7 +345,7 @@ async fn complete(
                 canvas::fail_chord(message, part, &why, sender)
             });
             let mut then = match failed {
-                Ok(failed) => steps(shared, results, message, failed).await?,
+                Ok(failed) => steps(shared, store, message, failed).await?,
                 // The body is no signature: there is nobody to tell.
                 Err(_) => Vec::new(),
             };

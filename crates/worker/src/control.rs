@@ -18,7 +18,7 @@ use crate::app::Shared;
 use crate::command;
 use crate::inspect;
 use crate::queues::Wanted;
-use crate::results::{Kind, is_wanted};
+use crate::results::{self, Kind, is_wanted};
 use crate::revoked::REMEMBERED;
 use crate::slots::MOST as MOST_SLOTS;
 
@@ -291,7 +291,7 @@ async fn mark(shared: &Shared, ids: &[String]) {
         .filter(|id| runs.iter().all(|run| run.message.id != **id))
         .map(|id| shared.stored(id, result::revoked(id, "revoked", &meta), false))
         .collect();
-    match shared.store.store_unless_begun(&documents).await {
+    match shared.store.store_unless_begun(&documents, results::state).await {
         Ok(stored) => tracing::debug!(stored, "stored as revoked"),
         Err(err) => tracing::warn!(error = %chain(&err), "not stored as revoked before their messages are taken"),
     }

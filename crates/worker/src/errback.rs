@@ -18,6 +18,7 @@ use crate::app::Shared;
 use crate::arguments::{Arguments, FromArguments};
 use crate::execute::panicked;
 use crate::job::{Failure, Job, JobContext, Outcome};
+use crate::results;
 use crate::stop::Stop;
 
 /// What an errback is told of the task that failed: Celery's request, exception and traceback.
@@ -132,7 +133,9 @@ async fn told(ctx: &JobContext, id: String) -> Result<Failed, Failure> {
                 .flatten()
         }
     };
-    let document: Option<ResultDoc> = document.and_then(|raw| result::parse(&raw).ok());
+    let document: Option<ResultDoc> = document
+        .and_then(|raw| results::read(&raw))
+        .and_then(|json| result::parse(json.as_str().as_bytes()).ok());
     let failure = document.as_ref().and_then(ResultDoc::failure);
     Ok(Failed {
         root_id: ctx.request.root_id().to_owned(),

@@ -1,12 +1,11 @@
 //! Which results are stored, and how. Pure.
 
-use umbel_codec::{Compression, compress, decompress};
+use umbel_codec::{Compression, Serializer, compress_document, read_document, write_any_document, write_document};
+use umbel_protocol::json::Json;
 use umbel_protocol::result;
 
 use crate::options::TaskOptions;
 
-/// What stands before a compressed document: then its content type, a zero byte, the bytes. Celery 5.7 and later.
-const COMPRESSED: &[u8] = b"\0celery-compressed\0";
 /// No document that we would have written is larger, unpacked.
 const UNPACKED: usize = 32 << 20;
 
@@ -21,6 +20,8 @@ pub struct Results {
     pub is_extended: bool,
     /// Is STARTED stored?
     pub track_started: bool,
+    /// How they are written: Celery's `result_serializer`.
+    pub serializer: Serializer,
     /// Are they compressed: Celery's `result_compression`?
     pub compression: Option<Compression>,
     /// Largest document of a success in bytes; what is larger fails.
@@ -28,32 +29,58 @@ pub struct Results {
 }
 
 impl Results {
-    /// The document as it is stored.
+    /// Are they what the scripts can read: plain JSON, which says at its beginning whether it is final?
+    pub(crate) fn is_plain(&self) -> bool {
+        self.serializer == Serializer::Json && self.compression.is_none()
+    }
+
+    /// The document as it is stored. What its serializer has not is text in it; of a result that is to come back as it
+    /// was, see [`Results::refuses`].
     pub(crate) fn packed(&self, document: Vec<u8>) -> Vec<u8> {
-        let Some(compression) = self.compression else {
+        if self.is_plain() {
             return document;
+        }
+        let document = match (self.serializer, std::str::from_utf8(&document)) {
+            (Serializer::Json, _) | (_, Err(_)) => document,
+            (serializer, Ok(text)) => write_any_document(text, serializer),
         };
-        let mut packed = COMPRESSED.to_vec();
-        packed.extend(compression.content_type().bytes());
-        packed.push(0);
-        packed.extend(compress(compression, &document));
-        packed
+        match self.compression {
+            Some(compression) => compress_document(&document, compression),
+            None => document,
+        }
+    }
+
+    /// A chord's part or a group's structure as it is stored. Celery before 5.7 reads nothing compressed there.
+    pub(crate) fn written(&self, value: &Json) -> Vec<u8> {
+        match self.serializer {
+            Serializer::Json => value.as_str().as_bytes().to_vec(),
+            serializer => write_any_document(value.as_str(), serializer),
+        }
+    }
+
+    /// Why a value cannot be a result: its serializer has no such.
+    pub(crate) fn refuses(&self, value: &Json) -> Option<String> {
+        match self.serializer {
+            Serializer::Json => None,
+            serializer => write_document(value.as_str(), serializer).err(),
+        }
     }
 }
 
-/// Does a stored document, compressed or not, say SUCCESS? One that cannot be read says nothing.
+/// The JSON of what another worker may have written: a document, a part, a structure.
+pub(crate) fn read(stored: &[u8]) -> Option<Json> {
+    Json::parse(&read_document(stored, UNPACKED).ok()?).ok()
+}
+
+/// The state that a stored document names.
+pub(crate) fn state(stored: &[u8]) -> Option<String> {
+    read(stored)?.get("status")?.text()
+}
+
+/// Does a stored document, of whatever serializer and compression, say SUCCESS? One that cannot be read says nothing.
 pub(crate) fn is_success(stored: &[u8]) -> bool {
-    let is = |document: &[u8]| result::parse(document).is_ok_and(|document| document.status == "SUCCESS");
-    let Some(rest) = stored.strip_prefix(COMPRESSED) else {
-        return is(stored);
-    };
-    let Some(end) = rest.iter().position(|byte| *byte == 0) else {
-        return false;
-    };
-    let compression = std::str::from_utf8(&rest[..end]).ok().and_then(Compression::named);
-    compression
-        .and_then(|compression| decompress(compression, &rest[end + 1..], UNPACKED).ok())
-        .is_some_and(|document| is(&document))
+    let text = read_document(stored, UNPACKED);
+    text.is_ok_and(|text| result::parse(text.as_bytes()).is_ok_and(|document| document.status == "SUCCESS"))
 }
 
 /// What a document says, for those who want only some.
@@ -106,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compressed_documents_are_celerys() {
+    fn documents_of_every_form_say_whether_they_are_final() {
         let document = result::success("id", &umbel_protocol::json::Json::of(&5), &result::Meta::default());
         let failure = result::failure(
             "id",
@@ -114,20 +141,31 @@ mod tests {
             None,
             &result::Meta::default(),
         );
-        for compression in Compression::ALL {
-            let results = Results {
-                backend: None,
-                store: StoreResults::All,
-                is_extended: false,
-                track_started: false,
-                compression: Some(compression),
-                max_bytes: 1,
-            };
-            let packed = results.packed(document.clone());
-            let head = format!("\0celery-compressed\0{}\0", compression.content_type());
-            assert!(packed.starts_with(head.as_bytes()));
-            assert!(is_success(&packed), "{compression:?}");
-            assert!(!is_success(&results.packed(failure.clone())), "{compression:?}");
+        for compression in Compression::ALL.into_iter().map(Some).chain([None]) {
+            for serializer in [Serializer::Json, Serializer::Msgpack, Serializer::Yaml] {
+                let results = Results {
+                    backend: None,
+                    store: StoreResults::All,
+                    is_extended: false,
+                    track_started: false,
+                    serializer,
+                    compression,
+                    max_bytes: 1,
+                };
+                let packed = results.packed(document.clone());
+                if let Some(compression) = compression {
+                    let head = format!("\0celery-compressed\0{}\0", compression.content_type());
+                    assert!(packed.starts_with(head.as_bytes()));
+                }
+                assert!(is_success(&packed), "{compression:?} {serializer:?}");
+                assert!(
+                    !is_success(&results.packed(failure.clone())),
+                    "{compression:?} {serializer:?}"
+                );
+                let big = Json::parse(r#"{"__type__": "uuid", "__value__": {"hex": "0"}}"#).unwrap();
+                assert_eq!(results.refuses(&big).is_some(), serializer != Serializer::Json);
+                assert_eq!(results.refuses(&Json::of(&5)), None);
+            }
         }
         assert!(is_success(&document) && !is_success(&failure));
     }

@@ -26,7 +26,7 @@ use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run, margin};
 use crate::options::Ack;
 use crate::request::Request;
-use crate::results::Kind;
+use crate::results::{Kind, is_wanted};
 use crate::runners::{gather, is_gathering};
 use crate::settle::is_refused;
 use crate::stop::{Retry, When};
@@ -391,7 +391,7 @@ async fn reject(shared: &Arc<Shared>, delivery: Delivery, reason: Option<String>
         let noted = FollowUp::Set {
             key: shared.broker.keys().umbel(&format!("back:{}", delivery.message.id)),
             ttl: BACK,
-            value: "1".into(),
+            value: b"1".to_vec(),
         };
         let back = vec![noted, FollowUp::Push { list, raw }];
         return shared.end_with(delivery, End::Ack, None, back, ("", "requeued")).await;
@@ -434,7 +434,10 @@ fn succeed_at_once(
     let is_alone = started.delivery.sends == Aftermath::default() && canvas::is_alone(&started.delivery.message);
     match ending {
         Ending::Outcome(Outcome::Done(value))
-            if is_alone && value.as_str().len() <= shared.config.results.max_bytes && is_gathering() =>
+            if is_alone
+                && value.as_str().len() <= shared.config.results.max_bytes
+                && shared.config.results.refuses(&value).is_none()
+                && is_gathering() =>
         {
             let Started { delivery, began, .. } = started;
             shared.metrics.tasks.ran(&delivery.queue, began.elapsed());
@@ -454,6 +457,19 @@ async fn succeed(shared: &Arc<Shared>, mut delivery: Delivery, value: &Json, beg
         let why = format!("the result has {bytes} bytes, more than the limit of {most}");
         let failure = Failure::permanent("ValueError", why.as_str());
         return Box::pin(shared.bury_with(delivery, &failure, format!("ran, but {why}"), &trail)).await;
+    }
+    if let Some(why) = shared.config.results.refuses(value)
+        && is_told(shared, &delivery.message)
+    {
+        // As Celery's worker, which finds it out when it stores the result.
+        let failure = Failure::raise("kombu.exceptions", "EncodeError", &[&why]);
+        return Box::pin(shared.bury_with(
+            delivery,
+            &failure,
+            format!("ran, but its result cannot be written: {why}"),
+            &trail,
+        ))
+        .await;
     }
     let mut aftermath = std::mem::take(&mut delivery.sends);
     match canvas::after_success(shared, &delivery.message, value) {
@@ -490,6 +506,22 @@ fn succeeded(
     shared.document(&delivery.message, Kind::Success, trail, |ctx| {
         result::success(ctx.id, value, &ctx.meta)
     })
+}
+
+/// Is the result of a success stored, or a part of a chord?
+fn is_told(shared: &Shared, message: &TaskMessage) -> bool {
+    let options = shared.tasks.options(&message.task);
+    let is_member = message
+        .embed
+        .as_ref()
+        .is_some_and(|embed| embed.get("chord").is_some_and(|chord| !chord.is_null()));
+    is_member
+        || is_wanted(
+            shared.config.results.store,
+            options,
+            message.ignore_result,
+            Kind::Success,
+        )
 }
 
 fn context(shared: &Arc<Shared>, delivery: &Delivery, limits: RunLimits) -> JobContext {

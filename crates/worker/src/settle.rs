@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc};
-use umbel_broker::{AckGroup, Broker, Counted, End, Error, FollowUp, ResultStore, Settlement, Trouble};
-use umbel_protocol::canvas::ChordPart;
+use umbel_broker::{AckGroup, Broker, Counted, End, Error, FollowUp, Part, ResultStore, Settlement, Trouble};
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -90,10 +89,14 @@ impl Settler {
 
     /// Counts the parts of a batch in one call. Takes out of it those that something else follows.
     async fn count(&self, batch: &mut Vec<Ended>, refused: &Arc<Semaphore>) {
-        let parts: Vec<&ChordPart> = batch
-            .iter()
-            .filter_map(|ended| ended.member.as_deref())
-            .map(|member| &*member.part)
+        let members = || batch.iter().filter_map(|ended| ended.member.as_deref());
+        let written: Vec<Vec<u8>> = members().map(Member::written).collect();
+        let parts: Vec<Part<'_>> = members()
+            .zip(&written)
+            .map(|(member, written)| Part {
+                part: &member.part,
+                written,
+            })
             .collect();
         let mut pause = FIRST_PAUSE;
         let counted = loop {
@@ -123,7 +126,7 @@ impl Settler {
             match counted.as_mut().map(Iterator::next) {
                 Some(Some(Counted::Claimed { structure, parts })) => {
                     tokio::spawn(async move {
-                        go_on(&member.shared, ended, member.complete(structure.as_ref(), &parts)).await;
+                        go_on(&member.shared, ended, member.complete(structure.as_deref(), &parts)).await;
                     });
                 }
                 Some(Some(Counted::Open | Counted::Done) | None) => batch.push(ended),

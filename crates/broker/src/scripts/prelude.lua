@@ -160,11 +160,17 @@ end
 -- The wake-up of a result. An ACL without the channel must not undo an end whose result is stored: hello tells of it.
 local function publish(key, doc) return redis.pcall('PUBLISH', key, doc) end
 
+-- Does a document say SUCCESS? As Celery and we write it: JSON and msgpack begin with the status, YAML has its keys in
+-- order and nothing else of a document at the beginning of a line. One that is compressed says nothing here.
+local function is_final(doc)
+  return string.find(doc, '^{"status": "SUCCESS"') or string.find(doc, '^[\128-\143]\166status\167SUCCESS')
+    or string.find(doc, '^\222..\166status\167SUCCESS') or string.find(doc, '\nstatus: SUCCESS\n', 1, true)
+end
 -- A result document under Celery's key, with its wake-up. SUCCESS is final: only another SUCCESS replaces it.
 local function store_result(key, ttl, doc, is_success)
   if not is_success then
     local old = redis.call('GET', key)
-    if old and string.find(old, '^{"status": "SUCCESS"') then return end
+    if old and is_final(old) then return end
   end
   if tonumber(ttl) > 0 then redis.call('SET', key, doc, 'EX', ttl) else redis.call('SET', key, doc) end
   publish(key, doc)

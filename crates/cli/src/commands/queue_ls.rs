@@ -35,7 +35,7 @@ pub(crate) async fn run(global: &Global, ls: &QueueLs) -> anyhow::Result<ExitCod
     let seen = if global.server.is_given() {
         on_broker(&broker::connect(&broker::named_broker(global)?).await?, &ls.names).await?
     } else {
-        of_objects(&Home::open(global).await?, ls).await?
+        of_objects(global, &Home::open(global).await?, ls).await?
     };
     let columns = [
         Column("NAMESPACE", !ls.all_namespaces),
@@ -144,7 +144,7 @@ fn written(depth: &QueueDepth) -> Depth {
     }
 }
 
-async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
+async fn of_objects(global: &Global, home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
     let api: Api<TaskQueue> = if ls.all_namespaces {
         Api::all(home.client.clone())
     } else {
@@ -177,7 +177,7 @@ async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
     for queue in queues {
         let mut one = from_status(&queue, Timestamp::now());
         if ls.live {
-            match live(home, &queue).await {
+            match live(global, home, &queue).await {
                 Ok((depth, is_paused)) => {
                     (one.depth, one.is_paused, one.age) = (Some(depth), Some(is_paused), Some(0));
                 }
@@ -194,8 +194,8 @@ async fn of_objects(home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
     Ok(seen)
 }
 
-async fn live(home: &Home, queue: &TaskQueue) -> anyhow::Result<(Depth, bool)> {
-    let broker = broker::of_object(home, queue).await?;
+async fn live(global: &Global, home: &Home, queue: &TaskQueue) -> anyhow::Result<(Depth, bool)> {
+    let broker = broker::of_object(global, home, queue).await?;
     let depth = broker.depths(&[queue.queue_name()]).await?.queues.pop();
     match depth {
         Some(Ok(depth)) => {

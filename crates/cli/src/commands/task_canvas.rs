@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use serde_json::json;
-use umbel_client::Json;
+use umbel_client::{Json, Options, Serializer};
 
-use super::task_get;
+use super::{task_get, task_send};
 use crate::args::{Canvas, Confirmed, Format, Global};
 use crate::{broker, output, short, usage};
 
@@ -21,8 +21,13 @@ pub(crate) async fn run(global: &Global, canvas: &Canvas) -> anyhow::Result<Exit
         Ok(workflow) => workflow,
         Err(err) => return usage(format!("{}: {err}", named(&canvas.file))),
     };
-    let mut options = canvas.signing.options(canvas.serializer.as_deref())?;
-    options.replicas = canvas.durability.map(Confirmed::replicas);
+    let options = Options {
+        routes: task_send::routes(canvas.routes.as_deref())?,
+        result_serializer: canvas.result_serializer.parse().unwrap_or(Serializer::Json),
+        replicas: canvas.durability.map(Confirmed::replicas),
+        ..canvas.signing.options(canvas.serializer.as_deref())?
+    };
+    let is_routed = !options.routes.is_empty();
     let (client, queue) = broker::sender(global, canvas.queue.as_deref(), options).await?;
     let sent = client.apply(workflow).await?;
     if canvas.save {
@@ -33,7 +38,12 @@ pub(crate) async fn run(global: &Global, canvas: &Canvas) -> anyhow::Result<Exit
         }
     }
     if canvas.wait.wait {
-        output::say(&format!("workflow {} sent to queue {queue}", sent.id()));
+        let place = if is_routed {
+            "where its routes lead".to_owned()
+        } else {
+            format!("to queue {queue}")
+        };
+        output::say(&format!("workflow {} sent {place}", sent.id()));
         return task_get::wait(global.output, &sent, canvas.wait.timeout).await;
     }
     match global.output {

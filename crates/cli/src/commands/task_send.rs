@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use umbel_client::{Client, Exchange, Handle, Json, Task, Until};
+use umbel_client::{Client, Exchange, Handle, Json, Options, Routes, Task, Until};
 use umbel_protocol::message::{Limits, NewTask, decode};
 
 use super::{task_canvas, task_get};
@@ -24,17 +25,19 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
         Some(file) => Some((file, task_canvas::read(file)?)),
         None => None,
     };
-    let mut options = send.signing.options(send.serializer.as_deref())?;
-    options.replicas = send.durability.map(Confirmed::replicas);
+    let options = Options {
+        routes: routes(send.routes.as_deref())?,
+        replicas: send.durability.map(Confirmed::replicas),
+        ..send.signing.options(send.serializer.as_deref())?
+    };
+    let is_routed = !options.routes.is_empty();
     let (client, queue) = broker::sender(global, send.queue.as_deref(), options).await?;
-    let place = match &send.exchange {
-        Some(exchange) => format!("exchange {exchange}"),
-        None => format!("queue {queue}"),
+    // A queue that was asked for goes before that of a route.
+    let template = match (&send.exchange, &send.queue) {
+        (None, Some(_)) => template.queue(&queue),
+        _ => template,
     };
-    let template = match &send.exchange {
-        Some(_) => template,
-        None => template.queue(&queue),
-    };
+    let place = client.destination(&template)?;
     // By the broker's clock, as every order is: a run that is delivered again stays where it was in the order of runs.
     let order = client.time().await?;
     let template = template.header("umbel_order", &order);
@@ -46,6 +49,11 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
                 .map_err(|reason| format!("{}: line {}: {reason}", task_canvas::named(file), at + 1))
         });
         let count = lines.lines().filter(|line| !line.trim().is_empty()).count();
+        let place = if is_routed {
+            "where their routes lead".to_owned()
+        } else {
+            format!("to {place}")
+        };
         return many(global, send, &client, &place, tasks, count).await;
     }
     if let Some(count) = send.count {
@@ -54,7 +62,7 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
             global,
             send,
             &client,
-            &place,
+            &format!("to {place}"),
             (0..count).map(|_| Ok(template.clone())),
             count,
         )
@@ -68,14 +76,23 @@ pub(crate) async fn run(global: &Global, send: &Send) -> anyhow::Result<ExitCode
     match global.output {
         Format::Table | Format::Wide | Format::Name => output::line(sent.id())?,
         Format::Json | Format::Yaml => {
-            let target = send.exchange.as_ref().unwrap_or(&queue);
             output::value(
                 global.output,
-                &json!({"id": sent.id(), "task": send.name, "queue": target}),
+                &json!({"id": sent.id(), "task": send.name, "queue": place.name()}),
             )?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The routes of a file.
+pub(super) fn routes(file: Option<&std::path::Path>) -> anyhow::Result<Routes> {
+    let Some(file) = file else { return Ok(Routes::default()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    match text.parse() {
+        Ok(routes) => Ok(routes),
+        Err(err) => usage(format!("--routes: {}: {err}", file.display())),
+    }
 }
 
 /// Sends many, and says how far it is and how fast it goes: to people only.
@@ -110,14 +127,14 @@ async fn many(
     let seconds = begin.elapsed().as_secs_f64();
     let rate = (sent as f64 / seconds.max(1e-9)).round();
     if send.wait.wait {
-        output::say(&format!("{sent} tasks sent to {place}, {rate:.0} a second"));
+        output::say(&format!("{sent} tasks sent {place}, {rate:.0} a second"));
         return all_end(global, send, &handles).await;
     }
     match global.output {
-        Format::Table | Format::Wide => output::line(&format!("{sent} tasks sent to {place}, {rate:.0} a second"))?,
+        Format::Table | Format::Wide => output::line(&format!("{sent} tasks sent {place}, {rate:.0} a second"))?,
         Format::Name => handles.iter().try_for_each(|handle| output::line(handle.id()))?,
         Format::Json | Format::Yaml => {
-            let value = json!({"sent": sent, "task": send.name, "to": place, "seconds": seconds, "perSecond": rate});
+            let value = json!({"sent": sent, "task": send.name, "to": place.trim_start_matches("to "), "seconds": seconds, "perSecond": rate});
             output::value(global.output, &value)?;
         }
     }
@@ -163,6 +180,7 @@ fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
     let Send {
         name,
         queue: _,
+        routes: _,
         args,
         kwargs,
         eta,
@@ -210,7 +228,10 @@ fn task(send: &Send, now: Timestamp) -> anyhow::Result<Task> {
             .ok()
             .and_then(|span| now.checked_add(span).ok())
     };
-    let mut task = Task::new(name).json(args, kwargs).priority(i64::from(*priority));
+    let mut task = Task::new(name).json(args, kwargs);
+    if let Some(priority) = priority {
+        task = task.priority(i64::from(*priority));
+    }
     match countdown {
         Some(countdown) => match later(*countdown) {
             Some(eta) => task = task.eta(eta),

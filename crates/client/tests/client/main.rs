@@ -4,6 +4,7 @@
 
 mod peers;
 mod results;
+mod routes;
 mod support;
 mod trouble;
 mod vectors;

@@ -169,6 +169,43 @@ impl Signature {
         Ok(())
     }
 
+    /// The same, with each of its tasks changed: those of its callbacks and errbacks as well, and composites themselves
+    /// after what they consist of.
+    ///
+    /// # Errors
+    /// [`Reason`]: a part is no signature.
+    pub fn with_each(mut self, change: &mut dyn FnMut(&mut Signature)) -> Result<Signature, Reason> {
+        let each = |list: Vec<Signature>, change: &mut dyn FnMut(&mut Signature)| -> Result<Vec<Signature>, Reason> {
+            list.into_iter().map(|one| one.with_each(change)).collect()
+        };
+        for links in ["link", "link_error"] {
+            if self.options.get(links).is_some() {
+                let list = self
+                    .options
+                    .list(links)
+                    .iter()
+                    .map(Signature::parse)
+                    .collect::<Result<_, _>>()?;
+                self.options.set(links, array(&each(list, change)?));
+            }
+        }
+        match self.kind {
+            Kind::Task => {}
+            Kind::Chain | Kind::Group => {
+                let tasks = each(self.tasks()?, change)?;
+                self.set_tasks(&tasks);
+            }
+            Kind::Chord => {
+                let header = super::freeze::header(&self)?.with_each(change)?;
+                self.set_kwarg("header", &header.to_json());
+                let body = self.body()?.with_each(change)?;
+                self.set_kwarg("body", &body.to_json());
+            }
+        }
+        change(&mut self);
+        Ok(self)
+    }
+
     /// The same call, followed by `next` when it succeeds. Of a chord it follows the body.
     ///
     /// # Errors
@@ -384,7 +421,7 @@ impl Options {
     }
 
     /// Takes a value out; `None` if it was absent or `null`.
-    pub(crate) fn take(&mut self, name: &str) -> Option<Json> {
+    pub fn take(&mut self, name: &str) -> Option<Json> {
         let at = self.0.iter().position(|(known, _)| known == name)?;
         Some(self.0.remove(at).1).filter(|value| !value.is_null())
     }

@@ -283,3 +283,95 @@ async fn each_worker_gets_its_own_copy_of_a_broadcast() {
     let lists: Vec<String> = connection.keys("bcast.*").await.unwrap();
     assert_eq!(lists, [] as [&str; 0], "everything was taken");
 }
+
+/// kombu renews a list's time with each push and nowhere else, so that what waits behind a busy worker of Celery's goes.
+#[tokio::test]
+async fn an_expiring_queue_is_kept_while_it_is_served() {
+    let redis = Redis::start().await;
+    let flags = ["--queue", "soon", "--queue-expires", "soon=1s", "--concurrency", "1"];
+    let worker = umbel_worker(&redis.url(), &flags);
+    admitted(&redis, 1).await;
+    let mut celery = Celery::client(&redis.url()).await;
+    let lines = "from kombu import Exchange, Queue
+soon = Queue('soon', Exchange('soon'), routing_key='soon', expires=1)
+answer = [app.send_task('umbel.sleep', [3], queue=soon).id, app.send_task('umbel.echo', [1], queue=soon).id]";
+    let ids = celery.script(lines, SOON).await.expect("it is sent");
+    let mut connection = redis.connection().await;
+    let _: () = connection
+        .del(&["_kombu.binding.soon", "_kombu.binding_deadlines"])
+        .await
+        .expect("the server answers");
+    for (id, expected) in [(&ids[0], json!(3)), (&ids[1], json!({"args": [1], "kwargs": {}}))] {
+        assert_eq!(celery.get(id.as_str().expect("an id"), SOON).await, Ok(expected));
+    }
+    let bound: Vec<String> = connection
+        .smembers("_kombu.binding.soon")
+        .await
+        .expect("the server answers");
+    assert_eq!(bound, ["soon\u{6}\u{16}\u{6}\u{16}soon"]);
+    let (seconds, _): (f64, u64) = umbel_testkit::redis::cmd("TIME")
+        .query_async(&mut connection)
+        .await
+        .expect("the server answers");
+    let deadline: f64 = connection
+        .zscore("_kombu.binding_deadlines", "soon")
+        .await
+        .expect("there is one");
+    let left = deadline / 1000.0 - seconds;
+    assert!((3500.0..3700.0).contains(&left), "{left} s");
+    // Served by nobody it goes, as it was meant to.
+    drop(worker);
+    celery.script(lines, SOON).await.expect("it is sent");
+    eventually(SOON, "the list has gone", async || {
+        connection.exists("soon").await == Ok(false)
+    })
+    .await;
+}
+
+/// Remote control, events and broadcasts on the channels of an application that names them in its own way.
+#[tokio::test]
+async fn channels_are_those_of_the_transport_options() {
+    let cases = [
+        (
+            &["--fanout-prefix", "/app{db}."][..],
+            json!({"fanout_prefix": "/app{db}."}),
+            "/app0.news/x",
+        ),
+        (
+            &["--fanout-prefix", "", "--no-fanout-patterns"],
+            json!({"fanout_prefix": false, "fanout_patterns": false}),
+            "news",
+        ),
+    ];
+    for (flags, options, channel) in cases {
+        let redis = Redis::start().await;
+        let mut all = vec!["--name", NODE, "--broadcast", "news", "-E"];
+        all.extend(flags);
+        let _worker = umbel_worker(&redis.url(), &all);
+        let settings = json!({"broker_transport_options": options});
+        let mut celery = Celery::client_with(&redis.url(), &redis.url(), &settings).await;
+        eventually(SOON, "the worker answers", async || {
+            celery.inspect(&[], "ping", json!([])).await[NODE].is_object()
+        })
+        .await;
+        celery.watch().await;
+        let id = celery.send("umbel.echo", json!([1]), json!({})).await;
+        assert!(celery.get(&id, SOON).await.is_ok());
+        eventually(SOON, "its events are heard", async || {
+            celery.seen().await["tasks"][&id][1] == json!("SUCCESS")
+        })
+        .await;
+        let message = umbel_protocol::message::NewTask {
+            id: "copy".into(),
+            task: "umbel.echo".into(),
+            ..umbel_protocol::message::NewTask::default()
+        };
+        let mut connection = redis.connection().await;
+        let heard: u64 = connection
+            .publish(channel, message.encode())
+            .await
+            .expect("the server answers");
+        assert_eq!(heard, 1, "{options}");
+        assert!(celery.get("copy", SOON).await.is_ok(), "{options}");
+    }
+}

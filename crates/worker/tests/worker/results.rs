@@ -3,9 +3,9 @@
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use umbel_testkit::redis::AsyncCommands;
-use umbel_testkit::{Celery, History, Redis, eventually, within};
+use umbel_testkit::{App, Celery, CeleryOptions, CeleryVersion, CeleryWorker, History, Redis, eventually, within};
 
-use crate::support::{SOON, broker, depth, laid_aside, test_worker, umbel_worker};
+use crate::support::{LATER, SOON, broker, depth, laid_aside, test_worker, umbel_worker};
 
 const META: &str = "celery-task-meta-";
 
@@ -68,6 +68,92 @@ async fn compressed_results_are_read_by_celery_and_success_stays() {
         })
         .await;
         assert_eq!(celery.get(&id, SOON).await, Ok(expected), "{compression}");
+    }
+}
+
+/// Celery's client and ours, each set up as the worker is told.
+#[tokio::test]
+async fn results_in_other_serializers_are_read_by_celery_and_success_stays() {
+    let cases = [
+        (CeleryVersion::V5_7, "msgpack", None),
+        (CeleryVersion::V5_7, "yaml", None),
+        (CeleryVersion::V5_7, "msgpack", Some("zstd")),
+        (CeleryVersion::V5_6, "msgpack", None),
+        (CeleryVersion::V5_2, "msgpack", None),
+        (CeleryVersion::V5_2, "yaml", None),
+    ];
+    for (version, serializer, compression) in cases {
+        let what = format!("{version:?} {serializer} {compression:?}");
+        let redis = Redis::start().await;
+        let mut flags = vec!["--result-serializer", serializer, "--retry-max-attempts", "1"];
+        flags.extend(compression.iter().flat_map(|name| ["--result-compression", name]));
+        let _worker = umbel_worker(&redis.url(), &flags);
+        let app = App {
+            settings: json!({"result_serializer": serializer, "accept_content": ["json", serializer]}),
+            ..App::at(&redis.url())
+        };
+        let mut celery = Celery::client_of(version, &app).await;
+        let echo = |args: Value| json!({"args": args, "kwargs": {}});
+        let id = celery.send("umbel.echo", json!(["ß", [2.5, null]]), json!({})).await;
+        let expected = echo(json!(["ß", [2.5, null]]));
+        assert_eq!(celery.get(&id, SOON).await, Ok(expected.clone()), "{what}");
+        let mut connection = redis.connection().await;
+        let raw: Vec<u8> = connection.get(format!("{META}{id}")).await.expect("the server answers");
+        assert!(!raw.starts_with(b"{"), "{what}");
+        // The same id once more, failing: the SUCCESS is not overwritten, a failure of another id is stored.
+        celery.send("umbel.sleep", json!(["x"]), json!({"task_id": id})).await;
+        let other = celery.send("umbel.sleep", json!(["x"]), json!({})).await;
+        let raised = celery.get(&other, SOON).await.expect_err("it fails");
+        assert_eq!(raised.exc_type, "TypeError", "{what}");
+        eventually(SOON, "both have ended", async || {
+            laid_aside(&redis, "dead", "celery").await.len() == 2
+        })
+        .await;
+        assert_eq!(celery.get(&id, SOON).await, Ok(expected), "{what}");
+        // Parts of chords and structures of their headers, of the producer and of our worker.
+        let nested = "chord([chain(s(0), group(e(1), e(2))), s(0)], e())";
+        let answer = echo(json!([[[echo(json!([0, 1])), echo(json!([0, 2]))], 0]]));
+        assert_eq!(celery.canvas(nested, SOON).await, Ok(answer), "{what}");
+        let inside = "chain(s(0), chord([chain(s(0).set(immutable=True), group(e(1), e(2))), e(3)], e('end')))";
+        let members = json!([[echo(json!([0, 1])), echo(json!([0, 2]))], echo(json!([0, 3]))]);
+        assert_eq!(
+            celery.canvas(inside, SOON).await,
+            Ok(echo(json!([members, "end"]))),
+            "{what}"
+        );
+        let body = celery.apply("chord([e(1), s('x')], e())", None).await.id;
+        let raised = celery.get(&body, SOON).await.expect_err("a member fails");
+        assert_eq!(raised.exc_type, "ChordError", "{what}");
+        if version == CeleryVersion::V5_2 {
+            continue; // Its JSON sends a decimal as text.
+        }
+        // What a serializer has no form for is an error of the task, as with Celery.
+        let handle = celery.apply("sig('umbel.echo', Decimal('1.5'))", None).await;
+        let raised = celery.result(&handle, SOON).await.expect_err("it cannot be written");
+        assert_eq!(raised.exc_type, "EncodeError", "{what}");
+    }
+}
+
+/// Celery 5.7 compresses the parts of chords, too.
+#[tokio::test]
+async fn chords_are_shared_with_celerys_workers_in_another_serializer() {
+    let redis = Redis::start().await;
+    let settings = json!({
+        "result_serializer": "msgpack",
+        "accept_content": ["json", "msgpack"],
+        "result_compression": "zlib",
+    });
+    let _ours = umbel_worker(&redis.url(), &["--concurrency", "2", "--result-serializer", "msgpack"]);
+    let options = CeleryOptions {
+        queues: "celery",
+        settings: settings.clone(),
+        ..CeleryOptions::default()
+    };
+    let _theirs = CeleryWorker::start(&redis.url(), &options).await;
+    let mut celery = Celery::client_with(&redis.url(), &redis.url(), &settings).await;
+    for _ in 0..3 {
+        let expected = json!({"args": [vec![json!(0.02); 30]], "kwargs": {}});
+        assert_eq!(celery.canvas("chord([s(0.02)] * 30, e())", LATER).await, Ok(expected));
     }
 }
 

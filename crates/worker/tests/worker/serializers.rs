@@ -290,6 +290,30 @@ async fn signed_messages_go_both_ways_and_unsigned_ones_are_refused() {
     assert!(worker.exit().is_none());
 }
 
+/// A retry with other arguments is another message: it is not sent unsigned in the place of a signed one.
+#[tokio::test]
+async fn a_retry_of_a_signed_message_with_other_arguments_needs_a_key() {
+    let stage = Signed::new().await;
+    let history = History::new();
+    let folder = stage.trusted.path().to_str().expect("ours").to_owned();
+    let flags = ["--accept", "auth", "--security-certificates", &folder];
+    let url = stage.redis.url();
+    let mut worker = test_worker(&url, &history, &flags);
+    worker.says(SOON, "what this worker sends is not signed").await;
+    let mut celery = Celery::client_with(&url, &url, &stage.settings()).await;
+    let id = celery.send("test.again", json!([0]), json!({})).await;
+    celery.get(&id, SOON).await.expect_err("it cannot be sent again");
+    let dead = laid_aside(&stage.redis, "dead", "celery").await;
+    let reason = &dead[0].0;
+    assert!(
+        reason.contains("no retry could be made of it") && reason.contains("there is no key to sign with"),
+        "{reason}"
+    );
+    let mut connection = stage.redis.connection().await;
+    let sent: usize = connection.llen("other\u{6}\u{16}6").await.expect("the server answers");
+    assert_eq!(sent, 0);
+}
+
 #[tokio::test]
 async fn a_celery_worker_verifies_what_we_sign() {
     let stage = Signed::new().await;
