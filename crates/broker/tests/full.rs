@@ -312,37 +312,41 @@ async fn a_queue_without_dead_letters_counts_what_it_loses() {
     assert_eq!(told, [("dead", "disabled", 1)]);
 }
 
-#[tokio::test]
-async fn purge_passes_the_turn_at_a_concurrency_key_on() {
-    let redis = Redis::start().await;
-    let (broker, mut connection) = parts(&redis).await;
-    let raws: Vec<Vec<u8>> = ["1", "2", "3"].map(|id| message(id, "")).to_vec();
-    broker.publish("q", 0, &raws).await.expect("published");
-    let taken = take(&mut reserver(&redis, Policy::default()), &broker, 3).await;
+async fn ask(broker: &Broker, taken: &[umbel_broker::Taken], ids: &[&str]) -> Vec<Turn> {
     let asks: Vec<Ask> = taken
         .iter()
-        .zip(["1", "2", "3"])
+        .zip(ids)
         .map(|(taken, id)| Ask {
             lid: std::sync::Arc::clone(&taken.lid),
-            id: id.into(),
+            id: (*id).into(),
             once: None,
             key: Some(("k".into(), 1)),
             rate: None,
         })
         .collect();
-    let turns = broker.turns(&asks).await.expect("the server answers");
+    broker.turns(&asks).await.expect("the server answers")
+}
+
+/// Three messages of one key: the first has run, the second is called, the third waits.
+async fn called(redis: &Redis, broker: &Broker, connection: &mut MultiplexedConnection) {
+    let raws: Vec<Vec<u8>> = ["1", "2", "3"].map(|id| message(id, "")).to_vec();
+    broker.publish("q", 0, &raws).await.expect("published");
+    let taken = take(&mut reserver(redis, Policy::default()), broker, 3).await;
+    let turns = ask(broker, &taken, &["1", "2", "3"]).await;
     assert!(
         matches!(turns[..], [Turn::Go(_), Turn::Parked(_), Turn::Parked(_)]),
         "{turns:?}"
     );
-    assert!(
-        broker
-            .settle(10, &[end(&taken[0].lid, End::Ack)])
-            .await
-            .expect("answered")
-            .is_empty()
-    );
-    assert_eq!(ids(&mut connection, "q").await, ["2"], "it is its turn");
+    let lost = broker.settle(10, &[end(&taken[0].lid, End::Ack)]).await;
+    assert!(lost.expect("the server answers").is_empty());
+    assert_eq!(ids(connection, "q").await, ["2"], "it is its turn");
+}
+
+#[tokio::test]
+async fn purge_passes_the_turn_at_a_concurrency_key_on() {
+    let redis = Redis::start().await;
+    let (broker, mut connection) = parts(&redis).await;
+    called(&redis, &broker, &mut connection).await;
     let purged = broker.purge("q", Place::Waiting, 1).await.expect("the server answers");
     assert_eq!(purged.messages, 1);
     assert_eq!(
@@ -350,6 +354,22 @@ async fn purge_passes_the_turn_at_a_concurrency_key_on() {
         ["3"],
         "at once, and it was not purged itself"
     );
+}
+
+#[tokio::test]
+async fn a_turn_from_before_the_clock_went_back_is_kept_for_nobody() {
+    let redis = Redis::with_clock(&[]).await;
+    let (broker, mut connection) = parts(&redis).await;
+    redis.set_clock(3600);
+    called(&redis, &broker, &mut connection).await;
+    // Gone by hand: only time ends its turn, and that went back.
+    let _: () = connection.del("q").await.expect("deleted");
+    redis.set_clock(0);
+    broker.publish("q", 0, &[message("4", "")]).await.expect("published");
+    let taken = take(&mut reserver(&redis, Policy::default()), &broker, 1).await;
+    let turns = ask(&broker, &taken, &["4"]).await;
+    assert!(matches!(turns[..], [Turn::Parked(_)]), "{turns:?}");
+    assert_eq!(ids(&mut connection, "q").await, ["3"], "it has waited for longer");
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use umbel_broker::{
-    Broker, Config, End, FollowUp, Policy, QueueLists, Reclaim, Reserved, Reserver, Settlement, SweepAnswer, Sweeper,
-    WorkerIdentity,
+    Admission, Broker, Config, End, FollowUp, Policy, QueueLists, Reclaim, Reserved, Reserver, Settlement, SweepAnswer,
+    Sweeper, WorkerIdentity,
 };
 use umbel_protocol::control::Answered;
 use umbel_testkit::redis::AsyncCommands;
@@ -312,6 +312,38 @@ async fn a_batch_tells_the_servers_time_though_its_tokens_are_ahead() {
     );
     let told = batch.now.expect("a time");
     assert!((told - now as f64 / 1000.0).abs() < 60.0, "{told} is not about {now}");
+}
+
+#[tokio::test]
+async fn a_leader_from_before_the_clock_went_back_is_none() {
+    let redis = Redis::with_clock(&[]).await;
+    redis.set_clock(3600);
+    let (broker, _) = parts(&redis).await;
+    broker.claim_term("i", 1, "one").await.expect("the server answers");
+    broker
+        .operator_heartbeat("i", 1, "{}")
+        .await
+        .expect("the server answers");
+    let identity = WorkerIdentity {
+        worker: "w".into(),
+        install: "i".into(),
+        is_standalone: false,
+    };
+    let mut worker = Reserver::new(Config::new(&redis.url()), identity, Vec::new(), SOON, LARGEST);
+    let lists = queues(&broker, &["q"]);
+    let gate = worker.reserve(1, &lists, Vec::new).await.expect("the server answers");
+    assert!(!matches!(gate, Reserved::Batch(_)), "nobody has admitted it");
+    let admit = async || {
+        broker
+            .admit_self("i", "w", "pool", 30)
+            .await
+            .expect("the server answers")
+    };
+    assert_eq!(admit().await, Admission::Leader);
+    assert!(broker.leader_age("i").await.expect("the server answers").is_some());
+    redis.set_clock(0);
+    assert_eq!(broker.leader_age("i").await.expect("the server answers"), None);
+    assert_eq!(admit().await, Admission::Open, "or nobody were admitted for an hour");
 }
 
 #[tokio::test]
