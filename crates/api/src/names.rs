@@ -94,6 +94,8 @@ pub mod pool_condition {
     pub const ROLLOUT_PROGRESSING: &str = "RolloutProgressing";
     /// Somebody else writes the deletion costs of the pool's pods.
     pub const FOREIGN_COST_WRITER: &str = "ForeignCostWriter";
+    /// With runtime Celery: the workers answer to remote control, so that they stop taking work before they go.
+    pub const REMOTE_CONTROL: &str = "RemoteControl";
     /// A task may run for longer than a stopping pod has.
     pub const GRACE_TOO_SHORT: &str = "GraceTooShort";
 }

@@ -33,6 +33,8 @@ use crate::{refs::Selector, span::Span};
     doc = "A fleet of workers that serves queues, sized by demand.",
     // A Deployment's name is this and a dash and ten characters, and a pod's name and labels are made from it.
     validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters"),
+    validation = Rule::new("self.spec.runtime != 'Celery' || has(self.spec.template)").message("runtime Celery needs a template"),
+    validation = Rule::new("self.spec.runtime != 'Celery' || (!has(self.spec.clusterAccess) && !has(self.spec.recycle) && (!has(self.spec.jobs) || (!has(self.spec.jobs.apply) && !has(self.spec.jobs.exec) && !has(self.spec.jobs.http))))").message("clusterAccess, jobs and recycle are for runtime Umbel: Celery has flags of its own"),
     validation = Rule::new("!has(self.spec.podDisruptionBudget) || !has(self.spec.protection) || !has(self.spec.protection.onEviction) || !self.spec.protection.onEviction.exists(one, one == 'DisruptionBudget')").message("a pod has one budget: podDisruptionBudget and DisruptionBudget in protection.onEviction exclude each other"),
     scale(
         spec_replicas_path = ".spec.replicas",
@@ -54,6 +56,11 @@ pub struct WorkerPoolSpec {
     /// The queues it serves: TaskQueues of this namespace, all on one broker, the first ones first.
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub queues: Vec<QueueShare>,
+
+    /// What runs in the pods.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("a pool keeps its runtime"))]
+    pub runtime: Runtime,
 
     /// The pods' template, a PodTemplateSpec. Without it: the release's worker image. The worker is the container named
     /// `worker`, otherwise the first one.
@@ -132,6 +139,17 @@ const fn weight() -> u32 {
 #[allow(clippy::trivially_copy_pass_by_ref)] // As serde asks.
 const fn is_one(weight: &u32) -> bool {
     *weight == 1
+}
+
+/// What runs in a pool's pods.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Runtime {
+    /// Umbel's worker, or a program made with its library.
+    #[default]
+    Umbel,
+    /// A Python Celery worker, as the template starts it: watched by its events, steered by Celery's remote control. Its
+    /// node name must end in the pod's name, as it does unless it is set otherwise.
+    Celery,
 }
 
 /// How several queues share a pool's pods.

@@ -7,9 +7,103 @@ use umbel_protocol::control::{Call, Reply};
 use umbel_protocol::json::Json;
 
 use crate::control::{failed, names_queue, own_ticket, queues_of};
-use crate::{Broker, Error};
+use crate::{Broker, Error, FanoutBinding, FanoutChannel};
+
+/// The exchange of Celery's events, unless it is configured otherwise.
+const EVENTS: &str = "celeryev";
 
 impl Broker {
+    /// What Celery workers of this database answer to a command of their remote control, by node: those named, or all. Waits up
+    /// to `patience`, and no longer than until everybody has answered.
+    ///
+    /// Name them wherever the command does something: Umbel workers take it, too.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Leaves a reply list behind that expires after a minute.
+    pub async fn ask_celery(
+        &self,
+        method: &str,
+        arguments: &Json,
+        nodes: Option<&[String]>,
+        patience: Duration,
+    ) -> Result<Vec<(String, Json)>, Error> {
+        if nodes.is_some_and(<[String]>::is_empty) {
+            return Ok(Vec::new());
+        }
+        let names = &self.config.control;
+        let oid = uuid::Uuid::new_v4().to_string();
+        let binding = self.keys.binding(&names.reply_exchange());
+        let list = format!("{}{}", self.keys.prefix(), names.reply_queue(&oid));
+        let member = names.binding(&oid, self.keys.separator());
+        let mut call = Call::new(method, arguments.clone());
+        call.reply = Some((own_ticket(&oid), oid.clone()));
+        call.destination = nodes.map(<[String]>::to_vec);
+        let request = call.publication(names, &oid);
+        let mut config = self.config.clone();
+        config.response_timeout = patience + Duration::from_secs(2);
+        let mut connection = config.connection().await?;
+        let listeners: usize = redis::pipe()
+            .cmd("SADD")
+            .arg(&binding)
+            .arg(&member)
+            .ignore()
+            .cmd("PUBLISH")
+            .arg(self.config.channel(&request.exchange, &request.routing_key))
+            .arg(&request.payload)
+            .query_async::<(usize,)>(&mut connection)
+            .await
+            .map_err(failed("remote control"))?
+            .0;
+        let most = nodes.map_or(listeners, <[String]>::len).min(listeners);
+        let mut answers = Vec::new();
+        let deadline = tokio::time::Instant::now() + patience;
+        while answers.len() < most {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let reply: Option<(String, Vec<u8>)> = redis::cmd("BRPOP")
+                .arg(&list)
+                .arg(left.as_secs_f64())
+                .query_async(&mut connection)
+                .await
+                .map_err(failed("remote control"))?;
+            let Some((_, reply)) = reply else { break };
+            answers.extend(Reply::parse(&reply).ok().map(|reply| (reply.node, reply.answer)));
+        }
+        redis::pipe()
+            .cmd("SREM")
+            .arg(&binding)
+            .arg(&member)
+            .ignore()
+            .cmd("DEL")
+            .arg(&list)
+            .ignore()
+            .query_async::<()>(&mut connection)
+            .await
+            .map_err(failed("remote control"))?;
+        Ok(answers)
+    }
+
+    /// Listens to what Celery workers of this database say of themselves: that they come, live and go.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], [`Error::Call`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn celery_events(&self) -> Result<FanoutChannel, Error> {
+        let workers = FanoutBinding {
+            exchange: EVENTS.to_owned(),
+            routing_key: "worker.#".to_owned(),
+            queue: String::new(),
+        };
+        FanoutChannel::connect(&self.config, &[workers]).await
+    }
+
     /// Does any Celery worker of this database answer that it consumes the queue? Waits up to `patience` for answers,
     /// and no longer than the first yes.
     ///

@@ -15,6 +15,7 @@ use umbel_telemetry::{Readiness, admin, shutdown};
 use crate::args::Config;
 use crate::beat;
 use crate::brokers::Brokers;
+use crate::celery;
 use crate::context::Context;
 use crate::controllers;
 use crate::leader::{Campaign, Leader};
@@ -74,6 +75,7 @@ pub async fn run(config: Config) -> Result<()> {
         client: client.clone(),
         scopes,
         brokers: Brokers::new(client.clone(), release.clone()),
+        celery: celery::Celery::default(),
         leader: leader.clone(),
         recorder: Recorder::new(client.clone(), reporter),
         metrics: metrics.clone(),
@@ -124,6 +126,7 @@ fn lead(context: &Arc<Context>, interval: Duration, stop: &CancellationToken) ->
     let mut work = JoinSet::new();
     work.spawn(beat::run(context.clone(), stop.clone()));
     work.spawn(sampler::run(context.clone(), interval, stop.clone()));
+    work.spawn(celery::run(context.clone(), stop.clone()));
     for scope in 0..context.scopes.len() {
         work.spawn(controllers::workerpool::run(context.clone(), scope, stop.clone()));
         work.spawn(controllers::taskqueue::run(context.clone(), scope, stop.clone()));

@@ -24,6 +24,7 @@ use umbel_plan::deployment::COST_ADMITTED;
 use umbel_plan::drain::{Action, World};
 
 use crate::apply::code;
+use crate::brokers::Source;
 use crate::context::Context;
 use crate::failpoint;
 use crate::observe::{Fleet, Workers, gate_mark};
@@ -124,6 +125,8 @@ pub struct Pass<'a> {
     pub doubts: u32,
     /// A broker that accepted our term; without one only raises are possible.
     pub broker: Option<&'a Broker>,
+    /// Where the workers are Celery's, and the queues that they take work from.
+    pub celery: Option<(&'a Source, &'a [String])>,
 }
 
 impl Pass<'_> {
@@ -208,6 +211,11 @@ impl Pass<'_> {
         if !self.annotate(pod, annotations).await? {
             return Ok(false);
         }
+        if let Some((source, queues)) = self.celery {
+            let opened = self.context.celery.open(source, broker, &worker.worker, queues);
+            opened.await.map_err(Error::Gate)?;
+            return Ok(true);
+        }
         match broker.open(&fence, &worker.worker).await.map_err(Error::Gate)? {
             GateAnswer::Done { held: _ } => Ok(true),
             GateAnswer::Unknown => Ok(false),
@@ -244,6 +252,11 @@ impl Pass<'_> {
         let broker = self.broker.ok_or(Error::NotLeading)?;
         for worker in pods.iter().flat_map(|uid| self.workers.names(uid)) {
             let fence = self.fence()?;
+            if let Some((source, _)) = self.celery {
+                let closed = self.context.celery.close(source, broker, &worker);
+                closed.await.map_err(Error::Gate)?;
+                continue;
+            }
             if let GateAnswer::Stale { term } = broker.drain(&fence, &worker).await.map_err(Error::Gate)? {
                 return Err(self.stale(&fence, term));
             }
@@ -332,7 +345,7 @@ impl Pass<'_> {
         let unadmitted = self.world.live().filter(|pod| !pod.is_admitted());
         let names: Vec<String> = unadmitted.flat_map(|pod| self.workers.names(&pod.uid)).collect();
         let states = self.confirm(&names).await?;
-        if states.iter().any(|(gate, _)| *gate == Some(Gate::Open)) {
+        if self.celery.is_none() && states.iter().any(|(gate, _)| *gate == Some(Gate::Open)) {
             return Ok(Done::Refused);
         }
         let by = u32::try_from(takes.len()).unwrap_or(u32::MAX);
@@ -345,6 +358,14 @@ impl Pass<'_> {
         let broker = self.broker.ok_or(Error::NotLeading)?;
         let fence = self.fence()?;
         let uid = self.pool.uid().unwrap_or_default();
+        if let Some((source, _)) = self.celery {
+            // They have no gate in Redis: our term is confirmed there, and they are asked themselves.
+            if let StepAnswer::Stale { term } = broker.step(&fence, &uid, &[]).await.map_err(Error::Step)? {
+                return Err(self.stale(&fence, term));
+            }
+            self.context.celery.look(source, broker).await.map_err(Error::Gate)?;
+            return Ok(self.context.celery.states(source, workers));
+        }
         match broker.step(&fence, &uid, workers).await.map_err(Error::Step)? {
             StepAnswer::Workers(states) => Ok(states),
             StepAnswer::Stale { term } => Err(self.stale(&fence, term)),

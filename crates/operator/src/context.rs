@@ -9,6 +9,7 @@ use umbel_telemetry::chain;
 
 use crate::args::Release;
 use crate::brokers::Brokers;
+use crate::celery::Celery;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
 use crate::watch::{Scope, Watched};
@@ -21,6 +22,8 @@ pub struct Context {
     pub scopes: Vec<Scope>,
     /// Brokers and the latest samples.
     pub brokers: Brokers,
+    /// Celery's workers.
+    pub celery: Celery,
     /// Our term; no term, no write.
     pub leader: Leader,
     /// Events.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use umbel_api::WorkerPool;
-use umbel_api::workerpool::{Mode, TargetKind, WorkerPoolSpec};
+use umbel_api::workerpool::{Mode, Runtime, TargetKind, WorkerPoolSpec};
 use umbel_plan::scaling::pace::{Beat, Meter};
 use umbel_plan::scaling::{Demand, Pace, Reading};
 
@@ -58,20 +58,24 @@ fn of(pool: &WorkerPool, context: &Context, sample: &Sample) -> Result<Option<De
         let (mine, all) = slots(pool, context, &share.name);
         sum = sum + whole.share(mine, all);
     }
+    if pool.spec.runtime == Runtime::Celery {
+        // What Celery's workers hold is not told by queue: each pool of them has the part of its slots.
+        let pools = context.pools();
+        let same = |other: &WorkerPool| other.spec.runtime == Runtime::Celery && other.namespace() == pool.namespace();
+        let most = |pool: &WorkerPool| most(&pool.spec);
+        let others = pools.iter().filter(|other| same(other) && other.uid() != pool.uid());
+        let all = others.map(|other| most(other)).sum::<u64>() + most(pool);
+        let held = Demand {
+            in_flight: sample.foreign_unacked,
+            ..Demand::default()
+        };
+        sum = sum + held.share(most(pool), all);
+    }
     Ok(Some(sum))
 }
 
 /// The slots that this pool, and all pools of the queue, can have at most.
 fn slots(pool: &WorkerPool, context: &Context, queue: &str) -> (u64, u64) {
-    let most = |spec: &WorkerPoolSpec| {
-        let pods = match spec.scaling.mode {
-            // Who takes nothing has no part: it would be nobody's.
-            _ if spec.suspend => 0,
-            Mode::Manual => spec.replicas,
-            Mode::Auto | Mode::External => spec.scaling.max_replicas.max(1),
-        };
-        u64::from(pods) * u64::from(spec.concurrency)
-    };
     let namespace = pool.namespace();
     let serves = |other: &WorkerPool| {
         other.namespace() == namespace
@@ -86,6 +90,17 @@ fn slots(pool: &WorkerPool, context: &Context, queue: &str) -> (u64, u64) {
         .map(|other| most(&other.spec))
         .sum();
     (mine, mine + others)
+}
+
+/// The slots that a pool can have at most.
+fn most(spec: &WorkerPoolSpec) -> u64 {
+    let pods = match spec.scaling.mode {
+        // Who takes nothing has no part: it would be nobody's.
+        _ if spec.suspend => 0,
+        Mode::Manual => spec.replicas,
+        Mode::Auto | Mode::External => spec.scaling.max_replicas.max(1),
+    };
+    u64::from(pods) * u64::from(spec.concurrency)
 }
 
 /// Meters of the pools on one broker, by uid.

@@ -14,6 +14,7 @@ pub mod args;
 pub mod beat;
 pub mod brokers;
 pub mod carry;
+pub mod celery;
 pub mod children;
 pub mod context;
 pub mod controllers;

@@ -59,6 +59,8 @@ pub struct Found<'a> {
     pub foreign_scaler: Option<(String, bool)>,
     /// Who else writes deletion costs.
     pub foreign_cost_writer: Option<String>,
+    /// What is said of Celery's remote control, where its workers are Celery's.
+    pub remote_control: Option<Finding>,
     /// Whether a stopping pod has as long as its tasks may run.
     pub grace: Finding,
 }
@@ -144,6 +146,7 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         broker_fault,
         foreign_scaler,
         foreign_cost_writer,
+        remote_control,
         grace,
     } = found;
     let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
@@ -185,7 +188,7 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
             "nothing keeps a smaller size from coming about",
         ),
     };
-    vec![
+    let mut findings = vec![
         up,
         Finding::new(
             pool_condition::SCALING_ACTIVE,
@@ -249,7 +252,9 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
             }
         },
         grace.clone(),
-    ]
+    ];
+    findings.extend(remote_control.clone());
+    findings
 }
 
 fn progress_of(rolling: Option<&Rolling>) -> Finding {

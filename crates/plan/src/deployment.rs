@@ -22,7 +22,7 @@ use umbel_api::names::{
     LABEL_REVISION, WORKER_CONTAINER,
 };
 use umbel_api::taskqueue::{DeadLetter, KeyLimit, Results, Sentinel, Tls};
-use umbel_api::workerpool::Recycle;
+use umbel_api::workerpool::{Recycle, Runtime};
 use uuid::Uuid;
 
 use crate::access;
@@ -184,6 +184,15 @@ fn template(pool: &Pool, revision: &str) -> Value {
     spec.insert("serviceAccountName".into(), json!(access::name(&pool.name)));
     spec.insert("automountServiceAccountToken".into(), json!(!pool.clusters.is_empty()));
     spec.insert("terminationGracePeriodSeconds".into(), json!(pool.grace.as_secs()));
+    match pool.runtime {
+        Runtime::Umbel => umbel(pool, revision, spec),
+        Runtime::Celery => celery(pool, revision, spec),
+    }
+    template
+}
+
+/// What an Umbel worker needs in its container and beside it.
+fn umbel(pool: &Pool, revision: &str, spec: &mut Map<String, Value>) {
     if let Some(container) = worker(spec) {
         set_named(container, "env", environment(pool, revision));
         // Ready is admission: it must show within a second and depend on nothing else.
@@ -193,7 +202,26 @@ fn template(pool: &Pool, revision: &str) -> Value {
         set_named(container, "volumeMounts", vec![mount]);
         set_named(spec, "volumes", vec![secrets(pool)]);
     }
-    template
+}
+
+/// What a Celery worker gets: the broker's address, as Celery itself looks for it, unless the template says one. Everything
+/// else is the template's.
+fn celery(pool: &Pool, revision: &str, spec: &mut Map<String, Value>) {
+    let Some(container) = worker(spec) else { return };
+    let (secret, key) = &pool.secret;
+    let address = json!({
+        "name": "CELERY_BROKER_URL",
+        "valueFrom": { "secretKeyRef": { "name": secret, "key": key } },
+    });
+    let has = |env: Option<&Value>| {
+        let entries = env.and_then(Value::as_array).into_iter().flatten();
+        entries.into_iter().any(|one| one["name"] == address["name"])
+    };
+    let mut env = vec![json!({ "name": "UMBEL_REVISION", "value": revision })];
+    if !has(container.get("env")) {
+        env.push(address);
+    }
+    set_named(container, "env", env);
 }
 
 /// The container named `worker`, otherwise the first one.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
 use umbel_api::taskqueue::{DeletionPolicy, Limits, OnFull, Redis};
-use umbel_api::workerpool::{Budget, Consumption, Jobs, Protection, Recycle, WorkerPoolSpec};
+use umbel_api::workerpool::{Budget, Consumption, Jobs, Protection, Recycle, Runtime, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
 use crate::scaling::calendar::{CalendarFault, Window};
@@ -186,6 +186,8 @@ pub struct Pool {
     pub hand_back_at: u32,
     /// Whether they are charged for it.
     pub counts_as_attempt: bool,
+    /// What runs in the pods.
+    pub runtime: Runtime,
     /// The pods' template, as it was given.
     pub template: Value,
     /// Clusters that its jobs may touch, by name.
@@ -218,6 +220,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         suspend: _,
         protection,
         rollout: _,
+        runtime,
         pod_disruption_budget,
     } = &pool.spec;
     if scaling.min_replicas > scaling.max_replicas {
@@ -284,6 +287,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         grace: drain
             .grace_period
             .map_or(first.spec.time_limit.get() + GRACE_MARGIN, umbel_api::Span::get),
+        runtime: *runtime,
         template: template_of(template.as_ref(), defaults)?,
         clusters,
         jobs: jobs.clone(),

@@ -12,7 +12,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use tokio_util::sync::CancellationToken;
-use umbel_api::workerpool::{LastScale, RevisionStatus};
+use umbel_api::workerpool::{LastScale, RevisionStatus, Runtime};
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
 use umbel_plan::deployment::Revision;
 use umbel_plan::drain::{self, Rules, Turn};
@@ -250,6 +250,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
 
     let view = refers.view();
     let workers = view.as_ref().and_then(workers_of);
+    let workers = workers.map(|workers| refers.of_runtime(pool, context, workers, &all));
     let fleets = Fleets::new(all, &revision, workers.as_ref(), memory.revisions(pool), now);
     let decision = memory.decide(pool, &valid, context, &refers, &fleets, workers.as_ref(), now);
     let time_limit = valid.policy.time_limit.get();
@@ -303,6 +304,10 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         broker_fault: fault,
         foreign_scaler: foreign_scaler.map(|manager| (manager, memory.yields())),
         foreign_cost_writer: pods().find_map(observe::foreign_cost_writer),
+        remote_control: refers
+            .celery(pool)
+            .zip(workers.as_ref())
+            .map(|((source, _), workers)| context.celery.finding(source, workers)),
         grace: grace::finding(valid.grace, pods().filter_map(observe::grace).min(), time_limit),
     };
     let status = report::status(pool, &found, &memory.news, now);
@@ -422,6 +427,12 @@ async fn act(
         (Some(source), Some(term)) => context.brokers.writable(source, term).ok(),
         _ => None,
     };
+    let celery = refers.celery(pool);
+    if let (Some((source, _)), Some(broker)) = (&celery, &broker)
+        && let Err(error) = context.celery.look(source, broker).await
+    {
+        tracing::warn!(pool = pool.name_any(), error = %umbel_telemetry::chain(&error), "Celery's workers were not asked");
+    }
     let workers = match &broker {
         Some(broker) => match tokio::try_join!(broker.generation(), broker.workers()) {
             // Of a broker that was never sampled the clock is not known: its gates are closed since now.
@@ -436,6 +447,7 @@ async fn act(
         },
         None => None,
     };
+    let workers = workers.map(|workers| refers.of_runtime(pool, context, workers, &all));
     let now = Timestamp::now();
     let fleets = Fleets::new(all, wanted.revision, workers.as_ref(), memory.revisions(pool), now);
     let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool), now);
@@ -452,6 +464,7 @@ async fn act(
             world: &part.world,
             doubts: memory.watch(&part.uid()).doubts,
             broker: broker.as_ref(),
+            celery: celery.as_ref().map(|(source, queues)| (*source, queues.as_slice())),
         };
         if turn.action == drain::Action::Wait && part.is_spent() {
             if pass.retire().await.map_err(Error::Act)? {
@@ -557,6 +570,21 @@ impl Refers {
         Referred {
             queues,
             clusters: self.clusters.iter().map(AsRef::as_ref).collect(),
+        }
+    }
+
+    /// Where the pool's workers are Celery's: their broker, and the names of their queues.
+    fn celery(&self, pool: &WorkerPool) -> Option<(&Source, Vec<String>)> {
+        let queues = self.queues.iter().map(|(queue, _, _)| queue.queue_name()).collect();
+        let source = self.source.as_ref().filter(|_| pool.spec.runtime == Runtime::Celery)?;
+        Some((source, queues))
+    }
+
+    /// The workers of the pool's own kind: where they are Celery's, in place of those that Redis knows.
+    fn of_runtime(&self, pool: &WorkerPool, context: &Context, workers: Workers, fleets: &[Fleet]) -> Workers {
+        match self.celery(pool) {
+            Some((source, _)) => context.celery.workers(pool, source, workers.generation, fleets),
+            None => workers,
         }
     }
 
@@ -868,6 +896,7 @@ impl Memory {
                 world: &part.world,
                 doubts: self.watch(&part.uid()).doubts,
                 broker: None,
+                celery: None,
             };
             let Some(object) = part.fleet.pod(&pod.uid) else {
                 continue;
