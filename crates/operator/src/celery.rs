@@ -53,7 +53,12 @@ pub struct Node {
     closed: Option<Instant>,
     /// The same, of one that does not answer.
     aside: Option<Instant>,
+    /// What was told of it last.
+    told: Option<Facts>,
 }
+
+/// What a decision looks at: whether it lives, whether it takes nothing more, what it holds, whether it answers.
+type Facts = (bool, bool, u64, Option<bool>);
 
 impl Node {
     fn new(now: Instant) -> Self {
@@ -66,6 +71,7 @@ impl Node {
             reserved: 0,
             closed: None,
             aside: None,
+            told: None,
         }
     }
 
@@ -84,15 +90,12 @@ impl Node {
         }
     }
 
-    /// What a decision looks at.
-    fn facts(&self, now: Instant) -> (bool, bool, u64, Option<bool>) {
+    /// Whether there is something new to tell; time alone can make it so.
+    fn is_news(&mut self, now: Instant) -> bool {
         let is_alive = now.duration_since(self.heard) < ALIVE;
-        (
-            is_alive,
-            self.closed.is_some(),
-            self.active + self.reserved,
-            self.answers(now),
-        )
+        let held = self.active + self.reserved;
+        let facts = (is_alive, self.closed.is_some(), held, self.answers(now));
+        self.told.replace(facts) != Some(facts)
     }
 }
 
@@ -190,14 +193,12 @@ impl Celery {
                 changed |= nodes.remove(&event.hostname).is_some();
                 continue;
             }
-            changed |= !nodes.contains_key(&event.hostname);
             let node = nodes.entry(event.hostname).or_insert_with(|| Node::new(now));
-            let before = node.facts(now);
             node.heard = now;
             if let Some(active) = event.fields.get("active").and_then(|active| active.to().ok()) {
                 node.active = active;
             }
-            changed |= node.facts(now) != before;
+            changed |= node.is_news(now);
         }
         changed
     }
@@ -205,13 +206,6 @@ impl Celery {
     /// Asks all workers what they consume and what they run; whether anything changed that a decision looks at.
     pub async fn look(&self, source: &Source, broker: &Broker) -> Result<bool, umbel_broker::Error> {
         let nothing = Json::empty_object();
-        let known: Vec<String> = self
-            .lock()
-            .get(source)
-            .into_iter()
-            .flatten()
-            .map(|(name, _)| name.clone())
-            .collect();
         let consume = broker.ask_celery("active_queues", &nothing, None, PATIENCE).await?;
         let names: Vec<String> = consume.iter().map(|(name, _)| name.clone()).collect();
         let (active, reserved) = tokio::try_join!(
@@ -225,12 +219,10 @@ impl Celery {
                 .map(|tasks| tasks.len() as u64)
         };
         let now = Instant::now();
-        let mut changed = names.iter().any(|name| !known.contains(name));
         let mut all = self.lock();
         let nodes = all.entry(source.clone()).or_default();
         for (name, queues) in &consume {
             let node = nodes.entry(name.clone()).or_insert_with(|| Node::new(now));
-            let before = node.facts(now);
             // Whoever says no more than what it consumes says nothing of what it holds.
             let (Some(active), Some(reserved)) = (count(&active, name), count(&reserved, name)) else {
                 continue;
@@ -244,9 +236,13 @@ impl Celery {
                 .filter_map(|queue| queue.get("name")?.text())
                 .collect();
             node.closed = node.queues.is_empty().then(|| node.closed.unwrap_or(now));
-            changed |= node.facts(now) != before;
         }
+        let before = nodes.len();
         nodes.retain(|_, node| now.duration_since(node.heard) < ALIVE * 4);
+        let mut changed = nodes.len() != before;
+        for node in nodes.values_mut() {
+            changed |= node.is_news(now);
+        }
         Ok(changed)
     }
 
@@ -350,9 +346,12 @@ impl Celery {
             let Some(node) = all.get(source).and_then(|nodes| nodes.get(name)) else {
                 return (None, 0);
             };
+            // One that did not answer just now may have been started anew, and then it consumes.
+            let is_fresh =
+                node.aside.is_some() || node.answered.is_some_and(|at| now.duration_since(at) < PATIENCE * 3);
             let gate = match node.closed_since(now) {
-                Some(_) => Gate::Closed { since: 0.0 },
-                None => Gate::Open,
+                Some(_) if is_fresh => Gate::Closed { since: 0.0 },
+                Some(_) | None => Gate::Open,
             };
             (Some(gate), node.active + node.reserved)
         };

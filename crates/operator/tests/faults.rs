@@ -76,6 +76,66 @@ async fn each_fault_is_named_and_nobody_else_is_disturbed() {
         "{refused}"
     );
 
+    let one = |more: serde_json::Value| {
+        let mut spec = json!({ "queues": [{ "name": "good" }] });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let template = json!({ "spec": { "containers": [{ "name": "worker", "image": "x" }] } });
+    let refused = [
+        (
+            json!({ "rollout": { "maxSurge": 0 } }),
+            "maxSurge is a number of pods from 1 on",
+        ),
+        (
+            json!({ "rollout": { "maxSurge": "0%" } }),
+            "maxSurge is a number of pods from 1 on",
+        ),
+        (
+            json!({ "rollout": { "maxSurge": "201%" } }),
+            "maxSurge is a number of pods from 1 on",
+        ),
+        (
+            json!({ "rollout": { "drainTimeout": "721h" } }),
+            "drainTimeout lasts at most 720h",
+        ),
+        (json!({ "rollout": { "type": "Recreate" } }), "Unsupported value"),
+        (json!({ "rollout": { "keepDraining": 21 } }), "keepDraining"),
+        (
+            json!({ "podDisruptionBudget": {} }),
+            "give minAvailable or maxUnavailable",
+        ),
+        (
+            json!({ "podDisruptionBudget": { "minAvailable": 1, "maxUnavailable": 1 } }),
+            "give minAvailable or maxUnavailable",
+        ),
+        (
+            json!({ "podDisruptionBudget": { "minAvailable": "101%" } }),
+            "minAvailable is a number of pods, or from 0% to 100%",
+        ),
+        (
+            json!({ "podDisruptionBudget": { "minAvailable": 1 }, "protection": { "onEviction": ["DisruptionBudget"] } }),
+            "a pod has one budget",
+        ),
+        (json!({ "runtime": "Celery" }), "runtime Celery needs a template"),
+        (
+            json!({ "runtime": "Celery", "template": template, "recycle": { "maxTasks": 5 } }),
+            "clusterAccess, jobs and recycle are for runtime Umbel",
+        ),
+    ];
+    for (more, words) in refused {
+        let refusal = pool(&stage, "odd", one(more.clone()))
+            .await
+            .expect_err("the API server refuses it");
+        assert!(refusal.to_string().contains(words), "{more}: {refusal}");
+    }
+    pool(&stage, "py", one(json!({ "suspend": true }))).await.unwrap();
+    let changed = one(json!({ "suspend": true, "runtime": "Celery", "template": template }));
+    let refusal = pool(&stage, "py", changed)
+        .await
+        .expect_err("the API server refuses it");
+    assert!(refusal.to_string().contains("a pool keeps its runtime"), "{refusal}");
+
     pool(&stage, "lost", json!({ "queues": [{ "name": "nowhere" }] }))
         .await
         .unwrap();

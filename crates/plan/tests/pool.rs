@@ -337,6 +337,102 @@ fn the_same_pool_gives_the_same_children() {
 }
 
 #[test]
+fn a_revision_is_made_of_what_is_in_the_pods_and_of_nothing_else() {
+    let name = |spec: Value| Revision::present(&mail().validate(spec).unwrap()).name;
+    let template = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+    let plain = name(on_mail(json!({})));
+    assert_eq!(plain.len(), 10);
+    for same in [
+        json!({ "scaling": { "maxReplicas": 3 } }),
+        json!({ "replicas": 7, "suspend": true }),
+        json!({ "rollout": { "maxSurge": 2 }, "podDisruptionBudget": { "minAvailable": 1 } }),
+        json!({ "drain": { "countsAsAttempt": false } }),
+    ] {
+        assert_eq!(name(on_mail(same.clone())), plain, "{same}");
+    }
+    for other in [
+        json!({ "concurrency": 3 }),
+        json!({ "drain": { "countsAsAttempt": true } }),
+        json!({ "drain": { "gracePeriod": "9s" } }),
+        json!({ "template": { "spec": { "containers": [{ "name": "worker", "image": "x" }] } } }),
+    ] {
+        assert_ne!(name(on_mail(other.clone())), plain, "{other}");
+    }
+    // In whatever order its fields come.
+    let one = template(r#"{"spec": {"priority": 1, "containers": [{"name": "w", "image": "x"}]}}"#);
+    let two = template(r#"{"spec": {"containers": [{"image": "x", "name": "w"}], "priority": 1}}"#);
+    assert_eq!(
+        name(on_mail(json!({ "template": one }))),
+        name(on_mail(json!({ "template": two })))
+    );
+}
+
+#[test]
+fn a_deployment_of_before_is_adopted_with_what_its_pods_were_told() {
+    let pool = mail().validate(on_mail(json!({}))).unwrap();
+    let present = Revision::present(&pool);
+    let made = plan(&pool);
+    assert_eq!(made["metadata"]["name"], json!(format!("p-{}", present.name)));
+    assert_eq!(
+        made["spec"]["selector"]["matchLabels"]["umbel.dev/revision"],
+        json!(present.name)
+    );
+    let typed = |value: &Value| serde_json::from_value(value.clone()).unwrap();
+    assert_eq!(Revision::of(&typed(&made)), present);
+    assert_eq!(present.adopting(&typed(&made)), None, "it is another's already");
+
+    let mut before = made.clone();
+    before["metadata"]["name"] = json!("p");
+    before["spec"]["selector"]["matchLabels"] = json!({ "umbel.dev/pool": "p" });
+    let container = &mut before["spec"]["template"]["spec"]["containers"][0];
+    let env = container["env"].as_array_mut().unwrap();
+    env.iter_mut().find(|one| one["name"] == "UMBEL_REVISION").unwrap()["value"] = json!("0123456789");
+    let adopted = present.adopting(&typed(&before)).unwrap();
+    assert_eq!(
+        (adopted.name.as_str(), adopted.deployment.as_str()),
+        (present.name.as_str(), "p")
+    );
+    let planned = deployment::plan(&pool, &adopted);
+    before["metadata"]["labels"]
+        .as_object_mut()
+        .unwrap()
+        .remove("umbel.dev/revision");
+    before["spec"]["template"]["metadata"]["labels"]
+        .as_object_mut()
+        .unwrap()
+        .remove("umbel.dev/revision");
+    assert_eq!(planned, before);
+}
+
+#[test]
+fn a_celery_worker_gets_the_address_and_nothing_that_is_not_the_pods() {
+    let template =
+        json!({ "spec": { "containers": [{ "name": "worker", "image": "python", "args": ["-A", "app"] }] } });
+    let celery = |template: &Value| {
+        let pool = mail()
+            .validate(on_mail(json!({ "runtime": "Celery", "template": template })))
+            .unwrap();
+        plan(&pool)["spec"]["template"]["spec"].clone()
+    };
+    let spec = celery(&template);
+    let container = &spec["containers"][0];
+    assert!(container.get("readinessProbe").is_none() && spec.get("volumes").is_none());
+    assert_eq!(spec["terminationGracePeriodSeconds"], 3630);
+    let env = container["env"].as_array().unwrap();
+    let names: Vec<&str> = env.iter().filter_map(|one| one["name"].as_str()).collect();
+    assert_eq!(names, ["UMBEL_REVISION", "CELERY_BROKER_URL"]);
+    assert_eq!(
+        env[1]["valueFrom"],
+        json!({ "secretKeyRef": { "name": "redis", "key": "url" } })
+    );
+    let mut own = template;
+    own["spec"]["containers"][0]["env"] = json!([{ "name": "CELERY_BROKER_URL", "value": "redis://mine" }]);
+    let env = celery(&own)["containers"][0]["env"].clone();
+    assert_eq!(env[0], json!({ "name": "CELERY_BROKER_URL", "value": "redis://mine" }));
+    assert_eq!(env.as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn what_the_server_adds_is_no_difference() {
     let wanted = json!({ "a": 1, "list": [{ "name": "x", "v": "" }], "empty": {} });
     assert!(contains(

@@ -3,6 +3,7 @@
 //! It also keeps the books: at the instant when a pod's deletion is seen, did its worker hold a task, was its gate open?
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -205,7 +206,7 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
     if image.as_deref() == Some(MISSING) {
         cannot_pull(&state, &name).await;
         while !*ended.borrow() && ended.changed().await.is_ok() {}
-        note(&state, &pod, None).await;
+        note(&state, &pod, None, None).await;
         remove(&state, &name, uid).await;
         return;
     }
@@ -215,8 +216,26 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
         return;
     };
     let vars: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
+    let command = container
+        .and_then(|container| container.command.clone())
+        .unwrap_or_default();
     let no_args: [&str; 0] = [];
-    let mut process = Process::start(&worker(), no_args, &vars);
+    let mut process = if command.is_empty() {
+        Process::start(&worker(), no_args, &vars)
+    } else {
+        // Inside a pod the host has its name.
+        let inside = [
+            "--uts",
+            "/bin/sh",
+            "-c",
+            "hostname \"$0\" && exec \"$@\"",
+            name.as_str(),
+        ];
+        let all: Vec<&str> = inside.into_iter().chain(command.iter().map(String::as_str)).collect();
+        Process::start(Path::new("/usr/bin/unshare"), all, &vars)
+    };
+    let is_probed = container.is_some_and(|container| container.readiness_probe.is_some());
     state.pids.lock().expect("pids").insert(name.clone(), process.pid());
     let started = k8s_openapi::jiff::Timestamp::now().to_string();
     let mut shown = None;
@@ -225,7 +244,7 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
             eprintln!("kubelet: {name} ended: {}", process.log());
             break;
         }
-        let ready = probe(port).await;
+        let ready = !is_probed || probe(port).await;
         if shown != Some(ready) && show(&state, &name, &uid, ready, &started).await {
             shown = Some(ready);
         }
@@ -234,7 +253,10 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
             () = tokio::time::sleep(Duration::from_millis(if shown == Some(true) { 1000 } else { 100 })) => {}
         }
     }
-    note(&state, &pod, shown).await;
+    let history = env
+        .get("UMBEL_TEST_HISTORY")
+        .map(|folder| Path::new(folder).join(format!("process-{}", process.pid())));
+    note(&state, &pod, shown, history.as_deref()).await;
     if shown.is_none() {
         eprintln!("kubelet: {name} never ran: {}", process.log());
     }
@@ -288,7 +310,7 @@ async fn cannot_pull(state: &State, name: &str) {
 }
 
 /// What the removed pod's worker was doing, asked of Redis and not of the operator.
-async fn note(state: &State, pod: &Pod, shown: Option<bool>) {
+async fn note(state: &State, pod: &Pod, shown: Option<bool>, history: Option<&Path>) {
     let uid = pod.uid().unwrap_or_default();
     let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
     let marked = match api.get_opt(&pod.name_any()).await {
@@ -303,12 +325,24 @@ async fn note(state: &State, pod: &Pod, shown: Option<bool>) {
     let removal = Removal {
         pod: pod.name_any(),
         pool: pod.labels().get("umbel.dev/pool").cloned().unwrap_or_default(),
-        held: mine.iter().map(|record| record.held).sum(),
+        held: mine.iter().map(|record| record.held).sum::<u64>() + history.map_or(0, running),
         open: mine.iter().any(|record| record.gate == Gate::Open),
         admitted: marked,
         running: shown.is_some(),
     };
     state.removals.lock().expect("books").push(removal);
+}
+
+/// Tasks that a process of Celery has begun and not ended, by the history that it writes.
+fn running(history: &Path) -> u64 {
+    let lines = std::fs::read_to_string(history).unwrap_or_default();
+    let count = |word: &str| {
+        lines
+            .lines()
+            .filter(|line| line.split(' ').nth(2) == Some(word))
+            .count() as u64
+    };
+    count("started").saturating_sub(count("done"))
 }
 
 async fn environment(state: &State, pod: &Pod, port: u16) -> Option<BTreeMap<String, String>> {

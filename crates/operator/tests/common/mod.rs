@@ -173,10 +173,15 @@ impl Stage {
     }
 
     pub async fn send_sleeps(&self, queue: &str, count: usize, seconds: f64) {
+        self.send("umbel.sleep", queue, count, seconds).await;
+    }
+
+    /// Sends tasks that take so long.
+    pub async fn send(&self, task: &str, queue: &str, count: usize, seconds: f64) {
         let message = |number: usize| {
             let task = NewTask {
                 id: format!("{queue}-{number}-{}", uuid::Uuid::new_v4()),
-                task: "umbel.sleep".into(),
+                task: task.into(),
                 args: Json::of(&[seconds]),
                 queue: queue.into(),
                 ..NewTask::default()
