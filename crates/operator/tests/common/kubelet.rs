@@ -221,7 +221,7 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
         .and_then(|container| container.command.clone())
         .unwrap_or_default();
     let no_args: [&str; 0] = [];
-    let mut process = if command.is_empty() {
+    let mut process = if command.is_empty() || command == ["umbel-worker"] {
         Process::start(&worker(), no_args, &vars)
     } else {
         // Inside a pod the host has its name.
