@@ -568,6 +568,7 @@ async fn a_task_queue_says_how_tls_and_sentinels_are_spoken_to() {
     assert_eq!(length(&redis, "other-name").await, 0);
 
     let primary = Redis::start().await;
+    let _replica = Redis::replica_of(primary.port(), &[]).await;
     let sentinels = Sentinels::watch(primary.port(), 1, "").await;
     let url = sentinels.url();
     secret("sentinels", json!({"url": url.split('?').next().unwrap()})).await;
