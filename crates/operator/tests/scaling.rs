@@ -516,6 +516,21 @@ async fn a_short_grace_and_another_writer_of_costs_are_named() {
             binding,
         )
         .await;
+    // The API server takes a while to learn of it.
+    let probe = json!({
+        "metadata": { "name": "probe" },
+        "spec": { "terminationGracePeriodSeconds": 700, "containers": [{ "name": "c", "image": "i" }] },
+    });
+    let probe = serde_json::from_value(probe).expect("a pod");
+    let dry = kube::api::PostParams {
+        dry_run: true,
+        ..kube::api::PostParams::default()
+    };
+    eventually(LONG, "long graces are capped", async || {
+        let pod = stage.pods().create(&dry, &probe).await;
+        pod.is_ok_and(|pod| pod.spec.and_then(|spec| spec.termination_grace_period_seconds) == Some(600))
+    })
+    .await;
     let _operator = stage.operator(&[], &[]);
     stage.queue("mail").await;
     let says = async |kind: &str, status: &str, reason: &str, part: &str| {

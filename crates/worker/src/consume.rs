@@ -189,9 +189,8 @@ impl Consumer {
             };
             // However long the backlog: now and then a look, or a suspect would wait for its end.
             let goes_on = matches!(next, Ok(Next::Again)) && looked.elapsed() < PATIENCE;
-            if !goes_on && self.ahead.is_some() {
+            if !goes_on {
                 self.start_ahead().await; // Nothing that was taken waits for what comes now.
-                tokio::task::yield_now().await; // A short run ends first: its result goes out before the look.
             }
             if self.note_hello() {
                 leader_seen = Instant::now(); // After an outage its leader gets as long to come back as we did.

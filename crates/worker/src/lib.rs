@@ -218,9 +218,8 @@ impl Worker {
         orphans::attend();
         // One provider, chosen before the first TLS connection; a second install is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // On one of the runtime's threads: a loop on this one would wake another for each batch.
-        let worker = runtime.spawn(self.run_until(config, stop));
-        let ended = runtime.block_on(worker).context("the worker panicked").flatten();
+        // Not on one of the runtime's threads: what takes messages must not stand behind a task that never gives way.
+        let ended = runtime.block_on(self.run_until(config, stop));
         // A run that never yields must not keep the process: its lease returns the message.
         runtime.shutdown_timeout(std::time::Duration::from_millis(200));
         ended
