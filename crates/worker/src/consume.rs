@@ -348,7 +348,16 @@ impl Consumer {
                 Box::pin(decider.start(held)).await;
             }
         };
-        let (reserved, ()) = tokio::join!(self.reserver.reserve(asked, queues, || leases.lids()), start);
+        let taking = async {
+            let reserved = self.reserver.reserve(asked, queues, || leases.lids()).await;
+            // At once, however long the batch before takes: from now on all of these are renewed, and named at a hello.
+            let held = match &reserved {
+                Ok(Reserved::Batch(batch)) => hold(&self.shared, batch),
+                _ => Vec::new(),
+            };
+            (reserved, held)
+        };
+        let ((reserved, held), ()) = tokio::join!(taking, start);
         self.forget_left();
         match reserved? {
             Reserved::Batch(batch) => {
@@ -359,7 +368,11 @@ impl Consumer {
                 self.shares.taken(&plan, &counts);
                 let used = permits.split(got);
                 drop(permits);
-                self.ahead = Some(self.held(batch, used));
+                self.ahead = Some(Held {
+                    batch,
+                    leases: held,
+                    permits: used,
+                });
                 Ok(if got == asked { Next::Again } else { Next::Wait })
             }
             Reserved::Gate(state) => {
@@ -368,16 +381,6 @@ impl Consumer {
             }
             Reserved::Busy => Ok(Next::Wait),
         }
-    }
-
-    /// What was taken is held from now on: all of it is renewed, and named at a hello.
-    fn held(&self, batch: Batch, permits: Option<OwnedSemaphorePermit>) -> Held {
-        let lids = batch.taken.iter().map(|one| (&one.lid, one.micros));
-        let leases = self
-            .shared
-            .leases
-            .insert(lids, batch.term, batch.sent, self.shared.config.lease);
-        Held { batch, leases, permits }
     }
 
     /// Decides on what was taken ahead.
@@ -503,7 +506,11 @@ impl Consumer {
         match self.reserver.reserve_suspect(&self.queues, || leases.lids()).await {
             Ok(Reserved::Batch(batch)) if !batch.taken.is_empty() => {
                 self.aside = Aside::default();
-                self.ahead = Some(self.held(batch, None));
+                self.ahead = Some(Held {
+                    leases: hold(&self.shared, &batch),
+                    batch,
+                    permits: None,
+                });
                 self.start_ahead().await;
                 self.shared.while_alive(self.shared.leases.ended()).await; // Alone means alone.
                 true
@@ -549,4 +556,10 @@ impl Consumer {
             () = tokio::time::sleep(patience) => false,
         }
     }
+}
+
+/// Holds the leases of what was taken.
+fn hold(shared: &Shared, batch: &Batch) -> Vec<Lease> {
+    let lids = batch.taken.iter().map(|one| (&one.lid, one.micros));
+    shared.leases.insert(lids, batch.term, batch.sent, shared.config.lease)
 }

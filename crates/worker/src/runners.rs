@@ -104,6 +104,9 @@ impl<S: Send + 'static> Runners<S> {
             state.running += new;
             new
         };
+        if new == 0 {
+            self.see_to_it(shared); // Whoever is busy may have left an end behind, and goes on with these.
+        }
         for _ in 0..new {
             let (this, shared) = (Arc::clone(self), Arc::clone(shared));
             // Its budget is for tasks that wait for one thing after the other; each of these is polled once.

@@ -131,8 +131,10 @@ impl Settler {
                 }
                 Some(Some(Counted::Open | Counted::Done) | None) => batch.push(ended),
                 None => {
-                    let Ok(permit) = Arc::clone(refused).acquire_owned().await else {
-                        return;
+                    let Ok(permit) = Arc::clone(refused).try_acquire_owned() else {
+                        // So many are refused already; nobody else's end waits for them. The message comes again.
+                        self.leases.remove(std::iter::once(&ended.settlement.lid));
+                        continue;
                     };
                     tokio::spawn(async move {
                         let count = async {

@@ -75,7 +75,9 @@ impl Recovery {
         let mut rounds = 0_u32;
         let mut is_warned = false;
         loop {
-            tokio::time::sleep(jittered(self.shared.fleet.stretch(self.every))).await;
+            // Well within the half of a lease after which it looks as if nobody had swept.
+            let most = (self.lease / 4).max(self.every);
+            tokio::time::sleep(jittered(self.shared.fleet.stretch(self.every).min(most))).await;
             self.due.within(Duration::ZERO); // Messages parked by a worker that died are promoted here at the latest.
             match self.sweep_once(&mut sweeper).await {
                 Ok(()) => is_warned = false,

@@ -41,7 +41,7 @@ while at <= #ARGV do
     elseif is_back then
       redis.call('RPUSH', list, raw)
       if action == 'charge' and att ~= '' then
-        redis.call('HINCRBY', U .. 'att', att, 1)
+        redis.call('HSET', U .. 'att', att, string.format('%.0f', number(attempts) + 1))
         redis.call('EXPIRE', U .. 'att', 604800)
       end
     elseif action == 'requeue' then
