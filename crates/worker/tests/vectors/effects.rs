@@ -37,9 +37,11 @@ impl Effects {
         let last = command.parts.last().map_or(&[][..], Vec::as_slice);
         match name.as_str() {
             "LPUSH" | "RPUSH" if key.contains(".reply.") => self.answers.push(sealed(&key, last)),
+            // Parts that end together are counted together.
             "RPUSH" if key.starts_with("celery-taskset-meta-") => {
+                let parts = command.parts.iter().skip(2);
                 self.chords
-                    .push(json!({"part": key, "score": null, "value": value(last)}));
+                    .extend(parts.map(|part| json!({"part": key, "score": null, "value": value(part)})));
             }
             "LPUSH" | "RPUSH" if !key.contains("umbel:") && !own.iter().any(|raw| raw == last) => {
                 self.messages.push(sealed(&key, last));
@@ -62,8 +64,10 @@ impl Effects {
                 self.chords.push(json!({"done": key, "ttl": command.text(4)}));
             }
             "ZADD" if key.contains("celery-taskset-meta-") => {
-                self.chords
-                    .push(json!({"part": key, "score": command.text(2), "value": value(last)}));
+                let parts = command.parts[2..].chunks_exact(2);
+                self.chords.extend(parts.map(
+                    |pair| json!({"part": key, "score": String::from_utf8_lossy(&pair[0]), "value": value(&pair[1])}),
+                ));
             }
             "INCRBY" if key.contains("celery-taskset-meta-") => {
                 self.chords.push(json!({"extra": key, "by": command.text(2)}));
