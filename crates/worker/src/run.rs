@@ -432,21 +432,18 @@ fn succeed_at_once(
     trail: &[Json],
 ) -> Option<(Started, Ending)> {
     let is_alone = started.delivery.sends == Aftermath::default() && canvas::is_alone(&started.delivery.message);
-    match ending {
-        Ending::Outcome(Outcome::Done(value))
-            if is_alone
-                && value.as_str().len() <= shared.config.results.max_bytes
-                && shared.config.results.refuses(&value).is_none()
-                && is_gathering() =>
-        {
+    let results = &shared.config.results;
+    let fits = |value: &Json| value.as_str().len() <= results.max_bytes && results.refuses(value).is_none();
+    match &ending {
+        Ending::Outcome(Outcome::Done(value)) if is_alone && fits(value) && is_gathering() => {
             let Started { delivery, began, .. } = started;
-            shared.metrics.tasks.ran(&delivery.queue, began.elapsed());
-            let result = succeeded(shared, &delivery, &value, began, trail);
+            note_end(shared, &delivery, &ending, began);
+            let result = succeeded(shared, &delivery, value, began, trail);
             let ended = shared.ended(delivery, End::Ack, result, Vec::new(), ("succeeded", "succeeded"));
             gather(ended);
             None
         }
-        ending => Some((started, ending)),
+        _ => Some((started, ending)),
     }
 }
 
