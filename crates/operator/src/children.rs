@@ -8,7 +8,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
@@ -21,6 +22,7 @@ use umbel_plan::{access, deployment, shield};
 
 use crate::apply::{code, words};
 use crate::context::Context;
+use crate::failpoint;
 
 /// What the API server refused is sent again after this, should the cause be elsewhere (a quota, a webhook).
 const REFUSAL_LASTS: Duration = Duration::from_secs(20);
@@ -206,7 +208,8 @@ impl Applied {
     }
 
     /// A Deployment without a size is made with one pod, and a size that an applier drops goes back to one. So it is made
-    /// at size zero by the size's own field manager, then taken over without the size, and the first one lets go of the rest.
+    /// at size zero by the size's own field manager; later passes take it over without the size, and then the first one
+    /// lets go of the rest. It is made, not applied: a late request must not meet the Deployment that a successor has raised.
     async fn create(&mut self, context: &Context, pool: &Pool, name: &str, wanted: &Value) -> Result<Outcome, Error> {
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &pool.namespace);
         if let Some(found) = api
@@ -221,19 +224,37 @@ impl Applied {
                 taken::<Deployment>(name)
             });
         }
+        // What is posted may hold fields that the server does not know and drops; what is applied may not.
+        let mut asked = PatchParams::apply(MANAGER).force();
+        asked.dry_run = true;
+        if let Err(source) = api.patch(name, &asked, &Patch::Apply(wanted)).await {
+            return refusal::<Deployment>(name, source);
+        }
         let mut sized = wanted.clone();
         sized["spec"]["replicas"] = json!(0);
-        let only_size = only_size(name, 0, None);
-        for (manager, body) in [(MANAGER_SCALE, &sized), (MANAGER, wanted), (MANAGER_SCALE, &only_size)] {
-            let written = api
-                .patch(name, &PatchParams::apply(manager).force(), &Patch::Apply(body))
-                .await;
-            context.metrics.wrote("patch", "deployments");
-            if let Err(source) = written {
-                return refusal::<Deployment>(name, source);
-            }
+        let sized: DynamicObject = serde_json::from_value(sized)
+            .map_err(|source| failed::<Deployment>(name, kube::Error::SerdeError(source)))?;
+        let kind = ApiResource::erase::<Deployment>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &pool.namespace, &kind);
+        let params = PostParams {
+            field_manager: Some(MANAGER_SCALE.to_owned()),
+            ..PostParams::default()
+        };
+        if context.leader.term().is_none() {
+            return Ok(Outcome::Good { wrote: true });
         }
-        Ok(Outcome::Good { wrote: true })
+        failpoint::reach("before-create");
+        let made = api.create(&params, &sized).await;
+        context.metrics.wrote("create", "deployments");
+        match made {
+            Ok(_) => {
+                failpoint::reach("after-create");
+                Ok(Outcome::Good { wrote: true })
+            }
+            // Somebody made it in between: the next pass sees it.
+            Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
+            Err(source) => refusal::<Deployment>(name, source),
+        }
     }
 
     async fn update(&mut self, context: &Context, wanted: &Value, stored: &Deployment) -> Result<Outcome, Error> {
@@ -245,21 +266,28 @@ impl Applied {
                 shown.pointer("/metadata/labels")
             ])),
         );
-        if !holds_template(stored) && (contains(&shown, wanted) || self.deployment == Some(now)) {
+        let is_whole = !holds_template(stored, MANAGER_SCALE);
+        if is_whole && (contains(&shown, wanted) || self.deployment == Some(now)) {
             return Ok(Outcome::Good { wrote: false });
         }
+        if context.leader.term().is_none() {
+            return Ok(Outcome::Good { wrote: true });
+        }
         let name = stored.name_any();
-        if holds_template(stored) {
-            // A creation that ended before its last step: without it, what leaves the template would stay in the Deployment.
-            let body = only_size(
-                &name,
-                stored.spec.replicas.unwrap_or(0),
-                stored.metadata.resource_version.as_deref(),
-            );
+        // Somebody must own the template before the size's manager lets go of it.
+        if !is_whole && holds_template(stored, MANAGER) {
+            let body = json!({ "metadata": {
+                "resourceVersion": stored.resource_version(),
+                "managedFields": without_template(stored),
+            } });
             let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
-            let params = PatchParams::apply(MANAGER_SCALE).force();
+            let params = PatchParams {
+                field_manager: Some(MANAGER_SCALE.to_owned()),
+                ..PatchParams::default()
+            };
+            failpoint::reach("before-release");
             context.metrics.wrote("patch", "deployments");
-            return match api.patch(&name, &params, &Patch::Apply(&body)).await {
+            return match api.patch(&name, &params, &Patch::Merge(&body)).await {
                 Ok(_) => Ok(Outcome::Good { wrote: true }),
                 Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
                 Err(source) => Err(failed::<Deployment>(&name, source)),
@@ -288,26 +316,33 @@ impl Applied {
     }
 }
 
-/// What the size's field manager applies.
-fn only_size(name: &str, replicas: i32, version: Option<&str>) -> Value {
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": { "name": name, "resourceVersion": version },
-        "spec": { "replicas": replicas },
-    })
+/// The owners of a Deployment's fields, where the size's field manager keeps nothing but the size. Else what leaves the
+/// template would stay in the Deployment. An apply cannot do this: it is another entry than that of the creation.
+fn without_template(stored: &Deployment) -> Vec<ManagedFieldsEntry> {
+    let entries = stored.metadata.managed_fields.iter().flatten();
+    entries
+        .filter_map(|entry| {
+            let mut entry = entry.clone();
+            if entry.manager.as_deref() == Some(MANAGER_SCALE) && entry_holds(&entry, "/f:spec/f:template") {
+                if !entry_holds(&entry, "/f:spec/f:replicas") {
+                    return None;
+                }
+                entry.fields_v1 = Some(FieldsV1(json!({ "f:spec": { "f:replicas": {} } })));
+            }
+            Some(entry)
+        })
+        .collect()
 }
 
-/// Whether the size's field manager owns a part of the template.
-fn holds_template(stored: &Deployment) -> bool {
-    stored.metadata.managed_fields.iter().flatten().any(|entry| {
-        entry.manager.as_deref() == Some(MANAGER_SCALE)
-            && entry.operation.as_deref() == Some("Apply")
-            && entry
-                .fields_v1
-                .as_ref()
-                .is_some_and(|fields| fields.0.pointer("/f:spec/f:template").is_some())
-    })
+/// Whether this field manager owns a part of the template.
+fn holds_template(stored: &Deployment, manager: &str) -> bool {
+    let mut entries = stored.metadata.managed_fields.iter().flatten();
+    entries.any(|entry| entry.manager.as_deref() == Some(manager) && entry_holds(entry, "/f:spec/f:template"))
+}
+
+fn entry_holds(entry: &ManagedFieldsEntry, field: &str) -> bool {
+    let fields = entry.fields_v1.as_ref();
+    fields.is_some_and(|fields| fields.0.pointer(field).is_some())
 }
 
 async fn bring<K>(context: &Context, pool: &Pool, wanted: &Value) -> Result<Outcome, Error>

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::{Kubelet, LONG, NAMESPACE, Stage};
@@ -10,6 +10,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use umbel_api::names::{MANAGER, MANAGER_SCALE};
 use umbel_broker::Gate;
 use umbel_testkit::{Process, Signal, eventually, send_signal};
 
@@ -161,6 +162,56 @@ async fn a_leader_stopped_before_its_lowering_lowers_nothing() {
             .iter()
             .all(|removal| removal.held == 0 && !removal.open)
     );
+}
+
+/// A leader is stopped at a point of a Deployment's creation. The next one goes on from there and raises it; what the
+/// first one then still sends changes neither its size nor who owns what.
+async fn survives_a_creation_stopped(point: &str) {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let mut first = trusting(&stage, &format!("{point}:stop"));
+    stage.queue("jobs").await;
+    manual(&stage, "jobs", 2).await;
+    eventually(LONG, "the first leader is stopped", async || is_stopped(&first)).await;
+    depose(&stage).await;
+    let second = stage.operator(&["--id", "second"], &[]);
+    stage.ready("jobs", 2).await;
+
+    first.signal(Signal::Cont);
+    first.wait(LONG).await;
+    let deployment = stage.deployment("jobs").await.expect("it is there");
+    let size = deployment.spec.replicas;
+    assert_eq!(size, Some(2), "{}\n{}", first.log(), second.log());
+    assert!(kubelet.removals().is_empty());
+    let owners = |field: &str| -> BTreeSet<String> {
+        let entries = deployment.metadata.managed_fields.iter().flatten();
+        entries
+            .filter(|entry| {
+                entry
+                    .fields_v1
+                    .as_ref()
+                    .is_some_and(|all| all.0.pointer(field).is_some())
+            })
+            .filter_map(|entry| entry.manager.clone())
+            .collect()
+    };
+    assert_eq!(owners("/f:spec/f:template"), BTreeSet::from([MANAGER.to_owned()]));
+    assert_eq!(owners("/f:spec/f:replicas"), BTreeSet::from([MANAGER_SCALE.to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_stopped_before_it_makes_a_deployment_resizes_none() {
+    survives_a_creation_stopped("before-create").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_creation_that_ended_half_way_is_completed() {
+    survives_a_creation_stopped("after-create").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_stopped_before_the_last_step_of_a_creation_takes_nothing_back() {
+    survives_a_creation_stopped("before-release").await;
 }
 
 /// What comes between a step and Redis.
