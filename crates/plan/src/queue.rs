@@ -268,6 +268,11 @@ pub fn status(
     new.observed_generation = generation;
     new.broker = broker;
     new.conditions = merge(&old.conditions, &findings, generation, now);
+    if owner.is_some() {
+        // Like the numbers that they are made of.
+        let of_owner = [PAUSED, BACKLOGGED, DEAD_LETTER_GROWING];
+        new.conditions.retain(|one| !of_owner.contains(&one.type_.as_str()));
+    }
     // A token grows with all that is done; it is no news by itself.
     if tokenless(&new) == tokenless(old) && token(&new) >= token(old) {
         return old.clone();
@@ -768,6 +773,26 @@ mod tests {
         assert_eq!(said(None, 1000), of(false, "NoneCame"));
         assert_eq!(said(Some(401), 1000), of(true, "LettersCame"));
         assert_eq!(said(Some(400), 1000), of(false, "NoneCame"));
+    }
+
+    #[test]
+    fn what_depends_on_numbers_goes_when_the_queue_becomes_anothers() {
+        let owner = claim("a", "q", 1, "n", "owner");
+        let ours = status(
+            &TaskQueueStatus::default(),
+            &depth(1),
+            None,
+            &about("n", Some(1)),
+            at(1),
+        );
+        let step = |old: &TaskQueueStatus| status(old, &depth(1), Some(&owner), &about("n", Some(1)), at(2));
+        let elsewhere = step(&ours);
+        for kind in [PAUSED, BACKLOGGED, DEAD_LETTER_GROWING] {
+            assert!(find(&ours.conditions, kind).is_some(), "{kind}");
+            assert_eq!(find(&elsewhere.conditions, kind), None);
+        }
+        assert!(find(&elsewhere.conditions, BROKER_REACHABLE).is_some());
+        assert_eq!(step(&elsewhere), elsewhere);
     }
 
     #[test]
