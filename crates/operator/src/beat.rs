@@ -393,8 +393,12 @@ impl Beat<'_> {
         if self.task.spec.suspend {
             return Ok(());
         }
-        if let Some(slot) = entry.mark.as_mut().and_then(|mark| mark.forgotten.take()) {
+        if let Some(slot) = entry.mark.as_ref().and_then(|mark| mark.forgotten) {
             self.fire(slot, now, entry, status).await?;
+            // Not before: what could not be fired now is due at the next look.
+            if let Some(mark) = &mut entry.mark {
+                mark.forgotten = None;
+            }
         }
         let floor = entry.floor(status, since);
         let answer = due(timetable, policy, floor, now);

@@ -493,6 +493,49 @@ async fn an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
     );
 }
 
+/// What a broker has lost is enqueued again, also when that does not work at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_slot_waits_until_it_can_be_enqueued_again() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    beat.schedule("rare", json!({ "every": "10s" }), json!({ "overlap": "Allow" }))
+        .await;
+    beat.sends("rare", 1, LONG).await;
+    let first = beat.sent("rare").await[0].clone();
+    eventually_some(LONG, "the status knows the slot", async || {
+        beat.status("rare")
+            .await
+            .last_run
+            .filter(|run| run.slot.0 == order(&first))
+    })
+    .await;
+    drop(operator);
+    let lost = beat.sent("rare").await.pop().expect("the latest slot");
+    let known = beat.status("rare").await.last_run.expect("a run").slot.0;
+    assert_eq!(known, order(&lost), "the status knows the latest slot");
+    let mut connection = beat.stage.redis.connection().await;
+    let _: () = redis::pipe()
+        .atomic()
+        .cmd("FLUSHALL")
+        .ignore()
+        .set("beats", "no list")
+        .ignore()
+        .query_async(&mut connection)
+        .await
+        .expect("emptied");
+    let operator = beat.stage.operator(&[], &[]);
+    beat.is_stalled("rare", "WrongKeyType").await;
+    let _: () = connection.del("beats").await.expect("removed");
+    beat.sends("rare", 1, LONG).await;
+    let again = beat.sent("rare").await[0].clone();
+    assert_eq!(
+        (&again.id, order(&again)),
+        (&lost.id, order(&lost)),
+        "{}",
+        operator.log()
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runs_are_followed_to_their_end() {
     let beat = Beat::start().await;

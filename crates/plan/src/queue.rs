@@ -30,6 +30,12 @@ const WAITS_LONG: u64 = 300;
 /// There is more work than is done within reasonable time from here on.
 const DRAINS_SLOWLY: u64 = 600;
 
+/// `Ready` of an object whose queue is another object's.
+const OWNED_ELSEWHERE: &str = "QueueOwnedElsewhere";
+
+/// `Ready` of an object whose queue can be consumed.
+const SERVING: &str = "Serving";
+
 /// What is known of a queue's broker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BrokerFacts {
@@ -83,6 +89,29 @@ pub fn owner_before<'a>(mine: &Claim, all: impl IntoIterator<Item = &'a Claim>) 
     all.into_iter()
         .filter(|claim| claim.is_same_queue(mine) && claim.rank() < mine.rank())
         .min_by_key(|claim| claim.rank())
+}
+
+/// The claim that counts as the owner's although nobody can tell yet: this object's status says that another one owns the
+/// queue, and of those that ask for a queue of that name on a broker not seen yet this one goes first. Whoever leads anew
+/// knows of claims one by one, and who is no owner must not take himself for it until all are known.
+pub fn presumed_owner<'a>(
+    old: &TaskQueueStatus,
+    mine: &Claim,
+    unseen: impl IntoIterator<Item = &'a Claim>,
+) -> Option<&'a Claim> {
+    let ready = find(&old.conditions, READY)?;
+    if ready.status != "False" || ready.reason != OWNED_ELSEWHERE {
+        return None;
+    }
+    unseen
+        .into_iter()
+        .filter(|claim| claim.queue == mine.queue && claim.rank() < mine.rank())
+        .min_by_key(|claim| claim.rank())
+}
+
+/// Whether the object's queue was its own, and in order, when its status was written.
+pub fn is_serving(status: &TaskQueueStatus) -> bool {
+    find(&status.conditions, READY).is_some_and(|ready| ready.status == "True" && ready.reason == SERVING)
 }
 
 /// What is known of a queue.
@@ -172,14 +201,14 @@ pub fn status(
             Finding::new(
                 READY,
                 false,
-                "QueueOwnedElsewhere",
+                OWNED_ELSEWHERE,
                 format!("{who} owns the queue {:?} on this broker", owner.queue),
             )
         }
         (None, Seen::Nothing) => Finding::new(READY, Status::Unknown, "NotAskedYet", "the broker was not asked yet"),
         (None, Seen::Fault { reason, why }) => Finding::new(READY, false, reason, why),
         (None, Seen::Answer { queue: Err(key), .. }) => Finding::new(READY, false, "WrongKeyType", key),
-        (None, Seen::Answer { queue: Ok(_), .. }) => Finding::new(READY, true, "Serving", "the queue can be consumed"),
+        (None, Seen::Answer { queue: Ok(_), .. }) => Finding::new(READY, true, SERVING, "the queue can be consumed"),
     };
     let mut new = match (owner, seen) {
         // The numbers belong to the owner.
@@ -239,6 +268,11 @@ pub fn status(
     new.observed_generation = generation;
     new.broker = broker;
     new.conditions = merge(&old.conditions, &findings, generation, now);
+    if owner.is_some() {
+        // Like the numbers that they are made of.
+        let of_owner = [PAUSED, BACKLOGGED, DEAD_LETTER_GROWING];
+        new.conditions.retain(|one| !of_owner.contains(&one.type_.as_str()));
+    }
     // A token grows with all that is done; it is no news by itself.
     if tokenless(&new) == tokenless(old) && token(&new) >= token(old) {
         return old.clone();
@@ -461,6 +495,45 @@ mod tests {
         ];
         let owner = |index: usize| owner_before(&all[index], &all).map(|claim| claim.name.as_str());
         assert_eq!([0, 1, 2, 3, 4].map(owner), [Some("one"), Some("one"), None, None, None]);
+    }
+
+    #[test]
+    fn who_was_no_owner_is_none_until_all_claims_are_known() {
+        let mine = claim("a", "q", 5, "n", "mine");
+        let owner = claim("a", "q", 3, "m", "owner");
+        let unseen = [
+            claim("", "q", 4, "m", "second"),
+            claim("", "q", 3, "m", "owner"),
+            claim("", "q", 6, "m", "younger"),
+            claim("", "other", 1, "m", "other-queue"),
+        ];
+        let said = |owner| {
+            status(
+                &TaskQueueStatus::default(),
+                &depth(1),
+                owner,
+                &about("n", Some(1)),
+                at(100),
+            )
+        };
+        let (elsewhere, ours) = (said(Some(&owner)), said(None));
+        let presumed = |old: &TaskQueueStatus, unseen: &[Claim]| {
+            presumed_owner(old, &mine, unseen).map(|claim| claim.name.clone())
+        };
+        assert_eq!(presumed(&elsewhere, &unseen), Some("owner".into()));
+        assert_eq!(presumed(&elsewhere, &unseen[2..]), None, "nobody goes before it");
+        assert_eq!(presumed(&ours, &unseen), None);
+        assert_eq!(presumed(&TaskQueueStatus::default(), &unseen), None);
+        // Before its own broker was seen, too: what it said stays.
+        let old = status(
+            &elsewhere,
+            &Seen::Nothing,
+            Some(&unseen[1]),
+            &about("n", Some(1)),
+            at(110),
+        );
+        assert_eq!(presumed(&old, &unseen), Some("owner".into()));
+        assert_eq!((is_serving(&elsewhere), is_serving(&ours)), (false, true));
     }
 
     #[test]
@@ -700,6 +773,26 @@ mod tests {
         assert_eq!(said(None, 1000), of(false, "NoneCame"));
         assert_eq!(said(Some(401), 1000), of(true, "LettersCame"));
         assert_eq!(said(Some(400), 1000), of(false, "NoneCame"));
+    }
+
+    #[test]
+    fn what_depends_on_numbers_goes_when_the_queue_becomes_anothers() {
+        let owner = claim("a", "q", 1, "n", "owner");
+        let ours = status(
+            &TaskQueueStatus::default(),
+            &depth(1),
+            None,
+            &about("n", Some(1)),
+            at(1),
+        );
+        let step = |old: &TaskQueueStatus| status(old, &depth(1), Some(&owner), &about("n", Some(1)), at(2));
+        let elsewhere = step(&ours);
+        for kind in [PAUSED, BACKLOGGED, DEAD_LETTER_GROWING] {
+            assert!(find(&ours.conditions, kind).is_some(), "{kind}");
+            assert_eq!(find(&elsewhere.conditions, kind), None);
+        }
+        assert!(find(&elsewhere.conditions, BROKER_REACHABLE).is_some());
+        assert_eq!(step(&elsewhere), elsewhere);
     }
 
     #[test]

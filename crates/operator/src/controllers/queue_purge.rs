@@ -11,6 +11,7 @@ use umbel_api::TaskQueue;
 use umbel_api::names::{FINALIZER_QUEUE, MANAGER};
 use umbel_api::taskqueue::DeletionPolicy;
 use umbel_broker::{AsideFilter, AsideKind, Broker, Place};
+use umbel_plan::queue::is_serving;
 
 use super::taskqueue::{Error, broker_of};
 use crate::context::Context;
@@ -42,6 +43,10 @@ pub(crate) async fn settle(ctx: &Context, queue: &TaskQueue, is_owned_elsewhere:
         // Its condition says that the broker is away. It is asked again at the next look.
         return Ok(false);
     };
+    if !queue.status.as_ref().is_some_and(is_serving) {
+        // Nobody has said that these messages are its own: another object's may not be known yet. The status comes first.
+        return Ok(false);
+    }
     let failed = |error| Error::Purge(queue.name_any(), error);
     let removed = purge(&broker, &queue.queue_name()).await.map_err(failed)?;
     let note = format!("{removed} messages were removed (deletionPolicy: Purge)");

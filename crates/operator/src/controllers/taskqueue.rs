@@ -22,7 +22,9 @@ use umbel_api::condition::find;
 use umbel_api::names::queue_condition::{BACKLOGGED, BROKER_DATA_LOST, DEAD_LETTER_GROWING, PAUSED, READY};
 use umbel_api::taskqueue::{Depth, OnFull, QueueRate, Step, TaskQueueStatus};
 use umbel_broker::{Bound, Broker, QueueDepth, QueuePolicy, Rate, Relieved};
-use umbel_plan::queue::{About, BrokerFacts, Claim, Eviction, Found, Seen, Worth, owner_before, status, worth};
+use umbel_plan::queue::{
+    About, BrokerFacts, Claim, Eviction, Found, Seen, Worth, owner_before, presumed_owner, status, worth,
+};
 use umbel_telemetry::chain;
 
 use crate::apply;
@@ -109,11 +111,21 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
         return Ok(Action::requeue(LOOK));
     }
     let mut seen = seen(&ctx, &queue);
-    let claims: Vec<Claim> = ctx.queues().iter().filter_map(|queue| claim(&ctx, queue)).collect();
-    let owner = claim(&ctx, &queue).and_then(|mine| owner_before(&mine, &claims));
     let old = queue.status.clone().unwrap_or_default();
     let namespace = queue.namespace().unwrap_or_default();
-    if super::queue_purge::settle(&ctx, &queue, owner.is_some()).await? {
+    let mine = claim(&ctx, &queue);
+    let (mut claims, mut unseen) = (Vec::new(), Vec::new());
+    for other in ctx.queues() {
+        let seen = claim(&ctx, &other);
+        if (seen.is_none() || mine.is_none()) && ctx.brokers.source(&other).is_ok() {
+            unseen.push(claim_on(String::new(), &other));
+        }
+        claims.extend(seen);
+    }
+    let owner = mine.as_ref().and_then(|mine| owner_before(mine, &claims));
+    let is_owned_elsewhere = owner.is_some();
+    let owner = owner.or_else(|| presumed_owner(&old, &claim_on(String::new(), &queue), &unseen));
+    if super::queue_purge::settle(&ctx, &queue, is_owned_elsewhere).await? {
         // What it said is lifted when it is gone.
         return Ok(Action::requeue(LOOK));
     }
@@ -418,11 +430,15 @@ fn claim(ctx: &Context, queue: &TaskQueue) -> Option<Claim> {
     } else {
         generation
     };
-    Some(Claim {
+    Some(claim_on(broker, queue))
+}
+
+fn claim_on(broker: String, queue: &TaskQueue) -> Claim {
+    Claim {
         broker,
         queue: queue.queue_name(),
         created: queue.creation_timestamp().map(|created| created.0).unwrap_or_default(),
-        namespace: source.namespace,
+        namespace: queue.namespace().unwrap_or_default(),
         name: queue.name_any(),
-    })
+    }
 }
