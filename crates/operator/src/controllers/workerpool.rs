@@ -95,7 +95,7 @@ impl Part<'_> {
     /// Whether it is an older revision's Deployment that is not needed any more.
     fn is_spent(&self) -> bool {
         let retires = self.share.is_some_and(|share| share.retires);
-        retires && self.fleet.size() == 0 && self.fleet.pods.is_empty() && self.world.is_settled()
+        retires && self.fleet.size() == 0 && self.fleet.is_empty() && self.world.is_settled()
     }
 }
 
