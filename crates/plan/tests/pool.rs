@@ -368,6 +368,23 @@ fn a_revision_is_made_of_what_is_in_the_pods_and_of_nothing_else() {
 }
 
 #[test]
+fn a_setting_of_a_queue_by_its_default_makes_no_revision() {
+    let env = |dead_letter: Value| {
+        let world = World::with(&[("mail", json!({ "deadLetter": dead_letter }), "broker", None)]);
+        let valid = world.validate(on_mail(json!({}))).unwrap();
+        let env = plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+        let of = |name: &str| env.as_array().unwrap().iter().find(|one| one["name"] == name).cloned();
+        ["UMBEL_DEAD_KEPT", "UMBEL_DEAD_RETENTION"].map(|name| of(name).map(|one| one["value"].clone()))
+    };
+    // These are the worker's own defaults: it need not be told, and pods of before, which were not, are the same.
+    assert_eq!(env(json!({})), [None, None]);
+    assert_eq!(env(json!({ "maxLength": 10_000, "retention": "336h" })), [None, None]);
+    assert_eq!(env(json!({ "maxLength": 7 })), [Some(json!("7")), None]);
+    assert_eq!(env(json!({ "retention": "1h" })), [None, Some(json!("1h"))]);
+    assert_eq!(env(json!({ "enabled": false })), [Some(json!("0")), None]);
+}
+
+#[test]
 fn a_deployment_of_before_is_adopted_with_what_its_pods_were_told() {
     let pool = mail().validate(on_mail(json!({}))).unwrap();
     let present = Revision::present(&pool);
