@@ -261,6 +261,12 @@ impl Fleet {
             .next()
     }
 
+    /// Whether nothing runs in it any more. Pods that ended by themselves (an eviction by the node) stay for as long as
+    /// their Deployment.
+    pub fn is_empty(&self) -> bool {
+        self.pods.iter().all(has_ended)
+    }
+
     /// The pod with this uid.
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
         self.pods.iter().find(|pod| pod.uid().as_deref() == Some(uid))
@@ -442,9 +448,13 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
-fn is_ending(pod: &Pod) -> bool {
+fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn is_ending(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some() || has_ended(pod)
 }
 
 fn is_child<K: Resource>(object: &K, uid: &str) -> bool {
@@ -462,4 +472,37 @@ fn numbers(set: &ReplicaSet) -> (u32, u32) {
 
 fn count(number: Option<i32>) -> u32 {
     u32::try_from(number.unwrap_or(0)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodStatus;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn fleet(phases: &[&str]) -> Fleet {
+        let pod = |phase: &&str| Pod {
+            status: Some(PodStatus {
+                phase: Some((*phase).to_owned()),
+                ..PodStatus::default()
+            }),
+            ..Pod::default()
+        };
+        Fleet {
+            deployment: Deployment::default(),
+            sets: Vec::new(),
+            pods: phases.iter().map(pod).collect(),
+        }
+    }
+
+    #[test]
+    fn pods_that_have_ended_are_nobody_to_wait_for() {
+        assert!(fleet(&[]).is_empty());
+        assert!(fleet(&["Failed", "Succeeded"]).is_empty());
+        assert!(!fleet(&["Failed", "Running"]).is_empty());
+        let mut deleted = fleet(&["Running"]);
+        deleted.pods[0].metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        assert!(!deleted.is_empty(), "it may still work");
+    }
 }

@@ -464,7 +464,7 @@ async fn busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
     let budgets: kube::Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
         kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
     eventually(LONG, "one of the two may be away", async || {
-        let budget = budgets.get_opt("mail").await.expect("the API server answers");
+        let budget = budgets.get_opt("mail-all").await.expect("the API server answers");
         let status = budget.and_then(|budget| budget.status);
         status.is_some_and(|status| (status.expected_pods, status.disruptions_allowed) == (Some(2), Some(1)))
     })

@@ -292,8 +292,6 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         text("UMBEL_LEASE", lease.duration.to_string()),
         text("UMBEL_RENEW_EVERY", lease.renew_every.to_string()),
         text("UMBEL_MAX_DELIVERIES", max_deliveries.to_string()),
-        text("UMBEL_DEAD_KEPT", dead_kept.to_string()),
-        text("UMBEL_DEAD_RETENTION", retention.to_string()),
         text("UMBEL_TIME_LIMIT", time_limit.to_string()),
         text("UMBEL_RESULT_TTL", results.ttl.to_string()),
         text("UMBEL_RESULTS", word(store)),
@@ -324,6 +322,9 @@ fn environment(pool: &Pool, revision: &str) -> Vec<Value> {
         pool.counts_as_attempt
             .then(|| text("UMBEL_COUNTS_AS_ATTEMPT", "true".into())),
     );
+    let by_default = DeadLetter::default();
+    env.extend((dead_kept != by_default.max_length).then(|| text("UMBEL_DEAD_KEPT", dead_kept.to_string())));
+    env.extend((*retention != by_default.retention).then(|| text("UMBEL_DEAD_RETENTION", retention.to_string())));
     env.extend(expires_after.map(|after| text("UMBEL_EXPIRES_AFTER", after.to_string())));
     let keys = limits.iter().flat_map(|limits| &limits.per_key);
     let keys: Vec<String> = keys

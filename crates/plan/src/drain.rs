@@ -649,14 +649,25 @@ fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Tim
     if world.is_rolling() {
         return Turn::wait(Reason::Rollout);
     }
-    if let Some(pod) = world.live().find(|pod| pod.is_admitted() && !pod.ready) {
-        return Turn::wait(Reason::NotReady { pod: pod.name.clone() });
-    }
-    let fresh: Vec<String> = chosen
+    let is_open = |pod: &Pod| pod.gate() == Some(Gate::Open);
+    let mut fresh: Vec<String> = chosen
         .iter()
-        .filter(|pod| pod.gate() == Some(Gate::Open))
+        .filter(|pod| is_open(pod))
         .map(|pod| pod.uid.clone())
         .collect();
+    if let Some(pod) = world.live().find(|pod| pod.is_admitted() && !pod.ready) {
+        // No pod is removed beside it. Who leaves for good takes no more work all the same, while enough others do.
+        let serves = |pod: &&Pod| pod.ready && is_open(pod) && pod.has_live_worker();
+        let spare = world
+            .live()
+            .filter(serves)
+            .count()
+            .saturating_sub(world.desired as usize);
+        fresh.truncate(if rules.leaves { spare } else { 0 });
+        if fresh.is_empty() {
+            return Turn::wait(Reason::NotReady { pod: pod.name.clone() });
+        }
+    }
     if !fresh.is_empty() {
         return Turn::new(Action::Drain { pods: fresh }, Reason::Surplus);
     }

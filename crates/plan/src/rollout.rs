@@ -2,7 +2,7 @@
 //!
 //! Each revision has a Deployment of its own. As pods of the present one become ready, as many pods of the older ones are
 //! taken away, which is a scale-down like any other: `drain` brings it about, for each Deployment by itself. What is decided
-//! here is only how many pods each of them should have, and since when a pod that still works has had its time.
+//! here is only how many pods each of them should have, and for how long a pod that takes no more work may go on with its tasks.
 //!
 //! A revision is *proven* once a pod of it was admitted and Ready. Until the present one is, it gets no more than the surge,
 //! and the latest proven one stays as large as the pool should be: a template that never becomes ready takes nothing down.
@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use umbel_api::workerpool::{Amount, Rollout};
 
 use crate::drain::{Gate, Rules, World};
-use crate::scaling::signed;
 use umbel_api::workerpool::Victims;
 
 /// One revision's pods, counted.
@@ -157,18 +156,18 @@ impl Settings {
 pub struct Share {
     /// Its size.
     pub desired: u32,
-    /// Whether pods of it that are not needed have had their time, and are stopped though they work.
-    pub is_over: bool,
+    /// For how long a pod of it that is not needed may work, from when its gate was closed, before it is stopped.
+    pub patience: Duration,
     /// Whether its Deployment goes once it is empty.
     pub retires: bool,
 }
 
 impl Share {
-    /// By what rules it shrinks: each pod when it is idle, until its time is over.
+    /// By what rules it shrinks: each pod when it is idle, or when its time is over.
     pub fn rules(&self, rules: &Rules) -> Rules {
         Rules {
             victims: Victims::Drained,
-            wait: Some(if self.is_over { Duration::ZERO } else { Duration::MAX }),
+            wait: Some(self.patience),
             leaves: true,
             ..*rules
         }
@@ -189,13 +188,7 @@ pub struct Shares {
 /// # Guarantees
 /// The older ones are told to give up no more than what the present one serves beyond the rest of the size, and nothing at
 /// all while it is not proven, as long as one of them is. Without older ones the present one gets everything.
-pub fn share(
-    desired: u32,
-    (present, note): (&Fleet, Note),
-    older: &[(Fleet, Note)],
-    settings: &Settings,
-    now: Timestamp,
-) -> Shares {
+pub fn share(desired: u32, (present, note): (&Fleet, Note), older: &[(Fleet, Note)], settings: &Settings) -> Shares {
     if older.is_empty() {
         return Shares {
             present: desired,
@@ -218,12 +211,9 @@ pub fn share(
             } else {
                 settings.timeout
             };
-            let is_over = note
-                .replaced_at
-                .is_some_and(|at| now.duration_since(at) >= signed(patience));
             Share {
                 desired: given,
-                is_over,
+                patience,
                 retires: proven || base != Some(number),
             }
         })

@@ -122,7 +122,8 @@ pub fn metadata(mark: Mark, protection: &Protection, now: Timestamp) -> Option<V
 /// The disruption budgets that a pool may have, by name: one for all its pods, and one that allows no eviction of busy pods.
 /// A pod under both could not be evicted at all, so the schema refuses that.
 pub fn budgets(pool: &Pool) -> [(String, Option<Value>); 2] {
-    let busy = format!("{}-busy", pool.name);
+    // Each has a suffix of its own, and no pool's budget the name of another's: `a-busy` may be a pool, too.
+    let (busy, all) = (format!("{}-busy", pool.name), format!("{}-all", pool.name));
     let shields = pool.protection.on_eviction.contains(&Shield::DisruptionBudget);
     let of_busy = shields.then(|| {
         let selector = json!({ LABEL_POOL: pool.name, LABEL_BUSY: "true" });
@@ -144,9 +145,9 @@ pub fn budgets(pool: &Pool) -> [(String, Option<Value>); 2] {
                 spec[field] = json!(amount);
             }
         }
-        budget(pool, &pool.name, &spec)
+        budget(pool, &all, &spec)
     });
-    [(busy, of_busy), (pool.name.clone(), of_all)]
+    [(busy, of_busy), (all, of_all)]
 }
 
 fn budget(pool: &Pool, name: &str, spec: &Value) -> Value {

@@ -470,6 +470,42 @@ fn a_pod_whose_time_is_over_is_stopped_only_in_a_settled_world() {
 }
 
 #[test]
+fn beside_a_pod_that_is_not_ready_those_who_leave_take_no_more_work_and_stay() {
+    let leave = Rules { leaves: true, ..RULES };
+    let broken = || Pod {
+        ready: false,
+        worker: None,
+        ..pod(9)
+    };
+    let next = |rules: &Rules, pods: Vec<Pod>, desired| {
+        let turn = next(&world(pods, desired), &Memory::default(), rules, now());
+        (turn.action, turn.reason.word())
+    };
+    let both = || vec![broken(), pod(1), pod(2)];
+    let waits = (Action::Wait, "AdmittedPodNotReady");
+    assert_eq!(next(&RULES, both(), 0), waits);
+    assert_eq!(
+        next(&leave, both(), 0),
+        (
+            Action::Drain {
+                pods: uids(&["p2", "p1"])
+            },
+            "Surplus"
+        )
+    );
+    // The broken one serves nobody: it does not count among those that are still needed.
+    assert_eq!(
+        next(&leave, both(), 1),
+        (Action::Drain { pods: uids(&["p2"]) }, "Surplus")
+    );
+    assert_eq!(next(&leave, both(), 2), waits);
+    let closed = || vec![broken(), pod(1), with(pod(2), Gate::Closed, 0)];
+    assert_eq!(next(&leave, closed(), 1), waits, "and it stays closed");
+    let all = vec![broken(), with(pod(1), Gate::Closed, 0), with(pod(2), Gate::Closed, 0)];
+    assert_eq!(next(&leave, all, 0), waits);
+}
+
+#[test]
 fn a_silent_worker_is_not_chosen() {
     let mut silent = pod(2);
     silent.worker.as_mut().unwrap().alive = false;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
 use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::{Defaults, Fault, Pool, QueueFacts, Referred, validate};
-use umbel_plan::{access, deployment};
+use umbel_plan::{access, deployment, shield};
 
 const DEFAULTS: Defaults<'static> = Defaults {
     image: "umbel:1",
@@ -365,6 +365,45 @@ fn a_revision_is_made_of_what_is_in_the_pods_and_of_nothing_else() {
         name(on_mail(json!({ "template": one }))),
         name(on_mail(json!({ "template": two })))
     );
+}
+
+#[test]
+fn no_budget_of_a_pool_has_the_name_of_anothers() {
+    let names = |name: &str| {
+        let mut pool = mail().validate(on_mail(json!({}))).unwrap();
+        name.clone_into(&mut pool.name);
+        shield::budgets(&pool).map(|(name, _)| name)
+    };
+    let mut all: Vec<String> = ["a", "a-busy", "a-all"].into_iter().flat_map(names).collect();
+    let count = all.len();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), count, "{all:?}");
+    let spec = on_mail(json!({ "podDisruptionBudget": { "minAvailable": 1 } }));
+    let budgets = shield::budgets(&mail().validate(spec).unwrap());
+    let made: Vec<_> = budgets
+        .iter()
+        .filter_map(|(name, made)| Some((name, made.as_ref()?)))
+        .collect();
+    assert_eq!(made.len(), 1);
+    assert_eq!(made[0].1["metadata"]["name"], json!("p-all"));
+}
+
+#[test]
+fn a_setting_of_a_queue_by_its_default_makes_no_revision() {
+    let env = |dead_letter: Value| {
+        let world = World::with(&[("mail", json!({ "deadLetter": dead_letter }), "broker", None)]);
+        let valid = world.validate(on_mail(json!({}))).unwrap();
+        let env = plan(&valid)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+        let of = |name: &str| env.as_array().unwrap().iter().find(|one| one["name"] == name).cloned();
+        ["UMBEL_DEAD_KEPT", "UMBEL_DEAD_RETENTION"].map(|name| of(name).map(|one| one["value"].clone()))
+    };
+    // These are the worker's own defaults: it need not be told, and pods of before, which were not, are the same.
+    assert_eq!(env(json!({})), [None, None]);
+    assert_eq!(env(json!({ "maxLength": 10_000, "retention": "336h" })), [None, None]);
+    assert_eq!(env(json!({ "maxLength": 7 })), [Some(json!("7")), None]);
+    assert_eq!(env(json!({ "retention": "1h" })), [None, Some(json!("1h"))]);
+    assert_eq!(env(json!({ "enabled": false })), [Some(json!("0")), None]);
 }
 
 #[test]

@@ -236,7 +236,7 @@ fn the_size_is_shared() {
         ),
     ];
     for (what, desired, (present, note), older, settings, first, rest) in table {
-        let shares = share(desired, (&present, note), &older, settings, T0);
+        let shares = share(desired, (&present, note), &older, settings);
         let sizes: Vec<u32> = shares.older.iter().map(|share| share.desired).collect();
         assert_eq!((shares.present, sizes), (first, rest), "{what}");
     }
@@ -244,40 +244,63 @@ fn the_size_is_shared() {
 
 #[test]
 fn what_is_needed_no_more_has_its_time() {
-    let at = |rollout: serde_json::Value, ages: &[i64]| -> Vec<bool> {
-        let older: Vec<_> = ages.iter().map(|age| (serving(1), proven(*age))).collect();
-        let note = Note::default();
-        let shares = share(2, (&serving(2), note), &older, &settings(rollout), T0);
-        shares.older.iter().map(|share| share.is_over).collect()
+    let at = |rollout: serde_json::Value, older: u32| -> Vec<u64> {
+        // When their templates were replaced does not count.
+        let older: Vec<_> = (0..older).map(|_| (serving(1), proven(86_400))).collect();
+        let shares = share(2, (&serving(2), Note::default()), &older, &settings(rollout));
+        shares.older.iter().map(|share| share.patience.as_secs()).collect()
     };
-    assert_eq!(at(json!({}), &[6 * 3600 - 1]), [false], "six hours by default");
-    assert_eq!(at(json!({}), &[6 * 3600]), [true]);
-    assert_eq!(at(json!({ "drainTimeout": "10s" }), &[10]), [true]);
-    assert_eq!(
-        at(json!({}), &[1, 3600, 3601, 3602]),
-        [false, false, false, true],
-        "the fourth has its timeLimit"
-    );
-    assert_eq!(at(json!({ "keepDraining": 0 }), &[3599]), [false]);
-    assert_eq!(at(json!({ "keepDraining": 0 }), &[3600]), [true]);
-    assert_eq!(
-        at(json!({ "keepDraining": 1, "drainTimeout": "1m" }), &[59, 60]),
-        [false, true]
-    );
+    let (six, limit) = (6 * 3600, 3600);
+    assert_eq!(at(json!({}), 1), [six], "six hours by default");
+    assert_eq!(at(json!({ "drainTimeout": "10s" }), 1), [10]);
+    assert_eq!(at(json!({}), 4), [six, six, six, limit], "the fourth has its timeLimit");
+    assert_eq!(at(json!({ "keepDraining": 0 }), 1), [limit]);
+    assert_eq!(at(json!({ "keepDraining": 1, "drainTimeout": "1m" }), 2), [60, 60]);
 
-    let rules = |is_over| {
-        let share = Share {
-            desired: 0,
-            is_over,
-            retires: true,
-        };
-        share.rules(&RULES)
+    let share = Share {
+        desired: 0,
+        patience: HOUR,
+        retires: true,
     };
-    assert_eq!(
-        (rules(false).victims, rules(false).wait),
-        (Victims::Drained, Some(Duration::MAX))
-    );
-    assert_eq!(rules(true).wait, Some(Duration::ZERO));
+    let rules = share.rules(&RULES);
+    assert_eq!((rules.victims, rules.wait), (Victims::Drained, Some(HOUR)));
+}
+
+/// A broken template left the older one in charge for a night; then a good one is ready.
+#[test]
+fn what_was_needed_until_now_has_its_whole_time() {
+    let mut pool = Pool::new(1, false);
+    let night = SignedDuration::from_hours(12);
+    pool.notes = Memory::recall([
+        ("old".to_owned(), proven(night.as_secs())),
+        (
+            "new".to_owned(),
+            Note {
+                proven: true,
+                replaced_at: None,
+            },
+        ),
+    ]);
+    pool.make(1);
+    let crew = &mut pool.crews[1];
+    (crew.size, crew.set_size) = (1, 1);
+    for pod in &mut crew.pods {
+        (pod.running, pod.ready, pod.marked) = (true, true, true);
+        pod.worker = Some(worker(&pod.uid, Gate::Open));
+    }
+    crew.tell();
+    pool.crews[0].pods[0].holds(1);
+    pool.pass();
+    assert!(pool.crews[0].pods[0].gate_is(Gate::Closed));
+    let next = |pool: &mut Pool, closed_for: Duration| {
+        pool.crews[0].pods[0].worker.as_mut().unwrap().closed_for = closed_for;
+        let rules = pool.shares().older[0].rules(&RULES);
+        drain::next(&pool.crews[0].world(0), &drain::Memory::default(), &rules, T0).action
+    };
+    let six = 6 * HOUR;
+    assert_eq!(next(&mut pool, Duration::from_secs(1)), Action::Wait);
+    assert_eq!(next(&mut pool, Duration::from_secs(6 * 3600 - 1)), Action::Wait);
+    assert!(matches!(next(&mut pool, six), Action::Stop { .. }));
 }
 
 #[test]
@@ -288,7 +311,6 @@ fn an_empty_deployment_goes_unless_it_is_what_there_is_to_fall_back_to() {
             (&present, Note::default()),
             &[(starting(0), older)],
             &settings(json!({})),
-            T0,
         );
         shares.older[0].retires
     };
@@ -448,7 +470,6 @@ impl Pool {
             (&fleets[last], note(&self.notes, &names[last])),
             &rest,
             &self.settings,
-            T0,
         )
     }
 

@@ -20,12 +20,12 @@ pub struct Rollout {
     #[serde(default = "max_surge")]
     #[schemars(schema_with = "crate::schema::int_or_string")]
     pub max_surge: Amount,
-    /// A pod of an older template that is not needed and still works so long after its template was replaced is stopped,
-    /// and its tasks have `drain.gracePeriod` to end.
+    /// A pod of an older template that is not needed takes no more work. If it still works so long after that, it is
+    /// stopped, and its tasks have `drain.gracePeriod` to end.
     #[serde(default = "drain_timeout")]
     pub drain_timeout: Span,
-    /// So many older templates may have pods at a time. Those of still older ones are stopped, if that is earlier, when
-    /// their queues' `timeLimit` has passed since they were replaced.
+    /// So many older templates may have pods at a time. Those of still older ones have their queues' `timeLimit` to end
+    /// their tasks, if that is shorter.
     #[serde(default = "keep_draining")]
     #[schemars(range(min = 0, max = 20))]
     pub keep_draining: u32,

@@ -95,7 +95,7 @@ impl Part<'_> {
     /// Whether it is an older revision's Deployment that is not needed any more.
     fn is_spent(&self) -> bool {
         let retires = self.share.is_some_and(|share| share.retires);
-        retires && self.fleet.size() == 0 && self.fleet.pods.is_empty() && self.world.is_settled()
+        retires && self.fleet.size() == 0 && self.fleet.is_empty() && self.world.is_settled()
     }
 }
 
@@ -109,17 +109,11 @@ struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// Shares the size between the revisions. While the broker does not answer, all stay as they are.
-    fn parts<'a>(
-        &self,
-        fleets: &'a Fleets,
-        workers: Option<&Workers>,
-        notes: &rollout::Memory,
-        now: Timestamp,
-    ) -> Vec<Part<'a>> {
+    fn parts<'a>(&self, fleets: &'a Fleets, workers: Option<&Workers>, notes: &rollout::Memory) -> Vec<Part<'a>> {
         let counted = |fleet: &Fleet| (rollout::Fleet::of(&fleet.world(workers, 0)), notes.of(&fleet.name()));
         let older: Vec<_> = fleets.older.iter().map(counted).collect();
         let (present, note) = fleets.present.as_ref().map(counted).unwrap_or_default();
-        let shares = rollout::share(self.desired, (&present, note), &older, &self.rollout, now);
+        let shares = rollout::share(self.desired, (&present, note), &older, &self.rollout);
         let holds = workers.is_none() && !older.is_empty();
         let part = |fleet: &'a Fleet, desired: u32, share: Option<rollout::Share>| Part {
             fleet,
@@ -260,7 +254,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         rules: Rules::new(&pool.spec.scaling.down, time_limit),
         rollout: rollout::Settings::new(&pool.spec.rollout, time_limit),
     };
-    let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool), now);
+    let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool));
     let mut turns: Vec<Turn> = parts.iter().map(|part| memory.next(part, now)).collect();
     let mut acted = false;
     if turns.iter().any(|turn| turn.action != drain::Action::Wait) || parts.iter().any(Part::is_spent) {
@@ -450,7 +444,7 @@ async fn act(
     let workers = workers.map(|workers| refers.of_runtime(pool, context, workers, &all));
     let now = Timestamp::now();
     let fleets = Fleets::new(all, wanted.revision, workers.as_ref(), memory.revisions(pool), now);
-    let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool), now);
+    let parts = wanted.parts(&fleets, workers.as_ref(), memory.revisions(pool));
     let is_rolling = !fleets.older.is_empty();
     let nobody = Workers::new(String::new(), &[], 0.0);
     let mut turns = BTreeMap::new();
@@ -812,7 +806,7 @@ impl Memory {
                 self.watch(&uid).deleted(pods, world);
                 self.news.counters.busy_stopped += busy;
                 let why = if part.share.is_some() {
-                    "the template was replaced rollout.drainTimeout ago, and they still work".to_owned()
+                    "they belong to an older template, and still worked when rollout.drainTimeout had passed".to_owned()
                 } else {
                     explain::step(&turn.reason)
                 };
