@@ -143,16 +143,13 @@ async fn a_leader_stopped_before_its_lowering_lowers_nothing() {
 
     first.signal(Signal::Cont);
     first.wait(LONG).await;
-    // Where the machine is slow its end comes before the answer.
-    let refused = [
+    // Where the machine is slow it ends before it hears the answer, or before it asks: the broker knows of another term.
+    let ends = [
         "size refused by its precondition",
         "buffer's worker closed unexpectedly",
+        "another operator leads",
     ];
-    assert!(
-        refused.iter().any(|words| first.log().contains(words)),
-        "{}",
-        first.log()
-    );
+    assert!(ends.iter().any(|words| first.log().contains(words)), "{}", first.log());
     assert_eq!(stage.size("jobs").await, Some(2), "{}\n{}", first.log(), second.log());
     stage.ready("jobs", 2).await;
     assert_eq!(kubelet.removals().len(), removed, "nobody else was removed");
