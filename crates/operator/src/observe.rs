@@ -416,14 +416,16 @@ pub fn foreign_cost_writer(pod: &Pod) -> Option<String> {
     let key = format!("f:{ANNOTATION_DELETION_COST}");
     let wrote = |fields: &serde_json::Value| {
         let annotations = fields.pointer("/f:metadata/f:annotations");
-        annotations.is_some_and(|annotations| annotations.get(&key).is_some())
+        // Who owns the owner references is the ReplicaSet controller, whatever its program is called: it made the pod, and
+        // the cost is the template's.
+        fields.pointer("/f:metadata/f:ownerReferences").is_none()
+            && annotations.is_some_and(|annotations| annotations.get(&key).is_some())
     };
     let owners = pod.metadata.managed_fields.iter().flatten();
     owners
         .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| wrote(&fields.0)))
         .filter_map(|entry| entry.manager.clone())
-        // The first one is the ReplicaSet controller, by the template.
-        .find(|manager| ![MANAGER, "kube-controller-manager"].contains(&manager.as_str()))
+        .find(|manager| manager != MANAGER)
 }
 
 /// How long a pod has from SIGTERM until it is killed.
@@ -462,4 +464,28 @@ fn numbers(set: &ReplicaSet) -> (u32, u32) {
 
 fn count(number: Option<i32>) -> u32 {
     u32::try_from(number.unwrap_or(0)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The program that holds the ReplicaSet controller has many names: `kube-controller-manager`, `k3s`, `kubelite`.
+    #[test]
+    fn who_made_the_pod_is_no_foreign_cost_writer() {
+        let cost = format!("f:{ANNOTATION_DELETION_COST}");
+        let entry = |manager: &str, mut metadata: serde_json::Value| {
+            metadata["f:annotations"] = json!({ &cost: {} });
+            json!({ "manager": manager, "operation": "Update", "fieldsV1": { "f:metadata": metadata } })
+        };
+        let pod = |entries: &[serde_json::Value]| -> Pod {
+            serde_json::from_value(json!({ "metadata": { "managedFields": entries } })).expect("a pod")
+        };
+        let made = entry("k3s", json!({ "f:ownerReferences": {} }));
+        let (ours, theirs) = (entry(MANAGER, json!({})), entry("karpenter", json!({})));
+        assert_eq!(foreign_cost_writer(&pod(&[made.clone(), ours.clone()])), None);
+        let foreign = foreign_cost_writer(&pod(&[made, ours, theirs]));
+        assert_eq!(foreign.as_deref(), Some("karpenter"));
+    }
 }
