@@ -15,7 +15,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use umbel_api::names::{MANAGER, MANAGER_SCALE};
+use umbel_api::names::{LABEL_POOL, MANAGER, MANAGER_SCALE};
 use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::Pool;
 use umbel_plan::{access, deployment, shield};
@@ -217,12 +217,15 @@ impl Applied {
             .await
             .map_err(|source| failed::<Deployment>(name, source))?
         {
+            if !is_ours(&found, pool) {
+                return Ok(taken::<Deployment>(name));
+            }
+            // Without its label no watch shows it.
+            if found.labels().get(LABEL_POOL) != Some(&pool.name) {
+                return self.update(context, wanted, &found).await;
+            }
             // The watch is behind: the next pass sees it.
-            return Ok(if is_ours(&found, pool) {
-                Outcome::Good { wrote: true }
-            } else {
-                taken::<Deployment>(name)
-            });
+            return Ok(Outcome::Good { wrote: true });
         }
         // What is posted may hold fields that the server does not know and drops; what is applied may not.
         let mut asked = PatchParams::apply(MANAGER).force();

@@ -422,14 +422,16 @@ pub fn foreign_cost_writer(pod: &Pod) -> Option<String> {
     let key = format!("f:{ANNOTATION_DELETION_COST}");
     let wrote = |fields: &serde_json::Value| {
         let annotations = fields.pointer("/f:metadata/f:annotations");
-        annotations.is_some_and(|annotations| annotations.get(&key).is_some())
+        // Who owns the owner references is the ReplicaSet controller, whatever its program is called: it made the pod, and
+        // the cost is the template's.
+        fields.pointer("/f:metadata/f:ownerReferences").is_none()
+            && annotations.is_some_and(|annotations| annotations.get(&key).is_some())
     };
     let owners = pod.metadata.managed_fields.iter().flatten();
     owners
         .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| wrote(&fields.0)))
         .filter_map(|entry| entry.manager.clone())
-        // The first one is the ReplicaSet controller, by the template.
-        .find(|manager| ![MANAGER, "kube-controller-manager"].contains(&manager.as_str()))
+        .find(|manager| manager != MANAGER)
 }
 
 /// How long a pod has from SIGTERM until it is killed.
@@ -478,6 +480,7 @@ fn count(number: Option<i32>) -> u32 {
 mod tests {
     use k8s_openapi::api::core::v1::PodStatus;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
 
     use super::*;
 
@@ -504,5 +507,23 @@ mod tests {
         let mut deleted = fleet(&["Running"]);
         deleted.pods[0].metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
         assert!(!deleted.is_empty(), "it may still work");
+    }
+
+    /// The program that holds the ReplicaSet controller has many names: `kube-controller-manager`, `k3s`, `kubelite`.
+    #[test]
+    fn who_made_the_pod_is_no_foreign_cost_writer() {
+        let cost = format!("f:{ANNOTATION_DELETION_COST}");
+        let entry = |manager: &str, mut metadata: serde_json::Value| {
+            metadata["f:annotations"] = json!({ &cost: {} });
+            json!({ "manager": manager, "operation": "Update", "fieldsV1": { "f:metadata": metadata } })
+        };
+        let pod = |entries: &[serde_json::Value]| -> Pod {
+            serde_json::from_value(json!({ "metadata": { "managedFields": entries } })).expect("a pod")
+        };
+        let made = entry("k3s", json!({ "f:ownerReferences": {} }));
+        let (ours, theirs) = (entry(MANAGER, json!({})), entry("karpenter", json!({})));
+        assert_eq!(foreign_cost_writer(&pod(&[made.clone(), ours.clone()])), None);
+        let foreign = foreign_cost_writer(&pod(&[made, ours, theirs]));
+        assert_eq!(foreign.as_deref(), Some("karpenter"));
     }
 }

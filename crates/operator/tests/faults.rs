@@ -309,3 +309,29 @@ async fn another_scaler_is_named_and_not_fought_for_ever() {
     .await;
     assert_eq!(stage.size("jobs").await, Some(2), "{}", operator.log());
 }
+
+/// The watch does not show a Deployment without its pool's label: it gets the label back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_gets_its_label_back() {
+    let stage = Stage::start().await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    let spec = json!({ "queues": [{ "name": "jobs" }], "suspend": true });
+    pool(&stage, "jobs", spec).await.unwrap();
+    eventually(LONG, "it has a Deployment", async || {
+        stage.deployment("jobs").await.is_some()
+    })
+    .await;
+    let name = stage.deployment("jobs").await.unwrap().name_any();
+    let bare = json!({ "metadata": { "labels": { "umbel.dev/pool": null } } });
+    stage
+        .deployments()
+        .patch(&name, &PatchParams::default(), &Patch::Merge(bare))
+        .await
+        .unwrap();
+    eventually(LONG, "it has its label again", async || {
+        let found = stage.deployments().get(&name).await.unwrap();
+        found.labels().get("umbel.dev/pool").is_some_and(|pool| pool == "jobs")
+    })
+    .await;
+}
