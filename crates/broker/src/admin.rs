@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use redis::Cmd;
 
-use crate::call::{Args, PARKED, PURGE, RECOVER, Reply};
+use crate::call::{Args, PARKED, PURGE, RECOVER};
 use crate::peek::Place;
 use crate::{Broker, Error};
 
@@ -109,7 +109,7 @@ impl Broker {
             }
             let args = Args::new(&PURGE, self.keys.scope()).arg(kind).arg(&key).arg(left);
             let value = typed(args.call(&mut self.connection.clone()).await, &key)?;
-            let mut reply = Reply::of(&PURGE, value)?;
+            let mut reply = value.reply()?;
             purged.messages += reply.count()?;
             purged.settled += reply.count()?;
             if purged.messages > 0 {
@@ -166,7 +166,7 @@ impl Broker {
         for lid in lids {
             args.push(lid);
         }
-        let mut reply = Reply::of(&RECOVER, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         let looked = usize::try_from(reply.count()?).unwrap_or(lids.len());
         Ok((
             looked,
@@ -192,7 +192,7 @@ impl Broker {
                 .arg(queue)
                 .arg(&from)
                 .arg(&written);
-            let mut reply = Reply::of(&PARKED, args.call(&mut self.connection.clone()).await?)?;
+            let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
             from = reply.text()?;
             while !reply.is_done() {
                 if let Some(due) = reply.seconds()? {

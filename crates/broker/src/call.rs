@@ -2,10 +2,11 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, Value, aio::ConnectionLike};
+use redis::{Cmd, Value};
 use sha1::{Digest, Sha1};
 
 use crate::Error;
+use crate::link::{Line, Link};
 
 /// A script of ours: the prelude and its text, called by the hash of both.
 pub(crate) struct Script {
@@ -171,13 +172,13 @@ impl<'a> Args<'a> {
     }
 
     /// Runs the script. A server that does not know it (restart, SCRIPT FLUSH) is sent its text once.
-    pub(crate) async fn call(&self, connection: &mut impl ConnectionLike) -> Result<Value, Error> {
+    pub(crate) async fn call(&self, connection: &mut impl Line) -> Result<Answer, Error> {
         let failed = |source| Error::Call {
             call: self.script.name,
             source,
         };
         // Errors arrive inside the value, as any other reply.
-        match connection
+        let value = match connection
             .req_packed_command(&self.cmd)
             .await
             .and_then(Value::extract_error)
@@ -198,39 +199,92 @@ impl<'a> Args<'a> {
             }
             other => other,
         }
-        .map_err(failed)
+        .map_err(failed)?;
+        let source = Source {
+            call: self.script.name,
+            link: connection.link(),
+        };
+        Ok(Answer { source, value })
+    }
+}
+
+/// Whose answer it is.
+#[derive(Clone)]
+struct Source {
+    call: &'static str,
+    /// The shared connection that it came by. One connection has one owner, who gives it up after any error of ours.
+    link: Option<Link>,
+}
+
+impl Source {
+    /// It is of another shape than the call returns. Most likely it belongs to another call of the same connection, as
+    /// then do all that come after it.
+    fn wrong(&self, what: String) -> Error {
+        if let Some(link) = &self.link {
+            link.give_up();
+        }
+        Error::Reply { call: self.call, what }
+    }
+}
+
+/// What a script returned. Whatever does not have the shape that is asked for is an [`Error::Reply`], and ends the
+/// connection.
+pub(crate) struct Answer {
+    source: Source,
+    value: Value,
+}
+
+impl Answer {
+    pub(crate) fn value(&self) -> &Value {
+        &self.value
+    }
+
+    pub(crate) fn reply(self) -> Result<Reply, Error> {
+        let Answer { source, value } = self;
+        match value {
+            Value::Array(items) => Ok(Reply {
+                source,
+                items: items.into_iter(),
+            }),
+            other => Err(source.wrong(shape(&other))),
+        }
+    }
+
+    fn only(self) -> Reply {
+        Reply {
+            source: self.source,
+            items: vec![self.value].into_iter(),
+        }
+    }
+
+    pub(crate) fn count(self) -> Result<u64, Error> {
+        self.only().count()
+    }
+
+    pub(crate) fn text(self) -> Result<String, Error> {
+        self.only().text()
+    }
+
+    pub(crate) fn texts(self) -> Result<Vec<String>, Error> {
+        let mut reply = self.reply()?;
+        let mut texts = Vec::with_capacity(reply.len());
+        while !reply.is_done() {
+            texts.push(reply.text()?);
+        }
+        Ok(texts)
     }
 }
 
 /// Reads one reply from front to back; anything unexpected is an [`Error::Reply`].
 pub(crate) struct Reply {
-    call: &'static str,
+    source: Source,
     items: std::vec::IntoIter<Value>,
 }
 
 impl Reply {
-    pub(crate) fn of(script: &Script, value: Value) -> Result<Reply, Error> {
-        Reply::named(script.name, value)
-    }
-
-    pub(crate) fn named(call: &'static str, value: Value) -> Result<Reply, Error> {
-        match value {
-            Value::Array(items) => Ok(Reply {
-                call,
-                items: items.into_iter(),
-            }),
-            other => Err(Error::Reply {
-                call,
-                what: shape(&other),
-            }),
-        }
-    }
-
-    fn wrong(&self, value: &Value) -> Error {
-        Error::Reply {
-            call: self.call,
-            what: shape(value),
-        }
+    /// The error of an answer that cannot be what the call returns.
+    pub(crate) fn wrong(&self, what: String) -> Error {
+        self.source.wrong(what)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -242,15 +296,14 @@ impl Reply {
     }
 
     pub(crate) fn value(&mut self) -> Result<Value, Error> {
-        self.items.next().ok_or(Error::Reply {
-            call: self.call,
-            what: "too few items".into(),
-        })
+        self.items
+            .next()
+            .ok_or_else(|| self.source.wrong("too few items".into()))
     }
 
     pub(crate) fn array(&mut self) -> Result<Reply, Error> {
-        let value = self.value()?;
-        Reply::named(self.call, value)
+        let (source, value) = (self.source.clone(), self.value()?);
+        Answer { source, value }.reply()
     }
 
     pub(crate) fn bytes(&mut self) -> Result<Vec<u8>, Error> {
@@ -258,7 +311,7 @@ impl Reply {
             Value::BulkString(bytes) => Ok(bytes),
             Value::SimpleString(text) => Ok(text.into_bytes()),
             Value::Nil => Ok(Vec::new()),
-            other => Err(self.wrong(&other)),
+            other => Err(self.wrong(shape(&other))),
         }
     }
 
@@ -269,7 +322,7 @@ impl Reply {
             Value::SimpleString(text) => Ok(text),
             Value::Okay => Ok("OK".into()),
             Value::Nil => Ok(String::new()),
-            other => Err(self.wrong(&other)),
+            other => Err(self.wrong(shape(&other))),
         }
     }
 
@@ -280,8 +333,8 @@ impl Reply {
             Value::BulkString(bytes) => std::str::from_utf8(bytes)
                 .ok()
                 .and_then(|text| text.parse().ok())
-                .ok_or_else(|| self.wrong(&value)),
-            _ => Err(self.wrong(&value)),
+                .ok_or_else(|| self.wrong(shape(&value))),
+            _ => Err(self.wrong(shape(&value))),
         }
     }
 
@@ -295,10 +348,9 @@ impl Reply {
         if text.is_empty() {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| Error::Reply {
-            call: self.call,
-            what: format!("{text:?} for seconds"),
-        })
+        text.parse()
+            .map(Some)
+            .map_err(|_| self.wrong(format!("{text:?} for seconds")))
     }
 }
 
@@ -310,16 +362,6 @@ fn shape(value: &Value) -> String {
         Value::Array(items) => format!("an array of {}", items.len()),
         _ => "another type".into(),
     }
-}
-
-/// Strings of an array reply.
-pub(crate) fn texts(script: &Script, value: Value) -> Result<Vec<String>, Error> {
-    let mut reply = Reply::of(script, value)?;
-    let mut texts = Vec::new();
-    while !reply.is_done() {
-        texts.push(reply.text()?);
-    }
-    Ok(texts)
 }
 
 #[cfg(test)]

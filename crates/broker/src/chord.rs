@@ -92,7 +92,7 @@ impl ResultStore {
                 args.push(i32::from(part.state != PartState::Success));
             }
         }
-        let mut reply = Reply::of(&PART, args.call(&mut self.connection()).await?)?;
+        let mut reply = args.call(&mut self.connection()).await?.reply()?;
         let mut counted = vec![Counted::Open; parts.len()];
         for (_, places) in &chords {
             let mut answer = reply.array()?;
@@ -101,10 +101,7 @@ impl ResultStore {
                     let place = usize::try_from(answer.count()?).ok();
                     let place = place.and_then(|place| places.get(place.checked_sub(1)?));
                     let Some(slot) = place.and_then(|place| counted.get_mut(*place)) else {
-                        return Err(Error::Reply {
-                            call: "part",
-                            what: "a claim of no part".into(),
-                        });
+                        return Err(answer.wrong("a claim of no part".into()));
                     };
                     *slot = claimed(&mut answer)?;
                 }

@@ -1,7 +1,7 @@
 //! What nobody will run: dead letters and the quarantine. Looked at, put back byte for byte, removed, bounded.
 
 use crate::admin::typed;
-use crate::call::{ASIDE, Args, DISCARD, REPLAY, Reply, TRIM};
+use crate::call::{ASIDE, Args, DISCARD, REPLAY, TRIM};
 use crate::{Broker, Error};
 
 /// Evictions in one call: Redis is busy for about a millisecond with so many.
@@ -135,7 +135,7 @@ impl Broker {
             .arg(which.id.as_deref().unwrap_or(""));
         let key = self.keys.umbel(&format!("{}:{queue}", kind.word()));
         let value = typed(args.call(&mut self.connection.clone()).await, &key)?;
-        let mut reply = Reply::of(&ASIDE, value)?;
+        let mut reply = value.reply()?;
         let from = reply.text()?;
         let mut entries = Vec::new();
         while !reply.is_done() {
@@ -183,7 +183,7 @@ impl Broker {
         for entry in entries {
             args.push(entry);
         }
-        let mut reply = Reply::of(&REPLAY, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         let mut fates = Vec::with_capacity(entries.len());
         while !reply.is_done() {
             let (word, key) = (reply.text()?, reply.text()?);
@@ -205,11 +205,7 @@ impl Broker {
         for entry in entries {
             args.push(entry);
         }
-        let gone = args.call(&mut self.connection.clone()).await?;
-        Ok(match gone {
-            redis::Value::Int(gone) => u64::try_from(gone).unwrap_or(0),
-            _ => 0,
-        })
+        args.call(&mut self.connection.clone()).await?.count()
     }
 
     /// Evicts what is beyond the bounds of these queues by now; answers how many, at most a few hundred a call.
@@ -221,10 +217,7 @@ impl Broker {
         for queue in queues {
             args.push(*queue);
         }
-        Ok(match args.call(&mut self.connection.clone()).await? {
-            redis::Value::Int(gone) => u64::try_from(gone).unwrap_or(0),
-            _ => 0,
-        })
+        args.call(&mut self.connection.clone()).await?.count()
     }
 
     /// What the bounds have cost so far, of all queues.

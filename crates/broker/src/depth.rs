@@ -1,6 +1,6 @@
 //! How much there is to do: one round trip for all queues of a broker.
 
-use crate::call::{Args, DEPTH, Reply};
+use crate::call::{Args, DEPTH};
 use crate::{Broker, Error};
 
 /// Messages due within so many seconds count as due soon.
@@ -74,7 +74,7 @@ impl Broker {
                 args.push(list);
             }
         }
-        let mut reply = Reply::of(&DEPTH, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         #[allow(clippy::cast_possible_truncation)] // Milliseconds since 1970 fit for longer than the sun lives.
         let taken_at_ms = (reply.seconds()?.unwrap_or(0.0) * 1000.0) as i64;
         let generation = reply.text()?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::call::{Args, FIRE, Reply};
+use crate::call::{Args, FIRE};
 use crate::{Broker, Error, Replicas};
 
 /// A slot that is due.
@@ -132,7 +132,7 @@ impl Broker {
             args.push(unique.map_or("", |(key, _)| key));
             args.push(unique.map_or(1, |(_, kept)| kept.as_secs().max(1)));
         }
-        let mut reply = Reply::of(&FIRE, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         Ok(match reply.text()?.as_str() {
             "fired" => FireAnswer::Fired {
                 left_out: usize::try_from(reply.count()?).unwrap_or(0),

@@ -1,6 +1,6 @@
 //! Gates, terms and steps: what the controller says to workers, fenced by its term.
 
-use crate::call::{ADMIT_SELF, Args, CLOSE_SELF, GATE, GOODBYE, LEAD, Reply, STEP, TERM};
+use crate::call::{ADMIT_SELF, Args, CLOSE_SELF, GATE, GOODBYE, LEAD, STEP, TERM};
 use crate::{Broker, Error};
 
 /// May a worker take messages?
@@ -116,7 +116,7 @@ impl Broker {
             .arg(fence.n)
             .arg(state)
             .arg(worker);
-        let mut reply = Reply::of(&GATE, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         Ok(match reply.text()?.as_str() {
             "done" => GateAnswer::Done { held: reply.count()? },
             "stale" => GateAnswer::Stale { term: reply.count()? },
@@ -138,7 +138,7 @@ impl Broker {
         for worker in workers {
             args.push(worker);
         }
-        let mut reply = Reply::of(&STEP, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         if reply.text()? != "ok" {
             return Ok(StepAnswer::Stale { term: reply.count()? });
         }
@@ -155,7 +155,7 @@ impl Broker {
     /// [`Error::Call`].
     pub async fn claim_term(&self, install: &str, term: u64, holder: &str) -> Result<TermAnswer, Error> {
         let args = Args::new(&TERM, self.keys.scope()).arg(install).arg(term).arg(holder);
-        let mut reply = Reply::of(&TERM, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         Ok(if reply.text()? == "accepted" {
             TermAnswer::Accepted
         } else {
@@ -169,7 +169,7 @@ impl Broker {
     /// [`Error::Stale`] when another leader is in charge, [`Error::Call`].
     pub async fn operator_heartbeat(&self, install: &str, term: u64, body: &str) -> Result<(), Error> {
         let args = Args::new(&LEAD, self.keys.scope()).arg(install).arg(term).arg(body);
-        let mut reply = Reply::of(&LEAD, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         if reply.text()? == "ok" {
             Ok(())
         } else {
@@ -187,11 +187,11 @@ impl Broker {
             .arg(worker)
             .arg(pool)
             .arg(patience);
-        let value = args.call(&mut self.connection.clone()).await?;
-        Ok(match value {
-            redis::Value::BulkString(text) if text == b"open" => Admission::Open,
-            redis::Value::BulkString(text) if text == b"leader" => Admission::Leader,
-            redis::Value::BulkString(text) if text == b"step" => Admission::Step,
+        let answer = args.call(&mut self.connection.clone()).await?;
+        Ok(match answer.text()?.as_str() {
+            "open" => Admission::Open,
+            "leader" => Admission::Leader,
+            "step" => Admission::Step,
             _ => Admission::Unknown,
         })
     }
@@ -201,15 +201,11 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn close_self(&self, worker: &str) -> Result<u64, Error> {
-        let value = Args::new(&CLOSE_SELF, self.keys.scope())
+        Args::new(&CLOSE_SELF, self.keys.scope())
             .arg(worker)
             .call(&mut self.connection.clone())
-            .await?;
-        Ok(if let redis::Value::Int(held) = value {
-            u64::try_from(held).unwrap_or(0)
-        } else {
-            0
-        })
+            .await?
+            .count()
     }
 
     /// A worker that holds nothing removes its traces. False while it holds leases.
@@ -217,11 +213,12 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn goodbye(&self, worker: &str) -> Result<bool, Error> {
-        let value = Args::new(&GOODBYE, self.keys.scope())
+        let gone = Args::new(&GOODBYE, self.keys.scope())
             .arg(worker)
             .call(&mut self.connection.clone())
-            .await?;
-        Ok(value == redis::Value::Int(1))
+            .await?
+            .count()?;
+        Ok(gone == 1)
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::call::{Args, OVERFLOW, QUEUE_POLICY, Reply};
+use crate::call::{Args, OVERFLOW, QUEUE_POLICY};
 use crate::{Broker, Error};
 
 /// Most starts of a rate, and the longest period: far beyond any use, and exact in Lua's numbers.
@@ -316,7 +316,7 @@ impl Broker {
             args.push(*field);
             args.push(value);
         }
-        let mut reply = Reply::of(&QUEUE_POLICY, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         let mut policy = QueuePolicy::default();
         let (mut most, mut on_full) = (None, OnFull::default());
         while !reply.is_done() {
@@ -349,7 +349,7 @@ impl Broker {
         for queue in queues {
             args.push(*queue);
         }
-        let mut reply = Reply::of(&OVERFLOW, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         let mut relieved = Vec::with_capacity(queues.len());
         while !reply.is_done() {
             relieved.push(Relieved {

@@ -51,6 +51,24 @@ fn moved() -> RedisError {
     Refusal::error(Trouble::ReadOnly, "the primary has moved: connecting anew")
 }
 
+/// Where calls go.
+pub(crate) trait Line: ConnectionLike {
+    /// The shared connection behind it: given up when an answer shows that it cannot be trusted any longer.
+    fn link(&self) -> Option<Link>;
+}
+
+impl Line for Connection {
+    fn link(&self) -> Option<Link> {
+        None
+    }
+}
+
+impl Line for Link {
+    fn link(&self) -> Option<Link> {
+        Some(self.clone())
+    }
+}
+
 /// One connection, never made anew behind our back. Where the primary may move (Sentinel) or credentials come from
 /// files, its calls fail as those of a lost connection from the moment at which it leads to the wrong place.
 #[derive(Clone)]
@@ -225,6 +243,11 @@ impl Link {
         *state ^= *state >> 7;
         *state ^= *state << 17;
         f64::from(u32::try_from(*state >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+    }
+
+    /// The next call goes by a new connection.
+    pub(crate) fn give_up(&self) {
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn leave(&self, left: &Connection) {

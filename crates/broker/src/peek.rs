@@ -3,7 +3,7 @@
 use redis::Cmd;
 
 use crate::admin::typed;
-use crate::call::{Args, HELD, Reply};
+use crate::call::{Args, HELD};
 use crate::{Aside, AsideFilter, AsideKind, Broker, Error};
 
 /// Most messages in one reply.
@@ -156,7 +156,7 @@ impl Broker {
             for lid in &lids[..lids.len().min(LEASES)] {
                 args.push(lid);
             }
-            let mut reply = Reply::of(&HELD, args.call(&mut self.connection.clone()).await?)?;
+            let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
             let looked = usize::try_from(reply.count()?).unwrap_or(LEASES).max(1);
             while !reply.is_done() {
                 let (lid, deadline) = (reply.text()?, reply.seconds()?.unwrap_or(0.0));

@@ -135,7 +135,8 @@ impl Broker {
             .arg(body)
             .arg(HEARTBEAT_EXPIRES)
             .call(&mut self.connection.clone())
-            .await
+            .await?
+            .text()
             .map(|_| ())
     }
 

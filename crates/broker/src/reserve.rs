@@ -240,7 +240,7 @@ impl Reserver {
         for lid in held() {
             args.push(&*lid);
         }
-        let mut reply = Reply::of(&HELLO, args.call(&mut connection).await?)?;
+        let mut reply = args.call(&mut connection).await?.reply()?;
         let epoch = reply.number()?;
         let gate = reply.text()?;
         let generation = reply.text()?;
@@ -300,7 +300,7 @@ impl Reserver {
                 return Err(err);
             }
         };
-        let mut reply = Reply::of(&RESERVE, value)?;
+        let mut reply = value.reply()?;
         match reply.text()?.as_str() {
             "ok" => {}
             "gate" => {
@@ -409,7 +409,7 @@ impl Reserver {
                 return Err(err);
             }
         };
-        let mut reply = Reply::of(&RESERVE_SUSPECT, value)?;
+        let mut reply = value.reply()?;
         let mut taken = Vec::new();
         let (mut term, mut now) = (0, None);
         match reply.text()?.as_str() {
@@ -463,7 +463,6 @@ impl Reserver {
             .arg(&self.identity.worker)
             .arg(queue)
             .arg(seconds);
-        let value = args.call(&mut connection.clone()).await?;
-        Ok(matches!(value, redis::Value::Int(1)))
+        Ok(args.call(&mut connection.clone()).await?.count()? == 1)
     }
 }

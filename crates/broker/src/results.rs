@@ -86,7 +86,10 @@ impl ResultStore {
             args.push(document.as_slice());
             args.push(i32::from(*is_success));
         }
-        args.call(&mut self.broker.connection.clone()).await.map(|_| ())
+        args.call(&mut self.broker.connection.clone())
+            .await?
+            .count()
+            .map(|_| ())
     }
 }
 

@@ -162,8 +162,8 @@ impl ResultStore {
                     is_empty = false;
                 }
             }
-            if !is_empty && let redis::Value::Int(count) = args.call(&mut connection).await? {
-                stored += u64::try_from(count).unwrap_or(0);
+            if !is_empty {
+                stored += args.call(&mut connection).await?.count()?;
             }
         }
         Ok(stored)

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE, texts};
+use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE};
 use crate::{Broker, Error, StoredResult};
 
 /// Where a delivery ends.
@@ -233,13 +233,7 @@ impl Broker {
                 args.push(document.as_slice());
             }
         }
-        match args.call(&mut self.connection.clone()).await? {
-            redis::Value::Int(lost) => Ok(u64::try_from(lost).unwrap_or(0)),
-            other => Err(Error::Reply {
-                call: "ack",
-                what: format!("{other:?}"),
-            }),
-        }
+        args.call(&mut self.connection.clone()).await?.count()
     }
 
     /// Ends deliveries. Returns the lease ids that were lost.
@@ -307,7 +301,7 @@ impl Broker {
                 args.push(argument.as_slice());
             }
         }
-        texts(&SETTLE, args.call(&mut self.connection.clone()).await?)
+        args.call(&mut self.connection.clone()).await?.texts()
     }
 
     /// Acknowledges a delivery before it runs: the message goes, its lease stays, and whatever happens it is not run
@@ -320,7 +314,7 @@ impl Broker {
     /// As an error: it may or may not have happened.
     pub async fn ack_early(&self, lid: &str, stub: &[u8]) -> Result<bool, Error> {
         let args = Args::new(&EARLY, self.keys.scope()).arg(lid).arg(stub);
-        let lost = texts(&EARLY, args.call(&mut self.connection.clone()).await?)?;
+        let lost = args.call(&mut self.connection.clone()).await?.texts()?;
         Ok(lost.is_empty())
     }
 
@@ -336,7 +330,7 @@ impl Broker {
         for argument in follow_ups.iter().flat_map(FollowUp::arguments) {
             args.push(argument);
         }
-        args.call(&mut self.connection.clone()).await.map(|_| ())
+        args.call(&mut self.connection.clone()).await?.count().map(|_| ())
     }
 
     /// Was a message with this task id handed back by its task, or did a worker die with it? Known for a day.
@@ -386,6 +380,6 @@ impl Broker {
         for lid in lids {
             args.push(&**lid);
         }
-        texts(&RENEW, args.call(&mut self.connection.clone()).await?)
+        args.call(&mut self.connection.clone()).await?.texts()
     }
 }

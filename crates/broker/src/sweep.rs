@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::call::{Args, JANITOR, PROMOTE, RECLAIM, Reply, SWEEP};
+use crate::call::{Args, JANITOR, PROMOTE, RECLAIM, SWEEP};
 use crate::{Broker, Error};
 
 /// A lease whose holder did not renew it.
@@ -131,7 +131,7 @@ impl Sweeper {
         });
         args.push(last);
         args.push(format!("{since:.6}"));
-        let mut reply = Reply::of(&SWEEP, args.call(&mut broker.connection.clone()).await?)?;
+        let mut reply = args.call(&mut broker.connection.clone()).await?.reply()?;
         match reply.text()?.as_str() {
             "skip" => Ok(SweepAnswer::Skipped),
             "grace" => {
@@ -204,7 +204,7 @@ impl Broker {
             args.push(counted_as);
             args.push(i32::from(*is_served));
         }
-        let mut reply = Reply::of(&RECLAIM, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         let (back, suspected) = (reply.count()?, reply.count()?);
         let mut given = reply.array()?;
         let mut given_up = Vec::new();
@@ -233,7 +233,7 @@ impl Broker {
         for queue in queues {
             args.push(*queue);
         }
-        let mut reply = Reply::of(&PROMOTE, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         let moved = reply.count()?;
         let due = reply.seconds()?;
         let now = reply.seconds()?.unwrap_or(0.0);
@@ -250,7 +250,7 @@ impl Broker {
     pub async fn janitor(&self, thorough: bool) -> Result<JanitorReport, Error> {
         // Ten minutes: longer than any restart of a worker takes to be noticed.
         let args = Args::new(&JANITOR, self.keys.scope()).arg(i32::from(thorough)).arg(600);
-        let mut reply = Reply::of(&JANITOR, args.call(&mut self.connection.clone()).await?)?;
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         Ok(JanitorReport {
             leases_given: reply.count()?,
             leases_removed: reply.count()?,

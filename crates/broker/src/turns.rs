@@ -92,7 +92,7 @@ impl Broker {
                 args.push(rate.as_ref().map_or(0.0, |(_, rate)| rate.interval_micros()));
                 args.push(rate.as_ref().map_or(1, |(_, rate)| rate.burst()));
             }
-            let mut reply = Reply::of(&TURNS, args.call(&mut self.connection.clone()).await?)?;
+            let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
             while !reply.is_done() {
                 turns.push(turn(&mut reply.array()?)?);
             }

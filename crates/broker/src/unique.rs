@@ -58,16 +58,13 @@ impl Broker {
             .arg(ttl.as_secs().max(1))
             .arg(&list)
             .arg(raw);
-        match args.call(&mut self.connection.clone()).await? {
-            redis::Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        let answer = args.call(&mut self.connection.clone()).await?;
+        match answer.value() {
             redis::Value::Int(most) => Err(Error::QueueFull {
                 queue: queue.to_owned(),
-                most: u64::try_from(most).unwrap_or(0),
+                most: u64::try_from(*most).unwrap_or(0),
             }),
-            other => Err(Error::Reply {
-                call: "publish_unique",
-                what: format!("{other:?}"),
-            }),
+            _ => answer.text(),
         }
     }
 
@@ -77,7 +74,6 @@ impl Broker {
     /// [`Error::Call`]: repeat it, or leave it to its time to live.
     pub async fn release_unique(&self, key: &str, id: &str) -> Result<bool, Error> {
         let args = Args::new(&RELEASE_UNIQUE, self.keys.scope()).arg(key).arg(id);
-        let value = args.call(&mut self.connection.clone()).await?;
-        Ok(matches!(value, redis::Value::Int(1)))
+        Ok(args.call(&mut self.connection.clone()).await?.count()? == 1)
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 
-use crate::call::{Args, LOOK, Reply};
+use crate::call::{Args, LOOK};
 use crate::link::Connection;
 use crate::{Config, Error, Keys, QueueLists, Trouble};
 
@@ -159,8 +159,7 @@ impl Waker {
         );
         armed.map_err(|source| Error::Call { call: "EXISTS", source })?;
         let value = value?;
-        self.connection = Some(connection);
-        let mut reply = Reply::of(&LOOK, value)?;
+        let mut reply = value.reply()?;
         let waiting = reply.count()?;
         let suspects = reply.count()?;
         let due = reply.seconds()?;
@@ -169,6 +168,7 @@ impl Waker {
         let gate = reply.text()?;
         let workers = reply.count()?;
         self.is_open = gate == "open";
+        self.connection = Some(connection); // Not before its answer was understood.
         Ok(Look {
             waiting,
             suspects,

@@ -24,13 +24,13 @@ async fn run(client: &mut Client, app: &App) -> (String, String) {
         Client::Umbel(ours) => {
             let id = uuid::Uuid::new_v4().to_string();
             let members = (0..MEMBERS).map(|_| Task::new("test.work").args(&[0.02]));
-            let body = Task::new("test.work").args(&[0]).immutable().id(&id);
+            let body = Task::new("test.work").args(&[0.0]).immutable().id(&id);
             let handle = ours.send(app, Sends::Workflow(chord(members, body))).await;
             let value = Ours::result(&handle, LATER).await.expect("it succeeds");
             (value, id)
         }
         Client::Celery(celery) => {
-            let text = format!("chord([sig('test.work', 0.02)] * {MEMBERS}, sig('test.work', 0).set(immutable=True))");
+            let text = format!("chord([sig('test.work', 0.02)] * {MEMBERS}, sig('test.work', 0.0).set(immutable=True))");
             let sent = celery.apply(&text, Some(app)).await;
             (celery.result(&sent, LATER).await.expect("it succeeds"), sent.id)
         }
@@ -63,7 +63,7 @@ async fn a_chord_is_counted_by_three_kinds_of_workers() {
         for round in 0..4 {
             let (value, body) = run(&mut client, &app).await;
             sent += MEMBERS + 1;
-            assert_eq!(value, "0", "{sender}, round {round}");
+            assert_eq!(value, "0.0", "{sender}, round {round}");
             assert_eq!(
                 history.count(Event::Started, &body),
                 1,
