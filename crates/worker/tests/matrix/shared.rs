@@ -30,7 +30,8 @@ async fn run(client: &mut Client, app: &App) -> (String, String) {
             (value, id)
         }
         Client::Celery(celery) => {
-            let text = format!("chord([sig('test.work', 0.02)] * {MEMBERS}, sig('test.work', 0.0).set(immutable=True))");
+            let text =
+                format!("chord([sig('test.work', 0.02)] * {MEMBERS}, sig('test.work', 0.0).set(immutable=True))");
             let sent = celery.apply(&text, Some(app)).await;
             (celery.result(&sent, LATER).await.expect("it succeeds"), sent.id)
         }
