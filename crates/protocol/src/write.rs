@@ -1,5 +1,6 @@
 //! Writes JSON byte for byte as Python's `json.dumps` does: ASCII only, `", "` and `": "`, floats by `repr`.
 
+use std::fmt::Write as _;
 use std::io;
 
 use serde_json::ser::Formatter;
@@ -101,24 +102,32 @@ pub(crate) fn integer(out: &mut impl Sink, value: i64) {
 
 /// Python's `repr` of a float: the shortest digits that read back, `1e-07` and `1e+16` beyond sixteen places.
 pub(crate) fn float(value: f64) -> String {
+    let mut out = String::new();
+    float_to(&mut out, value);
+    out
+}
+
+/// Appends what [`float`] returns.
+pub(crate) fn float_to(out: &mut String, value: f64) {
     if value.is_nan() {
-        return "NaN".into();
+        return out.push_str("NaN");
     }
     if value.is_infinite() {
-        return if value > 0.0 {
-            "Infinity".into()
-        } else {
-            "-Infinity".into()
-        };
+        return out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
     }
     // Rust's Debug changes to exponents at the same magnitudes as Python, but writes them shorter.
-    let text = format!("{value:?}");
-    match text.split_once('e') {
-        None => text,
-        Some((digits, exponent)) => match exponent.strip_prefix('-') {
-            Some(exponent) => format!("{digits}e-{exponent:0>2}"),
-            None => format!("{digits}e+{exponent:0>2}"),
-        },
+    let start = out.len();
+    let _ = write!(out, "{value:?}"); // Writing to a String cannot fail.
+    let Some(at) = out[start..].find('e') else { return };
+    let mut at = start + at + 1;
+    if out[at..].starts_with('-') {
+        at += 1;
+    } else {
+        out.insert(at, '+');
+        at += 1;
+    }
+    if out.len() - at < 2 {
+        out.insert(at, '0');
     }
 }
 

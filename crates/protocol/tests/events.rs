@@ -6,7 +6,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::Value;
-use umbel_protocol::event::{Event, Fanout, Publication, Source, Stamp, TaskInfo, parse};
+use umbel_protocol::event::{Batch, Event, Fanout, Publication, Source, Stamp, TaskInfo, parse};
 use umbel_protocol::message::{Limits, decode};
 
 fn vector(name: &str) -> Value {
@@ -48,11 +48,11 @@ fn again(channel: &str, payload: &str) -> Publication {
         })
         .collect();
     if channel.ends_with("task.multi") {
-        let events: Vec<_> = objects
-            .iter()
-            .map(|(event, stamp)| source.object(event, *stamp))
-            .collect();
-        return source.batch(&events, &tag(payload));
+        let mut batch = Batch::default();
+        for (event, stamp) in &objects {
+            batch.push(&source, event, *stamp);
+        }
+        return source.batch(batch, &tag(payload));
     }
     let (event, stamp) = &objects[0];
     source.single(event, *stamp, &tag(payload))
@@ -132,8 +132,9 @@ fn a_received_task_is_shown_as_celery_shows_it() {
     assert_eq!((task.name.as_str(), task.args.as_str()), ("shadow.name", "(hidden)"));
     let source = Source::new("w1@lab", 7);
     let stamp = Stamp::at(3, Timestamp::from_microsecond(1_795_176_025_298_072).unwrap());
+    let received = source.single(&Event::TaskReceived(task), stamp, "t");
     assert_eq!(
-        source.object(&Event::TaskReceived(task), stamp).as_str(),
+        parse(&received.payload).unwrap()[0].fields.as_str(),
         r#"{"hostname": "w1@lab", "utcoffset": 0.0, "pid": 7, "clock": 3, "uuid": "my-own-id-1", "name": "shadow.name", "args": "(hidden)", "kwargs": "{}", "root_id": "my-own-id-1", "parent_id": null, "retries": 0, "eta": null, "expires": null, "timestamp": 1795176025.298072, "type": "task-received"}"#
     );
     let cancelled = Event::TaskCancelled { uuid: "x".into() };

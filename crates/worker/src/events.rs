@@ -9,12 +9,12 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use umbel_protocol::canvas::Outgoing;
-use umbel_protocol::event::{Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp, TaskInfo};
+use umbel_protocol::event::{Batch, Event, Heartbeat, MAX_BATCH, Publication, Source, Stamp, TaskInfo};
 use umbel_protocol::iso;
 use umbel_protocol::message::TaskMessage;
 use umbel_telemetry::chain;
@@ -24,8 +24,8 @@ use crate::clock::RedisClock;
 
 /// Events that wait to be published; about a megabyte.
 const BUFFER: usize = 4096;
-/// Events in one round trip.
-const MOST: usize = 32 * MAX_BATCH;
+/// With so many they are published at once.
+const MANY: usize = 32 * MAX_BATCH;
 /// For so long events are gathered.
 const GATHERED: Duration = Duration::from_millis(100);
 /// What takes longer is dropped.
@@ -41,11 +41,21 @@ pub(crate) struct Events {
     is_on: AtomicBool,
     lamport: AtomicU64,
     dropped: AtomicU64,
-    sender: mpsc::Sender<(Event, Stamp)>,
-    receiver: Mutex<Option<mpsc::Receiver<(Event, Stamp)>>>,
+    gathered: Mutex<Gathered>,
+    /// There is one.
+    some: Notify,
+    /// There are as many as go out at once.
+    many: Notify,
     clock: Arc<RedisClock>,
     beat_now: Notify,
     told: Mutex<Told>,
+}
+
+/// Events on their way out.
+#[derive(Default)]
+struct Gathered {
+    batches: Vec<Batch>,
+    count: usize,
 }
 
 /// Messages that were put aside and have had their task-received: they come again and are not told of twice, unless
@@ -72,17 +82,14 @@ impl Told {
 impl Events {
     /// `exchange` is that of events, `is_on`: are tasks told of from the start?
     pub(crate) fn new(node: &str, exchange: &str, is_on: bool, clock: Arc<RedisClock>) -> Events {
-        let (sender, receiver) = mpsc::channel(BUFFER);
         Events {
-            source: Source {
-                exchange: exchange.to_owned(),
-                ..Source::new(node, std::process::id())
-            },
+            source: Source::on(exchange, node, std::process::id()),
             is_on: AtomicBool::new(is_on),
             lamport: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            sender,
-            receiver: Mutex::new(Some(receiver)),
+            gathered: Mutex::default(),
+            some: Notify::new(),
+            many: Notify::new(),
             clock,
             beat_now: Notify::new(),
             told: Mutex::default(),
@@ -118,12 +125,31 @@ impl Events {
 
     /// Tells about a task, whether or not anybody has asked for it.
     pub(crate) fn always(&self, make: impl FnOnce() -> Event) {
-        match self.sender.try_reserve() {
-            Ok(place) => place.send((make(), self.stamp())),
-            Err(_) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+        let event = make();
+        let mut gathered = self.gathered();
+        if gathered.count >= BUFFER {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
         }
+        if gathered.batches.last().is_none_or(Batch::is_full) {
+            gathered.batches.push(Batch::default());
+        }
+        if let Some(batch) = gathered.batches.last_mut() {
+            // As text at once: it is the form that needs the least room, and takes no more time than a copy.
+            batch.push(&self.source, &event, self.stamp());
+        }
+        gathered.count += 1;
+        let count = gathered.count;
+        drop(gathered);
+        match count {
+            1 => self.some.notify_one(),
+            MANY => self.many.notify_one(),
+            _ => {}
+        }
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Switches task events; was that a change?
@@ -164,44 +190,28 @@ impl Events {
             .single(event, self.stamp(), &uuid::Uuid::new_v4().to_string())
     }
 
-    fn batches(&self, events: &[(Event, Stamp)]) -> Vec<Publication> {
-        let batches = events.chunks(MAX_BATCH);
-        batches
-            .map(|batch| {
-                let objects: Vec<_> = batch
-                    .iter()
-                    .map(|(event, stamp)| self.source.object(event, *stamp))
-                    .collect();
-                self.source.batch(&objects, &uuid::Uuid::new_v4().to_string())
-            })
-            .collect()
+    /// All that has gathered, and how many events that are.
+    fn take(&self) -> (Vec<Publication>, usize) {
+        let Gathered { batches, count } = std::mem::take(&mut *self.gathered());
+        let publication = |batch| self.source.batch(batch, &uuid::Uuid::new_v4().to_string());
+        (batches.into_iter().map(publication).collect(), count)
     }
 }
 
 /// Publishes task events for ever.
 pub(crate) async fn publish(shared: Arc<Shared>) {
     let events = &shared.events;
-    let Some(mut receiver) = events.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-        return;
-    };
-    let mut gathered = Vec::new();
-    while receiver.recv_many(&mut gathered, MOST).await > 0 {
-        let until = tokio::time::sleep(GATHERED);
-        tokio::pin!(until);
-        while gathered.len() < MOST {
-            let room = MOST - gathered.len();
-            tokio::select! {
-                biased;
-                got = receiver.recv_many(&mut gathered, room) => if got == 0 { break },
-                () = &mut until => break,
-            }
+    loop {
+        events.some.notified().await;
+        tokio::select! {
+            () = tokio::time::sleep(GATHERED) => {}
+            () = events.many.notified() => {}
         }
-        if let Err(err) = shared.broker.publish_events(&events.batches(&gathered), PATIENCE).await {
-            events.dropped.fetch_add(gathered.len() as u64, Ordering::Relaxed);
+        let (batches, count) = events.take();
+        if let Err(err) = shared.broker.publish_events(&batches, PATIENCE).await {
+            events.dropped.fetch_add(count as u64, Ordering::Relaxed);
             tracing::debug!(error = %chain(&err), "events not published");
         }
-        gathered.clear();
-        gathered.shrink_to(MAX_BATCH); // Nothing is kept for a rush that is over.
         let dropped = events.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             tracing::warn!(dropped, "events dropped");
@@ -340,9 +350,11 @@ mod tests {
     #[test]
     fn batches_hold_what_celery_puts_into_one() {
         let events = Events::new("w@h", "celeryev", false, Arc::new(RedisClock::new()));
-        let many: Vec<_> = (0..60).map(|n| (started(&n.to_string()), events.stamp())).collect();
-        let batches = events.batches(&many);
-        assert_eq!(batches.len(), 3);
+        for n in 0..60 {
+            events.always(|| started(&n.to_string()));
+        }
+        let (batches, count) = events.take();
+        assert_eq!((batches.len(), count), (3, 60));
         let read: Vec<_> = batches
             .iter()
             .flat_map(|batch| umbel_protocol::event::parse(&batch.payload).unwrap())

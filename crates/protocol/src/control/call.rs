@@ -107,7 +107,7 @@ impl Call {
             delivery_tag,
         };
         Publication {
-            payload: seal(&body, &head),
+            payload: seal(body.as_str(), &head),
             routing_key: String::new(),
             exchange,
         }

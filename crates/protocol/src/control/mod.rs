@@ -161,7 +161,7 @@ impl Request {
             delivery_tag,
         };
         Some(Answered {
-            payload: seal(&write::object([(node, answer)]), &head),
+            payload: seal(write::object([(node, answer)]).as_str(), &head),
             exchange: to.exchange.clone(),
             routing_key: to.routing_key.clone(),
         })

@@ -177,7 +177,7 @@ impl Event {
     pub(super) fn write(&self, fields: &mut Fields<'_>) {
         match self {
             Event::WorkerOnline(beat) | Event::WorkerHeartbeat(beat) | Event::WorkerOffline(beat) => {
-                fields.value("freq", &Json::of(&beat.freq));
+                fields.float("freq", beat.freq);
                 fields.number("active", beat.active);
                 fields.number("processed", beat.processed);
                 fields.value("loadavg", &Json::of(&beat.loadavg));
@@ -201,7 +201,7 @@ impl Event {
             Event::TaskSucceeded { uuid, result, runtime } => {
                 fields.text("uuid", uuid);
                 fields.text("result", result);
-                fields.value("runtime", &Json::of(runtime));
+                fields.float("runtime", *runtime);
             }
             Event::TaskFailed {
                 uuid,
@@ -263,7 +263,12 @@ impl Fields<'_> {
         let _ = write!(self.0, "{number}"); // Writing to a String cannot fail.
     }
 
-    pub(super) fn value(&mut self, name: &'static str, value: &Json) {
+    pub(super) fn float(&mut self, name: &'static str, number: f64) {
+        self.name(name);
+        write::float_to(self.0, number);
+    }
+
+    fn value(&mut self, name: &'static str, value: &Json) {
         self.name(name);
         self.0.push_str(value.as_str());
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Source::single`] makes the first kind, for `worker-*` and for a producer's `task-sent`; [`Source::batch`] the second,
-//! which is how a worker sends `task-*`: up to [`MAX_BATCH`] at a time. [`parse`] reads both.
+//! which is how a worker sends `task-*`: up to [`MAX_BATCH`] at a time, gathered in a [`Batch`]. [`parse`] reads both.
 //!
 //! A receiver shifts timestamps by the difference of the offsets, although they are absolute. Zero is written here, which
 //! is right for receivers in UTC.
@@ -40,10 +40,10 @@ pub const MAX_BATCH: usize = 24;
 pub struct Source {
     /// Node name: `name@host`.
     pub hostname: String,
-    /// Process id.
-    pub pid: u32,
     /// The exchange.
     pub exchange: String,
+    /// How each of its events begins: events are many.
+    begin: String,
 }
 
 /// When, by the clock and by Lamport's.
@@ -76,44 +76,86 @@ pub struct Publication {
     pub payload: Vec<u8>,
 }
 
+/// Task events that go out together: text already, as nobody looks at them again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    text: String,
+    len: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch {
+            text: "[".to_owned(),
+            len: 0,
+        }
+    }
+}
+
+impl Batch {
+    /// Adds one.
+    pub fn push(&mut self, source: &Source, event: &Event, stamp: Stamp) {
+        if self.len > 0 {
+            self.text.push_str(", ");
+        }
+        if self.len == 1 {
+            self.text.reserve(MAX_BATCH * self.text.len()); // The others are about as long as the first.
+        }
+        source.write(&mut self.text, event, stamp);
+        self.len += 1;
+    }
+
+    /// Is it as large as Celery makes one?
+    pub fn is_full(&self) -> bool {
+        self.len >= MAX_BATCH
+    }
+}
+
 impl Source {
     /// A worker or producer on the usual exchange.
     pub fn new(hostname: &str, pid: u32) -> Source {
+        Source::on(EXCHANGE, hostname, pid)
+    }
+
+    /// A worker or producer on another exchange.
+    pub fn on(exchange: &str, hostname: &str, pid: u32) -> Source {
+        let mut begin = "{\"hostname\": ".to_owned();
+        write::string(&mut begin, hostname);
+        let mut fields = Fields(&mut begin);
+        fields.float("utcoffset", 0.0);
+        fields.number("pid", pid);
         Source {
             hostname: hostname.to_owned(),
-            pid,
-            exchange: EXCHANGE.to_owned(),
+            exchange: exchange.to_owned(),
+            begin,
         }
     }
 
-    /// The event as an object, to be kept for a batch.
-    pub fn object(&self, event: &Event, stamp: Stamp) -> Json {
-        let mut out = String::with_capacity(512);
-        out.push_str("{\"hostname\": ");
-        write::string(&mut out, &self.hostname);
-        let mut fields = Fields(&mut out);
-        fields.value("utcoffset", &Json::of(&0.0));
-        fields.number("pid", self.pid);
+    fn write(&self, out: &mut String, event: &Event, stamp: Stamp) {
+        out.push_str(&self.begin);
+        let mut fields = Fields(out);
         fields.number("clock", stamp.clock);
         event.write(&mut fields);
-        fields.value("timestamp", &Json::of(&stamp.timestamp));
+        fields.float("timestamp", stamp.timestamp);
         fields.text("type", event.kind());
         out.push('}');
-        Json::trusted(out)
     }
 
     /// The message of one event.
     pub fn single(&self, event: &Event, stamp: Stamp, delivery_tag: &str) -> Publication {
         let routing_key = event.kind().replace('-', ".");
-        self.publication(&self.object(event, stamp), routing_key, delivery_tag)
+        let mut body = String::new();
+        self.write(&mut body, event, stamp);
+        self.publication(&body, routing_key, delivery_tag)
     }
 
     /// The message of several task events, in their order.
-    pub fn batch(&self, events: &[Json], delivery_tag: &str) -> Publication {
-        self.publication(&write::array(events), MULTI.to_owned(), delivery_tag)
+    pub fn batch(&self, mut events: Batch, delivery_tag: &str) -> Publication {
+        events.text.push(']');
+        self.publication(&events.text, MULTI.to_owned(), delivery_tag)
     }
 
-    fn publication(&self, body: &Json, routing_key: String, delivery_tag: &str) -> Publication {
+    fn publication(&self, body: &str, routing_key: String, delivery_tag: &str) -> Publication {
         let head = Head {
             headers: write::object([("hostname", &Json::string(&self.hostname))]),
             delivery_mode: 1,
