@@ -146,6 +146,20 @@ campaign-worker: ## Faults by the thousand against workers, with a verdict (KILL
 	export UMBEL_TEST_DEFAULT_LEASES=1 UMBEL_TEST_PATIENCE=8; cargo test --locked -p umbel-worker --test faults -- kill zombie poison::w09_a; \
 	cargo test --locked -p umbel-worker --test worker -- outage
 
+# Another version: a tag, a branch, a commit.
+OTHER ?= HEAD~100
+SWAPS ?= 100
+
+.PHONY: campaign-upgrade
+campaign-upgrade: ## Swap workers for those of the version OTHER and back SWAPS times under load, with a verdict
+	@cargo build --quiet --locked -p umbel-worker --example test_tasks --example campaign; \
+	target=$${CARGO_TARGET_DIR:-$(CURDIR)/target}; \
+	git worktree remove --force target/other 2>/dev/null; git worktree add --quiet --detach target/other $(OTHER) && \
+	(cd target/other && cargo build --quiet --locked -p umbel-worker --example test_tasks --target-dir "$$target/other-build") && \
+	$(TOOLS) "$$target/debug/examples/campaign" --kills 0 --cuts 0 --pauses 0 --redis-kills 0 --outages 0 --seed $(SEED) \
+	--swaps $(SWAPS) --other "$$target/other-build/debug/examples/test_tasks"; \
+	verdict=$$?; git worktree remove --force target/other; exit $$verdict
+
 # Celery's own tests run against the tasks that are written in our library.
 .PHONY: campaign-celery
 campaign-celery: ## Run Celery's own integration tests against our worker; SUITE="t/integration/test_tasks.py -k eta" for some

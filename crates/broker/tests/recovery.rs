@@ -414,6 +414,42 @@ async fn an_end_that_redis_refuses_has_sent_nothing() {
     }
 }
 
+/// What has killed workers runs alone also after it was handed back: by a worker that stops, or at a hello of one that
+/// does not know it.
+#[tokio::test]
+async fn a_suspect_that_is_handed_back_stays_one() {
+    let redis = Redis::start().await;
+    let (broker, mut raw) = parts(&redis).await;
+    let _: () = raw.lpush("umbel:suspect:q", "1:qm").await.expect("pushed");
+    let mut worker = reserver(&redis, "w", Duration::from_secs(60));
+    let lists = queues(&broker, &["q"]);
+    let mut left = Vec::new();
+    for by_hello in [false, true] {
+        let taken = match worker
+            .reserve_suspect(&lists, Vec::new)
+            .await
+            .expect("the server answers")
+        {
+            Reserved::Batch(mut batch) => batch.taken.remove(0),
+            other => panic!("not taken: {other:?}"),
+        };
+        if by_hello {
+            worker.forget();
+            worker.ensure(Vec::new).await.expect("the server answers");
+        } else {
+            let back = Settlement {
+                end: End::Release,
+                ..end(&taken.lid, Vec::new())
+            };
+            assert!(broker.settle(10, &[back]).await.expect("settled").is_empty());
+        }
+        let waiting: usize = raw.llen("q").await.expect("the server answers");
+        let suspects: Vec<String> = raw.lrange("umbel:suspect:q", 0, -1).await.expect("the server answers");
+        left.push((waiting, suspects));
+    }
+    assert_eq!(left, [(0, vec!["1:qm".to_owned()]), (0, vec!["1:qm".to_owned()])]);
+}
+
 #[tokio::test]
 async fn a_claim_that_ran_out_is_carried_out_and_one_of_somebody_else_is_not() {
     let redis = Redis::start().await;

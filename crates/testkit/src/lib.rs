@@ -51,12 +51,15 @@ pub use server::{Redis, ServerKind};
 pub use setup::CeleryVersion;
 pub use wait::{eventually, eventually_some, within};
 
-/// The root of the checkout that this crate was built from.
+/// The root of the checkout: of the tests that run, and else the one that this crate was built from. These differ where
+/// several share a target folder.
 ///
 /// # Panics
 /// When it is gone.
 pub fn repository() -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+    let built = || env!("CARGO_MANIFEST_DIR").into();
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(built);
+    std::path::Path::new(&own)
         .join("../..")
         .canonicalize()
         .expect("the checkout still exists")

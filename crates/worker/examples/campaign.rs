@@ -1,10 +1,10 @@
 //! Long campaigns of faults against real workers and a real Redis, by a seed, with a verdict on each.
 //!
 //! `campaign --kills 2000 --cuts 10000 --pauses 1000 --redis-kills 200 --outages 1,10,60,600 --seed 1`: zero leaves a part
-//! out. It starts the example `test_tasks` beside it, ends with a table, and with an error where anything was lost, ran
+//! out, and `--other PATH` adds one in which workers are swapped for those of another version, and back. It starts the example `test_tasks` beside it, ends with a table, and with an error where anything was lost, ran
 //! more often than faults explain, or acted after somebody else had taken over.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -41,6 +41,12 @@ struct Options {
     /// Outages of Redis, in seconds each
     #[arg(long, value_delimiter = ',', default_value = "1,3,10,60,600")]
     outages: Vec<u64>,
+    /// Workers that are swapped for one of the other version: most are stopped, each fourth is killed
+    #[arg(long, default_value_t = 100)]
+    swaps: usize,
+    /// `test_tasks` of another version
+    #[arg(long)]
+    other: Option<PathBuf>,
     /// The same seed brings about the same faults at the same moments, as far as a machine can
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -117,6 +123,10 @@ impl Stage {
     }
 
     fn start(&self) -> Process {
+        self.start_of(&self.tasks)
+    }
+
+    fn start_of(&self, tasks: &Path) -> Process {
         let slots = SLOTS.to_string();
         let flags = [
             "--redis-url",
@@ -135,7 +145,7 @@ impl Stage {
             "--name",
             "w@campaign",
         ];
-        Process::start(&self.tasks, flags, &[self.history.environment()])
+        Process::start(tasks, flags, &[self.history.environment()])
     }
 
     /// Sends until so many wait. What Redis did not acknowledge may be there all the same, and counts as sent then.
@@ -311,6 +321,35 @@ async fn outages(seconds: &[u64]) -> anyhow::Result<Outcome> {
     Ok(stage.judge(&server, "outages of Redis", seconds.len(), 0, began).await)
 }
 
+/// Workers of two versions side by side, on what either has left behind: an upgrade, and its way back.
+async fn swaps(count: usize, other: &Path, chance: &mut Chance) -> anyhow::Result<Outcome> {
+    ensure!(other.exists(), "{} is not there", other.display());
+    let server = Redis::start().await;
+    let producer = broker(&server.url()).await?;
+    let (mut stage, began) = (Stage::new(&server.url(), 3, 0.1)?, Instant::now());
+    let mut is_other = vec![false; stage.workers.len()];
+    let mut killed = 0;
+    for swap in 0..count {
+        stage.fill(&server, &producer).await;
+        chance.pause(100, 600).await;
+        let victim = chance.pick(stage.workers.len());
+        is_other[victim] = !is_other[victim];
+        let tasks = if is_other[victim] { other } else { &stage.tasks };
+        let next = stage.start_of(tasks);
+        let mut last = std::mem::replace(&mut stage.workers[victim], next);
+        if swap % 4 == 3 {
+            last.kill();
+            killed += 1;
+        } else {
+            last.signal(Signal::Term);
+            last.wait(Duration::from_secs(15)).await;
+        }
+    }
+    Ok(stage
+        .judge(&server, "swaps of versions", count, killed * SLOTS, began)
+        .await)
+}
+
 fn table(outcomes: &[Outcome], seed: u64) {
     println!(
         "\nseed {seed}\n{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>8}",
@@ -355,6 +394,9 @@ async fn main() -> anyhow::Result<()> {
     let seconds: Vec<u64> = options.outages.iter().copied().filter(|seconds| *seconds > 0).collect();
     if !seconds.is_empty() {
         outcomes.push(outages(&seconds).await?);
+    }
+    if let Some(other) = options.other.as_deref().filter(|_| options.swaps > 0) {
+        outcomes.push(swaps(options.swaps, other, &mut Chance(options.seed)).await?);
     }
     table(&outcomes, options.seed);
     ensure!(outcomes.iter().all(Outcome::is_good), "a part is bad");

@@ -37,7 +37,7 @@ if number(redis.call('HGET', U .. 'held', 'w:' .. worker)) ~= count then
     local list, raw = leased(b.lid)
     -- A list of another type keeps its message leased, and does not keep the worker from all other queues.
     -- One that was acknowledged before its run is never handed back: its lease runs out, and its caller is told.
-    if list and not is_early(raw) and pcall(redis.call, 'RPUSH', list, raw) then end_lease(b.lid, list) end
+    if list and not is_early(raw) and pcall(hand_back, b.lid, list, raw) then end_lease(b.lid, list) end
   end
 end
 local published = publish(P .. 'celery-task-meta-umbel', '')

@@ -51,6 +51,11 @@ local function place(lid, value)
   if list then return list, value end
   return unrecord(value)
 end
+-- Handed back, to be taken next: to the head of its list, and a suspect, whose id has no list, to the head of those.
+local function hand_back(lid, list, raw)
+  if list_of(lid) then return redis.call('RPUSH', list, raw) end
+  redis.call('RPUSH', U .. 'suspect:' .. queue_of(list), record(list, raw))
+end
 -- What stands under a lease id for these.
 local function stored(lid, list, raw) return list_of(lid) and raw or record(list, raw) end
 

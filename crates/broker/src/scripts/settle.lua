@@ -2,7 +2,7 @@
 -- record, and where the message goes. A lease that is gone changes nothing.
 -- ARGV: prefix, dead letters kept, then for each delivery:
 --   action      ack | later (a message of its own, due) | park (the stored bytes, due) | bury | quarantine
---               | release (to the head of its list) | charge (the same, counted as a delivery) | requeue (to its end)
+--               | release (to the head of its list, or of the suspects) | charge (the same, counted as a delivery) | requeue (to its end)
 --   lease id, task id, task name, key in umbel:att, run id or '', run outcome (succeeded | failed | expired | revoked)
 --   result key or '', its TTL (s, 0 = for ever), document, '1' if SUCCESS
 --   x           later, park: due (s); bury, quarantine: reason
@@ -39,7 +39,7 @@ while at <= #ARGV do
     elseif action == 'quarantine' then
       lay_aside('quarantine', list, raw, x, id, task, attempts or '0', kept)
     elseif is_back then
-      redis.call('RPUSH', list, raw)
+      hand_back(lid, list, raw)
       if action == 'charge' and att ~= '' then
         redis.call('HSET', U .. 'att', att, string.format('%.0f', number(attempts) + 1))
         redis.call('EXPIRE', U .. 'att', 604800)

@@ -111,10 +111,13 @@ impl Model {
         taken
     }
 
-    /// Back to the head of its list.
+    /// Back to the head of its list, or of the suspects.
     pub(crate) fn release(&mut self, lid: &str) {
-        if let Some(lease) = self.leases.remove(lid) {
+        let Some(lease) = self.leases.remove(lid) else { return };
+        if lid.contains('|') {
             self.lists.entry(lease.list).or_default().push_front(lease.raw);
+        } else {
+            self.suspects[lease.queue].push_front((lease.list, lease.raw));
         }
     }
 
