@@ -1,6 +1,6 @@
 """What a task costs Redis: processor time of the server, in microseconds."""
 
-from stage import Server, drain, floor, ready, umbel
+from stage import Server, celery, drain, floor, ready, umbel
 
 BATCHED, SINGLE = "Redis CPU a task, reserve and ack, batched (µs)", "Redis CPU a task, reserve and ack, one slot (µs)"
 PAYLOADS = ((100, "100 B"), (1 << 10, "1 KiB"), (16 << 10, "16 KiB"), (64 << 10, "64 KiB"), (256 << 10, "256 KiB"))
@@ -13,18 +13,22 @@ def cost(figures, sizes):
     """Messages of 1.1 KiB that wait: reserving and acknowledging them, without their enqueueing."""
     server = Server()
     batched, single = umbel(server, "many"), umbel(server, "one", 1)
+    # Its pop and its record of each message, as one slot makes them.
+    peers = [celery(server, "solo", "solo")] if sizes.peers else []
     try:
-        ready(batched)
-        ready(single)
+        for worker in (batched, single, *peers):
+            ready(worker)
         for _ in range(sizes.few):
             lines = floor("round", "--port", server.port, "--messages", sizes.floor)
             best = min(line["redis_us"] for line in lines if line["name"] == "work")
             figures.note(BATCHED, "floor", best)
             figures.note(BATCHED, "umbel", drain(batched, sizes.ours))
             figures.note(SINGLE, "umbel", drain(single, sizes.ours // 10))
+            for peer in peers:
+                figures.note(SINGLE, peer.name, drain(peer, sizes.celery))
     finally:
-        batched.stop()
-        single.stop()
+        for worker in (batched, single, *peers):
+            worker.stop()
         server.close()
 
 

@@ -59,9 +59,16 @@ fn of(pool: &WorkerPool, context: &Context, sample: &Sample) -> Result<Option<De
         sum = sum + whole.share(mine, all);
     }
     if pool.spec.runtime == Runtime::Celery {
-        // What Celery's workers hold is not told by queue: each pool of them has the part of its slots.
-        let pools = context.pools();
-        let same = |other: &WorkerPool| other.spec.runtime == Runtime::Celery && other.namespace() == pool.namespace();
+        // What Celery's workers hold is not told by queue: each pool of them on this data has the part of its slots.
+        let (pools, own) = (context.pools(), source(pool, context));
+        let same = |other: &WorkerPool| {
+            let theirs = source(other, context);
+            // By another Secret, or in another namespace, it may be the same data: its id tells, once it has one.
+            let seen = || context.brokers.view(theirs.as_ref()?).sample;
+            let is_data = || seen().is_some_and(|seen| seen.generation == sample.generation);
+            let is_same = theirs == own || (!sample.generation.is_empty() && is_data());
+            other.spec.runtime == Runtime::Celery && is_same
+        };
         let most = |pool: &WorkerPool| most(&pool.spec);
         let others = pools.iter().filter(|other| same(other) && other.uid() != pool.uid());
         let all = others.map(|other| most(other)).sum::<u64>() + most(pool);
@@ -72,6 +79,13 @@ fn of(pool: &WorkerPool, context: &Context, sample: &Sample) -> Result<Option<De
         sum = sum + held.share(most(pool), all);
     }
     Ok(Some(sum))
+}
+
+/// The broker of a pool: that of its first queue, as all its queues have one.
+fn source(pool: &WorkerPool, context: &Context) -> Option<Source> {
+    let first = pool.spec.queues.first()?;
+    let queue = context.queue(&pool.namespace()?, &first.name)?;
+    context.brokers.source(&queue).ok()
 }
 
 /// The slots that this pool, and all pools of the queue, can have at most.
@@ -112,11 +126,8 @@ impl Meters {
     pub fn measure(&mut self, context: &Context, source: &Source, sample: &Sample) -> BTreeMap<String, Pace> {
         let measured = |pool: &WorkerPool| {
             let kind = pool.spec.scaling.target.kind;
-            let first = pool.spec.queues.first();
-            let queue = first.and_then(|share| context.queue(&source.namespace, &share.name));
             matches!(kind, TargetKind::DrainTime | TargetKind::Latency)
-                && pool.namespace().as_deref() == Some(&source.namespace)
-                && queue.is_some_and(|queue| context.brokers.source(&queue).as_ref() == Ok(source))
+                && self::source(pool, context).as_ref() == Some(source)
         };
         let pools: Vec<_> = context.pools().into_iter().filter(|pool| measured(pool)).collect();
         let mut paces = BTreeMap::new();

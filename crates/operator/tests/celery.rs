@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use common::{Kubelet, LONG, Stage};
 use kube::ResourceExt;
+use redis::AsyncCommands;
 use serde_json::{Value, json};
-use umbel_testkit::{CeleryVersion, Event, History, Process, eventually, repository};
+use umbel_testkit::{CeleryVersion, Event, History, Process, Redis, eventually, repository};
 
 /// Celery takes seconds to start, and a second to answer.
 const PATIENT: Duration = Duration::from_secs(120);
@@ -193,4 +194,45 @@ async fn a_celery_worker_without_remote_control_goes_when_it_is_idle() {
     );
     eventually(PATIENT, "it is done", async || history.total(Event::Done) == 1).await;
     assert_eq!(history.total(Event::Started), 1);
+}
+
+/// Celery does not tell which queue a message that it holds is from; it tells which broker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_celery_holds_counts_for_pools_of_its_broker_only() {
+    let stage = Stage::start().await;
+    let other = Redis::start().await;
+    stage.secret("other", &other.url()).await;
+    let operator = stage.operator(&[], &[]);
+    let template = json!({ "spec": { "containers": [{ "name": "worker", "image": "python" }] } });
+    for (name, secret) in [("here", "redis"), ("there", "other")] {
+        let broker = json!({ "redis": { "urlSecretRef": { "name": secret, "key": "url" } } });
+        let spec = json!({ "spec": { "broker": broker } });
+        stage
+            .apply("umbel.dev/v1alpha1", "TaskQueue", "taskqueues", name, spec)
+            .await;
+        let scaling = json!({ "mode": "Auto", "minReplicas": 0, "maxReplicas": 4 });
+        let spec = json!({ "queues": [{ "name": name }], "runtime": "Celery", "concurrency": 1, "template": template, "scaling": scaling });
+        stage
+            .apply(
+                "umbel.dev/v1alpha1",
+                "WorkerPool",
+                "workerpools",
+                name,
+                json!({ "spec": spec }),
+            )
+            .await;
+    }
+    let held: Vec<(String, &str)> = (0..4).map(|tag| (tag.to_string(), "[]")).collect();
+    let _: () = stage
+        .redis
+        .connection()
+        .await
+        .hset_multiple("unacked", &held)
+        .await
+        .expect("set");
+    let in_flight = async |pool: &str| stage.status(pool).await.demand.map(|demand| demand.in_flight);
+    eventually(LONG, &format!("both know it\n{}", operator.log()), async || {
+        (in_flight("here").await, in_flight("there").await) == (Some(4), Some(0))
+    })
+    .await;
 }
