@@ -243,13 +243,17 @@ impl Broker {
         })
     }
 
-    /// Repairs what no script of ours leaves behind. `thorough` looks at every lease even where the totals agree.
+    /// Repairs what no script of ours leaves behind. `thorough` looks at every lease even where the totals agree. Nothing
+    /// is done where somebody has done it less than `enough` ago.
     ///
     /// # Errors
     /// [`Error::Call`].
-    pub async fn janitor(&self, thorough: bool) -> Result<JanitorReport, Error> {
+    pub async fn janitor(&self, thorough: bool, enough: Duration) -> Result<JanitorReport, Error> {
         // Ten minutes: longer than any restart of a worker takes to be noticed.
-        let args = Args::new(&JANITOR, self.keys.scope()).arg(i32::from(thorough)).arg(600);
+        let args = Args::new(&JANITOR, self.keys.scope())
+            .arg(i32::from(thorough))
+            .arg(600)
+            .arg(enough.as_secs());
         let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         Ok(JanitorReport {
             leases_given: reply.count()?,

@@ -130,7 +130,7 @@ async fn a_key_of_another_type_costs_no_message() {
                     drop(stage.broker.settle(10, &[settlement]).await);
                 }
             }
-            drop(stage.broker.janitor(true).await);
+            drop(stage.broker.janitor(true, Duration::ZERO).await);
             let everything = stage.everything().await;
             for message in MESSAGES {
                 assert!(

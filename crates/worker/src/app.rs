@@ -351,6 +351,7 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
         shares: Shares::new(config.consumption),
         blocked: None,
         is_open: false,
+        in_vain: false,
         ahead: None,
     }
 }

@@ -63,6 +63,8 @@ pub(crate) struct Consumer {
     pub(crate) blocked: Option<Blocked>,
     /// Was the gate open at the last look?
     pub(crate) is_open: bool,
+    /// Did the last reserve bring nothing?
+    pub(crate) in_vain: bool,
     pub(crate) decider: Decider,
     /// Taken, and to be decided on while the next batch is on its way.
     pub(crate) ahead: Option<Held>,
@@ -258,6 +260,12 @@ impl Consumer {
             }
             fruitless = 0;
             is_woken = self.wait().await;
+            let hesitation = self.shared.fleet.hesitate(self.in_vain, crate::random());
+            // What a limit holds back is not to be seen by a look.
+            if is_woken && self.blocked.is_none() && !hesitation.is_zero() {
+                tokio::time::sleep(hesitation).await;
+                is_woken = false; // A look first: most likely somebody else has it by now.
+            }
         }
     }
 
@@ -363,6 +371,7 @@ impl Consumer {
             Reserved::Batch(batch) => {
                 let got = batch.taken.len();
                 *fruitless = if got > 0 { 0 } else { *fruitless };
+                self.in_vain = got == 0;
                 self.blocked = batch.blocked;
                 let counts = self.shares.counted(batch.taken.iter().map(|one| &*one.queue));
                 self.shares.taken(&plan, &counts);

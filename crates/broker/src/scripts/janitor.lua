@@ -1,8 +1,13 @@
 -- janitor: repairs what no script of ours leaves behind: a body without lease gets an expired one, a lease without
 -- body goes, counts are recomputed, entries of long gone workers are removed. Touches umbel: keys only.
--- ARGV: prefix, '1' to look at every lease even where the totals agree, seconds after which a gone worker is forgotten.
+-- ARGV: prefix, '1' to look at every lease even where the totals agree, seconds after which a gone worker is forgotten,
+--       seconds for which one call is enough, whoever made it.
 -- Returns: leases given, leases removed, counts corrected, workers forgotten.
 local given, removed, corrected, forgotten = 0, 0, 0, 0
+local now = micros() / 1000000
+local last = number(redis.call('HGET', U .. 'sweep', 'tidied'))
+if last <= now and now - last < tonumber(ARGV[4]) then return { 0, 0, 0, 0 } end
+redis.call('HSET', U .. 'sweep', 'tidied', string.format('%.0f', math.floor(now)))
 local held = {}
 local flat = redis.call('HGETALL', U .. 'held')
 local total = 0
@@ -47,7 +52,6 @@ if ARGV[2] == '1' or bodies ~= leases or total ~= bodies then
     end
   end
 end
-local now = micros() / 1000000
 for _, worker in ipairs(redis.call('HKEYS', U .. 'workers')) do
   local w = 'w:' .. worker
   if redis.call('EXISTS', U .. 'hb:worker:' .. worker) == 1 or number(redis.call('HGET', U .. 'held', w)) ~= 0 then

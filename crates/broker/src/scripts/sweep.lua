@@ -7,13 +7,10 @@
 -- The server is asked for its run id here and not by the sweepers: one that missed a restart (its connection was
 -- re-established by somebody else's call) would go on contradicting the others, and the grace would never end.
 local now = micros() / 1000000
-local info = redis.pcall('INFO', 'server') -- An ACL may refuse it: restarts are then seen by the gap between sweeps only.
-local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 local lease, backoff = tonumber(ARGV[2]), tonumber(ARGV[3])
 local key, BEAT = U .. 'sweep', 15000 -- A heartbeat's time to live, in milliseconds.
 local last = number(redis.call('HGET', key, 'last') or '-1')
 local until_ = number(redis.call('HGET', key, 'grace'))
-local run = redis.call('HGET', key, 'run')
 -- The longest lease that anybody gives who sweeps here; one of whom nothing was heard for so long counts no more.
 local longest, told = number(redis.call('HGET', key, 'longest')), number(redis.call('HGET', key, 'told'))
 if lease >= longest or now - told > longest + backoff then
@@ -37,12 +34,14 @@ elseif ARGV[6] ~= '' and math.abs(now - tonumber(ARGV[6]) - tonumber(ARGV[7])) >
   reason = 'the clock of the server jumped'
 elseif now - last > math.max(lease / 2, 1) then
   reason = 'nobody swept for half a lease'
-elseif server and run and run ~= server then
-  reason = 'the server was restarted or replaced'
 end
 -- What the sweep before has left to workers of other queues, one of these may have come for.
 local is_left = number(redis.call('HGET', key, 'left')) >= last
 if not reason and not is_left and now - last < tonumber(ARGV[4]) then return { 'skip' } end
+-- Only now, as it costs more than all else: whoever skips takes nothing back.
+local info = redis.pcall('INFO', 'server') -- An ACL may refuse it: restarts are then seen by the gap between sweeps only.
+local server, run = type(info) == 'string' and string.match(info, 'run_id:(%x+)'), redis.call('HGET', key, 'run')
+if not reason and server and run and run ~= server then reason = 'the server was restarted or replaced' end
 redis.call('HSET', key, 'last', string.format('%.6f', now))
 if server then redis.call('HSET', key, 'run', server) end
 if reason then

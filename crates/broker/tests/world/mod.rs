@@ -216,7 +216,11 @@ impl World {
             }
             Op::Promote => self.promote().await,
             Op::Janitor(is_thorough) => {
-                let report = self.broker.janitor(*is_thorough).await.expect("the server answers");
+                let report = self
+                    .broker
+                    .janitor(*is_thorough, Duration::ZERO)
+                    .await
+                    .expect("the server answers");
                 assert_eq!(
                     report,
                     umbel_broker::JanitorReport::default(),

@@ -85,7 +85,7 @@ async fn r03_a_file_that_ends_anywhere_leaves_no_half_of_a_script() {
             .collect();
         assert_eq!(bodies, leases, "cut at {length} of {}", whole.len());
         let broker = Broker::connect(&Config::new(&redis.url())).await.expect("it runs");
-        let report = broker.janitor(true).await.expect("it answers");
+        let report = broker.janitor(true, Duration::ZERO).await.expect("it answers");
         assert_eq!(
             (report.leases_given, report.leases_removed, report.counts_corrected),
             (0, 0, 0),
