@@ -309,6 +309,23 @@ impl Brokers {
 
     async fn text(&self, source: &Source, name: &str, key: &str) -> Result<Vec<u8>, Fault> {
         let fault = |why: String| unusable(source, name, key, why);
+    /// The Secret that is not there of those that say how a broker is reached.
+    pub(crate) async fn missing(&self, source: &Source) -> Option<String> {
+        let mut names = vec![source.secret.clone()];
+        if let Some(tls) = &source.tls {
+            names.extend(tls.ca.clone().map(|(secret, _)| secret));
+            names.extend(tls.client.clone());
+        }
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
+        for name in names {
+            // Nobody knows of one that could not be asked for.
+            if let Ok(None) = api.get_opt(&name).await {
+                return Some(name);
+            }
+        }
+        None
+    }
+
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
         let secret = api
             .get_opt(name)
