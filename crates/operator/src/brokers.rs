@@ -307,8 +307,6 @@ impl Brokers {
         })
     }
 
-    async fn text(&self, source: &Source, name: &str, key: &str) -> Result<Vec<u8>, Fault> {
-        let fault = |why: String| unusable(source, name, key, why);
     /// The Secret that is not there of those that say how a broker is reached.
     pub(crate) async fn missing(&self, source: &Source) -> Option<String> {
         let mut names = vec![source.secret.clone()];
@@ -326,6 +324,8 @@ impl Brokers {
         None
     }
 
+    async fn text(&self, source: &Source, name: &str, key: &str) -> Result<Vec<u8>, Fault> {
+        let fault = |why: String| unusable(source, name, key, why);
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
         let secret = api
             .get_opt(name)
