@@ -33,16 +33,40 @@ pub struct Applied {
     deployment: Option<(u64, u64)>,
     adopted: Option<(u64, bool)>,
     access: Option<u64>,
+    access_refused: Option<Refused>,
     refused: Option<Refused>,
 }
 
-/// A Deployment that the API server refused: it is not sent again on every wake.
+/// What the API server refused: it is not sent again on every wake.
 #[derive(Clone, Debug)]
 struct Refused {
     wanted: u64,
     at: Instant,
     reason: &'static str,
     why: String,
+}
+
+impl Refused {
+    /// The answer to what is wanted, while a refusal of just that stands.
+    fn standing(refused: Option<&Self>, wanted: u64) -> Option<Outcome> {
+        let one = refused.filter(|one| one.wanted == wanted && one.at.elapsed() < REFUSAL_LASTS)?;
+        Some(Outcome::Refused {
+            reason: one.reason,
+            why: one.why.clone(),
+        })
+    }
+
+    fn of(outcome: &Outcome, wanted: u64) -> Option<Self> {
+        match outcome {
+            Outcome::Good { .. } => None,
+            Outcome::Refused { reason, why } => Some(Self {
+                wanted,
+                at: Instant::now(),
+                reason,
+                why: why.clone(),
+            }),
+        }
+    }
 }
 
 /// What became of the children.
@@ -149,6 +173,9 @@ impl Applied {
         ]));
         let mut wrote = false;
         if self.access != Some(wanted) {
+            if let Some(refused) = Refused::standing(self.access_refused.as_ref(), wanted) {
+                return Ok(refused);
+            }
             let name = access::name(&pool.name);
             let mut outcomes = vec![bring::<ServiceAccount>(context, pool, &access.service_account).await?];
             if let Some(grant) = &access.grant {
@@ -165,6 +192,7 @@ impl Applied {
                 }
             }
             for outcome in outcomes {
+                self.access_refused = Refused::of(&outcome, wanted);
                 match outcome {
                     Outcome::Good { wrote: one } => wrote |= one,
                     refused @ Outcome::Refused { .. } => return Ok(refused),
@@ -174,33 +202,14 @@ impl Applied {
         }
         let wanted = deployment::plan(pool, revision);
         let sent = hash(&wanted);
-        if let Some(Refused {
-            wanted,
-            at,
-            reason,
-            why,
-        }) = &self.refused
-            && *wanted == sent
-            && at.elapsed() < REFUSAL_LASTS
-        {
-            return Ok(Outcome::Refused {
-                reason,
-                why: why.clone(),
-            });
+        if let Some(refused) = Refused::standing(self.refused.as_ref(), sent) {
+            return Ok(refused);
         }
         let outcome = match stored {
             None => self.create(context, pool, &revision.deployment, &wanted).await?,
             Some(stored) => self.update(context, &wanted, stored).await?,
         };
-        self.refused = match &outcome {
-            Outcome::Good { .. } => None,
-            Outcome::Refused { reason, why } => Some(Refused {
-                wanted: sent,
-                at: Instant::now(),
-                reason,
-                why: why.clone(),
-            }),
-        };
+        self.refused = Refused::of(&outcome, sent);
         Ok(match outcome {
             Outcome::Good { wrote: one } => Outcome::Good { wrote: wrote || one },
             refused @ Outcome::Refused { .. } => refused,
