@@ -126,6 +126,8 @@ pub struct Sample {
     pub queues: BTreeMap<String, Result<QueueDepth, QueueFault>>,
     /// Every worker that has an entry.
     pub workers: Vec<WorkerRecord>,
+    /// Runs that workers have handed back because they stopped, by the uid of their pool.
+    pub hand_backs: BTreeMap<String, u64>,
     /// The pace of each pool that aims at a time, by the pool's uid.
     pub paces: BTreeMap<String, Pace>,
     /// How each queue fares, by its name on the broker.

@@ -244,9 +244,25 @@ async fn a_pod_that_works_after_its_drain_timeout_is_stopped_and_its_task_handed
             .any(|event| event.starts_with("StoppedBusy") && event.contains("rollout.drainTimeout")),
         "{events:#?}"
     );
-    // Handed back to the new one, which begins it anew.
+    // Handed back to the new one, which begins it anew. That worker is gone, and is counted all the same.
     works(&stage, "jobs", 1).await;
+    eventually(
+        LONG,
+        &format!("the hand-back is counted\n{}", operator.log()),
+        async || {
+            let counters = stage.status("jobs").await.counters.unwrap_or_default();
+            counters.handed_back == 1
+        },
+    )
+    .await;
     stage.drained("jobs", LONG * 2).await;
+    // Another leader counts on from there.
+    operator.signal(Signal::Term);
+    let _next = stage.operator(&[], &[]);
+    pool(&stage, "jobs", 2, "2", rules()).await;
+    stage.ready("jobs", 2).await;
+    let counters = stage.status("jobs").await.counters.unwrap_or_default();
+    assert_eq!(counters.handed_back, 1);
 }
 
 /// Each leader ends at another point of the way; the next one goes on from what is there.
