@@ -27,7 +27,7 @@ use crate::apply::code;
 use crate::brokers::Source;
 use crate::context::Context;
 use crate::failpoint;
-use crate::observe::{Fleet, Workers, gate_mark};
+use crate::observe::{Fleet, Workers, gate_mark, is_ready};
 
 /// A request that takes longer is given up: the confirmation behind it is about to be old.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -296,7 +296,9 @@ impl Pass<'_> {
         for (uid, names) in pods.iter().zip(&names) {
             let states: Vec<_> = states.by_ref().take(names.len()).collect();
             let Some(pod) = self.fleet.pod(uid) else { continue };
-            if states.is_empty() || !states.iter().all(may) || gate_mark(pod).is_none() {
+            // Without any entry it was chosen because it cannot run; one that is Ready by now came up after all.
+            let is_unknown = states.is_empty() && is_ready(pod);
+            if is_unknown || !states.iter().all(may) || gate_mark(pod).is_none() {
                 continue;
             }
             if self.delete_one(pod).await? {

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::kubelet::MISSING;
+use common::kubelet::{CRASHES, MISSING};
 use common::{Kubelet, LONG, NAMESPACE, Stage};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::Scale;
@@ -380,5 +380,26 @@ async fn the_one_deployment_of_before_is_adopted_as_it_is() {
     })
     .await;
     is_over(&stage, "jobs", 2, &operator).await;
+    nobody_was_stopped(&kubelet, &operator);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_crashes_again_and_again_keeps_no_old_deployment() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    let crashes = json!({ "template": { "spec": { "containers": [{
+        "name": "worker", "image": "w", "env": [{ "name": CRASHES, "value": "yes" }],
+    }] } } });
+    pool(&stage, "jobs", 2, "1", crashes).await;
+    stage.ready("jobs", 2).await;
+    let old = uids(&stage, "jobs").await;
+    let victim = stage.pods_of("jobs").await[0].name_any();
+    umbel_testkit::send_signal(kubelet.pid(&victim).expect("it runs"), Signal::Kill);
+    stage.ready("jobs", 1).await;
+    pool(&stage, "jobs", 2, "2", json!({})).await;
+    is_over(&stage, "jobs", 2, &operator).await;
+    assert_eq!(uids(&stage, "jobs").await.intersection(&old).count(), 0);
     nobody_was_stopped(&kubelet, &operator);
 }

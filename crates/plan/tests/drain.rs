@@ -38,6 +38,7 @@ fn pod(number: u8) -> Pod {
         created: Timestamp::from_second(i64::from(number)).unwrap(),
         running: true,
         ready: true,
+        unready_since: None,
         ending: false,
         marked: true,
         worker: Some(Worker {
@@ -503,6 +504,54 @@ fn beside_a_pod_that_is_not_ready_those_who_leave_take_no_more_work_and_stay() {
     assert_eq!(next(&leave, closed(), 1), waits, "and it stays closed");
     let all = vec![broken(), with(pod(1), Gate::Closed, 0), with(pod(2), Gate::Closed, 0)];
     assert_eq!(next(&leave, all, 0), waits);
+}
+
+/// An admitted pod that has not been Ready for so many seconds.
+fn unready(number: u8, seconds: i64) -> Pod {
+    Pod {
+        ready: false,
+        unready_since: Some(now() - SignedDuration::from_secs(seconds)),
+        ..pod(number)
+    }
+}
+
+#[test]
+fn a_pod_that_crashes_again_and_again_leaves_with_its_template() {
+    let leave = Rules { leaves: true, ..RULES };
+    let next = |rules: &Rules, broken: Pod, desired| {
+        let world = world(vec![broken, with(pod(2), Gate::Closed, 1)], desired);
+        next(&world, &Memory::default(), rules, now()).action
+    };
+    let dead = |gate, held, seconds| {
+        let mut pod = with(unready(1, seconds), gate, held);
+        pod.worker.as_mut().unwrap().alive = false;
+        pod
+    };
+    let nobody = |seconds| Pod {
+        worker: None,
+        ..unready(1, seconds)
+    };
+    let deleted = Action::Delete { pods: uids(&["p1"]) };
+    let drained = Action::Drain { pods: uids(&["p1"]) };
+    // What a process of it has left open is closed first.
+    for (pod, action) in [
+        (nobody(60), &deleted),
+        (dead(Gate::Closed, 0, 60), &deleted),
+        (dead(Gate::Open, 0, 60), &drained),
+        (dead(Gate::New, 0, 60), &drained),
+        (nobody(59), &Action::Wait),
+        (dead(Gate::Closed, 0, 59), &Action::Wait),
+        (dead(Gate::Closed, 1, 60), &Action::Wait),
+    ] {
+        assert_eq!(next(&leave, pod.clone(), 0), *action, "{pod:?}");
+        assert_eq!(next(&RULES, pod.clone(), 0), Action::Wait, "{pod:?}");
+    }
+    // It goes first: the other one is still needed.
+    let world = world(vec![nobody(60), pod(2)], 1);
+    assert_eq!(
+        umbel_plan::drain::next(&world, &Memory::default(), &leave, now()).action,
+        deleted
+    );
 }
 
 #[test]

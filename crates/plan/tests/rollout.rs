@@ -440,6 +440,7 @@ impl Pool {
             created: T0 + SignedDuration::from_secs(i64::from(self.made)),
             running: false,
             ready: false,
+            unready_since: None,
             ending: false,
             marked: false,
             worker: None,

@@ -197,6 +197,7 @@ fn world(view: &View) -> World {
             created: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(pod.into()),
             running: has(view.running),
             ready: has(view.ready),
+            unready_since: None,
             ending: false,
             marked: has(view.marked),
             worker: has(view.running).then_some(worker),
