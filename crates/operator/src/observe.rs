@@ -242,6 +242,16 @@ impl Fleet {
         count(self.deployment.spec.replicas)
     }
 
+    /// `spec.paused` of the Deployment.
+    pub fn is_paused(&self) -> bool {
+        self.deployment.spec.paused == Some(true)
+    }
+
+    /// Whether the Deployment is under way from one template to another, or stopped in the middle of that.
+    pub fn is_rolling(&self) -> bool {
+        self.world(None, 0).is_rolling()
+    }
+
     /// Who else wrote the Deployment's size last, if anybody did.
     pub fn foreign_scaler(&self) -> Option<String> {
         let owners = self
@@ -306,6 +316,7 @@ impl Fleet {
                 observed: status.and_then(|status| status.observed_generation) >= generation,
                 live: count(status.and_then(|status| status.replicas)),
                 updated: count(status.and_then(|status| status.updated_replicas)),
+                paused: self.is_paused(),
             },
             sets: self.sets.iter().map(set).collect(),
             pods: self.pods.iter().map(|one| pod(one, workers)).collect(),

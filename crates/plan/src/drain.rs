@@ -62,6 +62,9 @@ pub struct Fleet {
     pub live: u32,
     /// `status.updatedReplicas`.
     pub updated: u32,
+    /// `spec.paused`: it does not roll from one template to another, and each of its ReplicaSets keeps its size until the
+    /// Deployment's changes.
+    pub paused: bool,
 }
 
 /// One ReplicaSet's numbers.
@@ -251,6 +254,10 @@ pub enum Action {
         /// The new size.
         to: u32,
     },
+    /// Set the size to zero, if Redis confirms that every pod is closed and empty, or was never admitted. So ends a
+    /// Deployment that stopped in the middle of a rollout of its own: of any other size nobody can say which of its
+    /// ReplicaSets would lose pods.
+    Clear,
     /// The lowering is verified; `missing` names admitted pods that should still be there.
     Verified {
         /// Uids.
@@ -445,6 +452,21 @@ impl World {
     pub fn is_rolling(&self) -> bool {
         self.sets.len() > 1 || self.deployment.updated != self.deployment.live
     }
+
+    /// Whether it stopped in the middle of a rollout: nobody takes a pod of it away while its size stays.
+    pub fn is_frozen(&self) -> bool {
+        self.deployment.paused && self.is_rolling()
+    }
+
+    /// As settled as a frozen Deployment can be: its ReplicaSets have what they shall have, whatever that is in all.
+    fn stands_still(&self) -> bool {
+        let count = |pods: usize| u32::try_from(pods).unwrap_or(u32::MAX);
+        let live = count(self.live().count());
+        self.is_processed()
+            && self.deployment.live == live
+            && self.sets.iter().all(|set| set.live == set.size)
+            && self.sets.iter().map(|set| set.size).sum::<u32>() == live
+    }
 }
 
 impl Memory {
@@ -507,8 +529,9 @@ impl Memory {
 /// in `Lower` only if nobody admitted it; in `Stop` only if it is admitted, has
 /// been closed for as long as the rules let it go on, and they set such a time.
 /// `Delete`, `Stop` and `Lower` happen only in a settled world, `Admit` of a
-/// new pod only when the last size was processed. In a steady world the answer
-/// is `Wait`.
+/// new pod only when the last size was processed. `Clear` happens only where
+/// what leaves was stopped in the middle of a rollout of its own, when each
+/// admitted pod is closed and empty. In a steady world the answer is `Wait`.
 pub fn next(world: &World, memory: &Memory, rules: &Rules, now: Timestamp) -> Turn {
     let size = world.deployment.size;
     if world.broker.is_none() {
@@ -574,7 +597,8 @@ fn choose<'a>(world: &'a World, rules: &Rules, now: Timestamp) -> Vec<&'a Pod> {
     let admitted = world.live().filter(|pod| pod.is_admitted()).count();
     let wanted = admitted.saturating_sub(world.desired as usize);
     // A rollout replaces the pods anyway; what it leaves is chosen afterwards.
-    if wanted == 0 || world.desired >= world.deployment.size || world.is_rolling() {
+    let is_rolling = world.is_rolling() && !(rules.leaves && world.is_frozen());
+    if wanted == 0 || world.desired >= world.deployment.size || is_rolling {
         return Vec::new();
     }
     let is_broken = |pod: &Pod| rules.leaves && pod.is_broken(now);
@@ -666,7 +690,8 @@ fn admit(world: &World, memory: &Memory) -> Option<Turn> {
 /// One pass of a scale-down, with everything reopened and admitted that shall stay.
 fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Timestamp) -> Turn {
     let size = world.deployment.size;
-    if world.is_rolling() {
+    let is_frozen = rules.leaves && world.is_frozen();
+    if world.is_rolling() && !is_frozen {
         return Turn::wait(Reason::Rollout);
     }
     let is_open = |pod: &Pod| pod.gate() == Some(Gate::Open);
@@ -697,6 +722,9 @@ fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Tim
     if !fresh.is_empty() {
         return Turn::new(Action::Drain { pods: fresh }, Reason::Surplus);
     }
+    if is_frozen {
+        return clear(world, rules, chosen);
+    }
     if !world.is_settled() {
         return unsettled(world, memory, now);
     }
@@ -717,6 +745,28 @@ fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Tim
     if !idle.is_empty() {
         return Turn::new(Action::Delete { pods: idle }, Reason::Surplus);
     }
+    wait_for(rules, chosen)
+}
+
+/// A frozen Deployment: its pods take no more work, and stay until all of them can go at once.
+fn clear(world: &World, rules: &Rules, chosen: &[&Pod]) -> Turn {
+    if !world.stands_still() {
+        return Turn::wait(Reason::Settling);
+    }
+    let is_idle = |pod: &Pod| pod.held() == 0 && chosen.iter().any(|one| one.uid == pod.uid);
+    if world.desired == 0 && world.live().all(|pod| !pod.is_admitted() || is_idle(pod)) {
+        return Turn::new(Action::Clear, Reason::Surplus);
+    }
+    let busy: Vec<&Pod> = chosen.iter().copied().filter(|pod| pod.held() > 0).collect();
+    if busy.is_empty() && !chosen.is_empty() {
+        // Those that are closed wait for the others.
+        return Turn::wait(Reason::Settling);
+    }
+    wait_for(rules, &busy)
+}
+
+/// Chosen pods that hold something: they are waited for, or stopped when their time is over.
+fn wait_for(rules: &Rules, chosen: &[&Pod]) -> Turn {
     if let Some(patience) = rules.patience() {
         let over = chosen.iter().filter(|pod| pod.closed_for() >= patience);
         let pods: Vec<String> = over.map(|pod| pod.uid.clone()).collect();

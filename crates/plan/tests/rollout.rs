@@ -378,6 +378,7 @@ impl Crew {
                 observed: self.set_size == self.size,
                 live: self.told_live,
                 updated: self.told_live,
+                paused: false,
             },
             sets: if is_needed { vec![set] } else { Vec::new() },
             pods: self.pods.clone(),
@@ -637,6 +638,7 @@ impl Crew {
                     .deleted((before - self.pods.len()) as u32, &Broker { generation: "g".into() });
             }
             Action::Stop { .. } => panic!("nobody's time is over"),
+            Action::Clear => panic!("nobody is paused"),
             Action::Lower { takes } => {
                 let stay = self
                     .pods

@@ -224,9 +224,11 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         Err(fault) => return invalid(pool, context, memory, fault.reason(), fault.to_string()).await,
     };
     let all = watched(context, pool);
-    let deployments = all.iter().map(|fleet| &fleet.deployment);
-    let revision = memory.applied.revision(context, &valid, deployments).await;
+    let revision = memory.applied.revision(context, &valid, &all).await;
     let revision = revision.map_err(Error::Apply)?;
+    if children::freeze(context, &revision, &all).await.map_err(Error::Apply)? {
+        return Ok(Action::requeue(SOON));
+    }
     let stored = all.iter().find(|fleet| fleet.name() == revision.deployment);
     let stored = stored.map(|fleet| &fleet.deployment);
     let refused = match memory
@@ -692,7 +694,10 @@ impl Memory {
         let turn = drain::next(world, &watch.drain, &part.rules, now);
         let sizes = matches!(
             turn.action,
-            drain::Action::Raise { .. } | drain::Action::Lower { .. } | drain::Action::SettleForLive { .. }
+            drain::Action::Raise { .. }
+                | drain::Action::Lower { .. }
+                | drain::Action::SettleForLive { .. }
+                | drain::Action::Clear
         );
         if sizes && self.yields() {
             return Turn {
