@@ -34,6 +34,8 @@ pub const ANNOTATION_BUSY_SINCE: &str = "umbel.dev/busy-since";
 /// Annotation on a worker pod: which address and certificates of its broker were seen last. Its change makes the kubelet look
 /// after the pod's mounts at once, and not within a minute or two.
 pub const ANNOTATION_BROKER: &str = "umbel.dev/broker";
+/// Annotation in the template of a Deployment that was stopped in the middle of a rollout of its own.
+pub const ANNOTATION_FROZEN: &str = "umbel.dev/frozen";
 /// Annotation that the cluster autoscaler reads.
 pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 /// Annotation that Karpenter reads.

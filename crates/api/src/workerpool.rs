@@ -447,4 +447,8 @@ pub struct Counters {
     /// Pods that a step down lost though it had not chosen them.
     #[serde(default)]
     pub wrong_victims: u64,
+    /// Runs that were ended early and handed back to their queue, because their worker had to stop and its grace period
+    /// was nearly over.
+    #[serde(default)]
+    pub handed_back: u64,
 }

@@ -8,6 +8,7 @@
 //! | `Punacked` | kombu's, only counted |
 //! | `Pumbel:unacked`, `Pumbel:lease` | lease id → source list and raw message; lease id → deadline |
 //! | `Pumbel:workers`, `Pumbel:held` | `W` → gate, epoch, last fence; leases held per worker and per queue |
+//! | `Pumbel:handed-back` | pool uid → runs that its workers handed back because they stopped |
 //! | `Pumbel:att` | task id → deliveries that ended without settlement |
 //! | `Pumbel:delayed:Q`, `Pumbel:suspect:Q` | ETA and retries by due time; messages that killed a worker twice |
 //! | `Pumbel:dead:Q`, `Pumbel:quarantine:Q` | streams of raw messages with the reason |

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::{Args, HEARTBEAT};
 use crate::gate::Gate;
-use crate::{Broker, Error};
+use crate::{Broker, Error, FollowUp};
 
 /// Version of the contract between operator and worker; an operator serves its own and the one before.
 pub(crate) const CONTRACT: u32 = 1;
 /// A worker whose heartbeat is missing for so long is not seen as alive: three beats.
 const HEARTBEAT_EXPIRES: u64 = 15;
+/// Seconds after the latest hand-back for which they stay counted: pools come and go, and an operator reads them every second.
+const HAND_BACKS_KEPT: u64 = 7 * 86_400;
 
 /// A task that runs right now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,6 +140,36 @@ impl Broker {
             .await?
             .text()
             .map(|_| ())
+    }
+
+    /// Counts a run that its worker hands back because it stops, for the pool with this uid: with the end of its delivery,
+    /// so that it counts though the worker is gone a moment later.
+    pub fn hand_back_counted(&self, pool: &str) -> FollowUp {
+        FollowUp::Count {
+            key: self.keys.umbel("handed-back"),
+            ttl: HAND_BACKS_KEPT,
+            field: pool.to_owned(),
+        }
+    }
+
+    /// Runs that workers have handed back because they stopped, by the uid of their pool. It begins anew when nothing was
+    /// counted for a week.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn hand_backs(&self) -> Result<BTreeMap<String, u64>, Error> {
+        let counted: BTreeMap<String, String> = redis::cmd("HGETALL")
+            .arg(self.keys.umbel("handed-back"))
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(|source| Error::Call {
+                call: "HGETALL umbel:handed-back",
+                source,
+            })?;
+        let numbers = counted.into_iter();
+        Ok(numbers
+            .filter_map(|(pool, count)| Some((pool, count.parse().ok()?)))
+            .collect())
     }
 
     /// All workers that Redis has a gate entry for, with their heartbeats: two round trips. Entries that are not ours

@@ -133,6 +133,15 @@ pub enum FollowUp {
         /// Token.
         token: String,
     },
+    /// One more in a hash of the broker's own.
+    Count {
+        /// Key of the hash.
+        key: String,
+        /// Seconds that the hash lives from now on.
+        ttl: u64,
+        /// What is counted.
+        field: String,
+    },
     /// Only where the key still holds the token.
     Guarded {
         /// Key.
@@ -180,6 +189,14 @@ impl FollowUp {
                 number(*by),
                 once.clone().into_bytes(),
             ],
+            FollowUp::Count { key, ttl, field } => {
+                vec![
+                    b"count".to_vec(),
+                    key.clone().into_bytes(),
+                    number(*ttl),
+                    field.clone().into_bytes(),
+                ]
+            }
             FollowUp::Guarded { key, token, then } => {
                 let inner: Vec<Vec<u8>> = then.iter().flat_map(FollowUp::arguments).collect();
                 let mut all = vec![b"guard".to_vec(), key.clone().into_bytes(), token.clone().into_bytes()];

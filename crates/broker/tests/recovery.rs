@@ -565,11 +565,17 @@ async fn an_end_whose_follow_up_is_refused_leaves_no_dead_letter_however_often_i
         token: "t".into(),
         then,
     };
+    let count = FollowUp::Count {
+        key: list(),
+        ttl: 9,
+        field: "f".into(),
+    };
     let refused = [
         store.clone(),
         extend(list()),
         extend(text()),
         free,
+        count,
         guard(list(), vec![push("next")]),
         guard("claim".into(), vec![store.clone()]),
     ];
@@ -606,6 +612,44 @@ async fn an_end_whose_follow_up_is_refused_leaves_no_dead_letter_however_often_i
     assert_eq!(connection.get("list").await, Ok(2));
     assert_eq!(connection.xlen("umbel:dead:q").await, Ok(1));
     assert_eq!(connection.llen("next").await, Ok(1));
+}
+
+/// A worker that repeats itself, for it heard no answer, and one whose lease is gone.
+#[tokio::test]
+async fn a_run_that_is_handed_back_counts_once_for_its_pool() {
+    let redis = Redis::start().await;
+    let (broker, _) = parts(&redis).await;
+    assert!(broker.hand_backs().await.expect("read").is_empty());
+    let mut counts = Vec::new();
+    for (pool, repeated) in [("one", true), ("other", false), ("one", false)] {
+        broker.publish("q", 0, &[b"m".to_vec()]).await.expect("published");
+        let taken = take(&mut reserver(&redis, "w", SOON), 1, &queues(&broker, &["q"]))
+            .await
+            .taken;
+        let back = Settlement {
+            end: End::Release,
+            ..end(&taken[0].lid, vec![broker.hand_back_counted(pool)])
+        };
+        assert!(
+            broker
+                .settle(10, std::slice::from_ref(&back))
+                .await
+                .expect("settled")
+                .is_empty()
+        );
+        if repeated {
+            let lost = broker.settle(10, &[back]).await.expect("settled");
+            assert_eq!(lost, [taken[0].lid.to_string()]);
+        }
+        counts.push(broker.hand_backs().await.expect("read"));
+    }
+    let counted = |pools: &[(&str, u64)]| pools.iter().map(|(pool, count)| ((*pool).to_owned(), *count)).collect();
+    let expected: [std::collections::BTreeMap<String, u64>; 3] = [
+        counted(&[("one", 1)]),
+        counted(&[("one", 1), ("other", 1)]),
+        counted(&[("one", 2), ("other", 1)]),
+    ];
+    assert_eq!(counts, expected);
 }
 
 #[tokio::test]

@@ -72,6 +72,8 @@ struct Entry {
     followed: Option<Instant>,
     /// The status as it should be, written or not.
     status: Option<PeriodicTaskStatus>,
+    /// Whether it was told that the replicas' disks cannot be waited for.
+    told_of_disks: bool,
     /// Our latest write, for as long as the watch has not brought it back.
     written: Option<Written>,
 }
@@ -566,12 +568,23 @@ impl Beat<'_> {
         if is_replicated && matches!(answer, FireAnswer::Fired { .. } | FireAnswer::Duplicate { .. }) {
             let is_on_disk =
                 survey.is_some_and(|survey| survey.can_wait_for_disk && survey.durability == Some(Durability::Strict));
-            broker
-                .confirmed(Replicas {
-                    is_on_disk,
-                    ..CONFIRMED
-                })
-                .await?;
+            let wanted = Replicas {
+                is_on_disk,
+                ..CONFIRMED
+            };
+            match broker.confirmed(wanted).await {
+                // One without an append-only file, or before Redis 7.2, never says that it has it on its disk.
+                Err(umbel_broker::Error::Replicas { .. }) if is_on_disk => {
+                    broker.confirmed(CONFIRMED).await?;
+                    if !std::mem::replace(&mut entry.told_of_disks, true) {
+                        tracing::warn!(
+                            task = task.name_any(),
+                            "no replica has slots on its disk in time: they count as fired when one has them at all"
+                        );
+                    }
+                }
+                answer => answer?,
+            }
         }
         let last = match answer {
             FireAnswer::Fired { left_out } if left_out == messages.len() => {

@@ -126,6 +126,8 @@ pub struct Sample {
     pub queues: BTreeMap<String, Result<QueueDepth, QueueFault>>,
     /// Every worker that has an entry.
     pub workers: Vec<WorkerRecord>,
+    /// Runs that workers have handed back because they stopped, by the uid of their pool.
+    pub hand_backs: BTreeMap<String, u64>,
     /// The pace of each pool that aims at a time, by the pool's uid.
     pub paces: BTreeMap<String, Pace>,
     /// How each queue fares, by its name on the broker.
@@ -305,6 +307,23 @@ impl Brokers {
             url: url.trim().to_owned(),
             tls,
         })
+    }
+
+    /// The Secret that is not there of those that say how a broker is reached.
+    pub(crate) async fn missing(&self, source: &Source) -> Option<String> {
+        let mut names = vec![source.secret.clone()];
+        if let Some(tls) = &source.tls {
+            names.extend(tls.ca.clone().map(|(secret, _)| secret));
+            names.extend(tls.client.clone());
+        }
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
+        for name in names {
+            // Nobody knows of one that could not be asked for.
+            if let Ok(None) = api.get_opt(&name).await {
+                return Some(name);
+            }
+        }
+        None
     }
 
     async fn text(&self, source: &Source, name: &str, key: &str) -> Result<Vec<u8>, Fault> {

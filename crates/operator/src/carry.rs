@@ -27,7 +27,7 @@ use crate::apply::code;
 use crate::brokers::Source;
 use crate::context::Context;
 use crate::failpoint;
-use crate::observe::{Fleet, Workers, gate_mark};
+use crate::observe::{Fleet, Workers, gate_mark, is_ready};
 
 /// A request that takes longer is given up: the confirmation behind it is about to be old.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -156,6 +156,7 @@ impl Pass<'_> {
                 self.confirm(&[]).await?;
                 self.scale(*to, Some(self.admitted())).await
             }
+            Action::Clear => self.clear().await,
             Action::Verified { missing } => Ok(self.verified(missing)),
         }
     }
@@ -296,7 +297,9 @@ impl Pass<'_> {
         for (uid, names) in pods.iter().zip(&names) {
             let states: Vec<_> = states.by_ref().take(names.len()).collect();
             let Some(pod) = self.fleet.pod(uid) else { continue };
-            if states.is_empty() || !states.iter().all(may) || gate_mark(pod).is_none() {
+            // Without any entry it was chosen because it cannot run; one that is Ready by now came up after all.
+            let is_unknown = states.is_empty() && is_ready(pod);
+            if is_unknown || !states.iter().all(may) || gate_mark(pod).is_none() {
                 continue;
             }
             if self.delete_one(pod).await? {
@@ -351,6 +354,26 @@ impl Pass<'_> {
         let by = u32::try_from(takes.len()).unwrap_or(u32::MAX);
         self.scale(self.fleet.size().saturating_sub(by), Some(self.admitted()))
             .await
+    }
+
+    /// All pods at once, if nobody in them works or may begin to.
+    async fn clear(&self) -> Result<Done, Error> {
+        let names: Vec<Vec<String>> = self.world.live().map(|pod| self.workers.names(&pod.uid)).collect();
+        let mut states = self.confirm(&names.concat()).await?.into_iter();
+        for (pod, names) in self.world.live().zip(&names) {
+            let states: Vec<_> = states.by_ref().take(names.len()).collect();
+            let is_idle = if pod.marked {
+                (!states.is_empty() || !pod.ready) && states.iter().all(is_drained)
+            } else {
+                // Celery's workers have no gate to be admitted by.
+                let is_open = |gate: &Option<Gate>| self.celery.is_none() && *gate == Some(Gate::Open);
+                states.iter().all(|(gate, held)| *held == 0 && !is_open(gate))
+            };
+            if !is_idle {
+                return Ok(Done::Refused);
+            }
+        }
+        self.scale(0, Some(BTreeSet::new())).await
     }
 
     /// Announces the step and reads the workers' state under our term, in their order.

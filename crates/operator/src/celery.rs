@@ -45,6 +45,8 @@ pub struct Node {
     answered: Option<Instant>,
     /// The queues that it consumes.
     queues: Vec<String>,
+    /// Those that it consumed when it was closed.
+    cancelled: Vec<String>,
     /// Tasks that run.
     active: u64,
     /// Tasks that it has fetched.
@@ -67,12 +69,19 @@ impl Node {
             heard: now,
             answered: None,
             queues: Vec::new(),
+            cancelled: Vec::new(),
             active: 0,
             reserved: 0,
             closed: None,
             aside: None,
             told: None,
         }
+    }
+
+    /// The queues that it is to consume again: its pool's, and what else it was told to leave.
+    fn to_add(&self, pool: &[String]) -> Vec<String> {
+        let others = self.cancelled.iter().filter(|queue| !pool.contains(queue));
+        pool.iter().chain(others).cloned().collect()
     }
 
     /// Whether it answers to remote control; nothing while nobody can tell.
@@ -254,6 +263,12 @@ impl Celery {
             None => return Ok(()),
         };
         for queue in &queues {
+            // Noted first: it may do so and its answer be lost.
+            if let Some(node) = self.lock().get_mut(source).and_then(|nodes| nodes.get_mut(name))
+                && !node.cancelled.contains(queue)
+            {
+                node.cancelled.push(queue.clone());
+            }
             let which = Json::of(&serde_json::json!({ "queue": queue }));
             broker
                 .ask_celery("cancel_consumer", &which, Some(&[name.to_owned()]), PATIENCE)
@@ -267,7 +282,7 @@ impl Celery {
         Ok(())
     }
 
-    /// A worker takes work again, from these queues, if it takes none.
+    /// A worker takes work again, from these queues and those that it was told to leave, if it takes none.
     pub async fn open(
         &self,
         source: &Source,
@@ -275,18 +290,26 @@ impl Celery {
         name: &str,
         queues: &[String],
     ) -> Result<(), umbel_broker::Error> {
-        let is_closed = match self.lock().get_mut(source).and_then(|nodes| nodes.get_mut(name)) {
+        let queues = match self.lock().get_mut(source).and_then(|nodes| nodes.get_mut(name)) {
             Some(node) => {
                 node.aside = None;
-                node.closed.is_some()
+                if node.closed.is_none() {
+                    return Ok(());
+                }
+                node.to_add(queues)
             }
             None => return Ok(()),
         };
-        for queue in queues.iter().filter(|_| is_closed) {
+        let mut all_answered = true;
+        for queue in &queues {
             let which = Json::of(&serde_json::json!({ "queue": queue }));
-            broker
+            let answers = broker
                 .ask_celery("add_consumer", &which, Some(&[name.to_owned()]), PATIENCE)
                 .await?;
+            all_answered &= !answers.is_empty();
+        }
+        if all_answered && let Some(node) = self.lock().get_mut(source).and_then(|nodes| nodes.get_mut(name)) {
+            node.cancelled.clear();
         }
         Ok(())
     }
@@ -403,4 +426,18 @@ impl Celery {
 fn host(pod: &Pod) -> String {
     let own = pod.spec.as_ref().and_then(|spec| spec.hostname.clone());
     own.unwrap_or_else(|| pod.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opened_worker_consumes_all_that_it_left() {
+        let mut node = Node::new(Instant::now());
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(node.to_add(&names(&["py"])), ["py"]);
+        node.cancelled = names(&["extra", "py"]);
+        assert_eq!(node.to_add(&names(&["py", "new"])), ["py", "new", "extra"]);
+    }
 }

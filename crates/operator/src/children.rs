@@ -15,7 +15,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use umbel_api::names::{LABEL_POOL, MANAGER, MANAGER_SCALE};
+use umbel_api::names::{ANNOTATION_FROZEN, LABEL_POOL, MANAGER, MANAGER_SCALE};
 use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::Pool;
 use umbel_plan::{access, deployment, shield};
@@ -23,6 +23,7 @@ use umbel_plan::{access, deployment, shield};
 use crate::apply::{code, words};
 use crate::context::Context;
 use crate::failpoint;
+use crate::observe::Fleet;
 
 /// What the API server refused is sent again after this, should the cause be elsewhere (a quota, a webhook).
 const REFUSAL_LASTS: Duration = Duration::from_secs(20);
@@ -33,16 +34,40 @@ pub struct Applied {
     deployment: Option<(u64, u64)>,
     adopted: Option<(u64, bool)>,
     access: Option<u64>,
+    access_refused: Option<Refused>,
     refused: Option<Refused>,
 }
 
-/// A Deployment that the API server refused: it is not sent again on every wake.
+/// What the API server refused: it is not sent again on every wake.
 #[derive(Clone, Debug)]
 struct Refused {
     wanted: u64,
     at: Instant,
     reason: &'static str,
     why: String,
+}
+
+impl Refused {
+    /// The answer to what is wanted, while a refusal of just that stands.
+    fn standing(refused: Option<&Self>, wanted: u64) -> Option<Outcome> {
+        let one = refused.filter(|one| one.wanted == wanted && one.at.elapsed() < REFUSAL_LASTS)?;
+        Some(Outcome::Refused {
+            reason: one.reason,
+            why: one.why.clone(),
+        })
+    }
+
+    fn of(outcome: &Outcome, wanted: u64) -> Option<Self> {
+        match outcome {
+            Outcome::Good { .. } => None,
+            Outcome::Refused { reason, why } => Some(Self {
+                wanted,
+                at: Instant::now(),
+                reason,
+                why: why.clone(),
+            }),
+        }
+    }
 }
 
 /// What became of the children.
@@ -74,20 +99,18 @@ pub struct Error {
 
 impl Applied {
     /// The revision that the pool's template is now: a new one, or that of a Deployment which was made when a pool had but
-    /// one, if its pods are what the template asks for.
-    pub async fn revision(
-        &mut self,
-        context: &Context,
-        pool: &Pool,
-        stored: impl Iterator<Item = &Deployment>,
-    ) -> Result<Revision, Error> {
+    /// one, if its pods are what the template asks for, all of them.
+    pub async fn revision(&mut self, context: &Context, pool: &Pool, stored: &[Fleet]) -> Result<Revision, Error> {
         let present = Revision::present(pool);
         let mut first = None;
         for one in stored {
-            if one.name_any() == present.deployment {
+            if one.name() == present.deployment {
                 return Ok(present);
             }
-            first = first.or_else(|| Some((one, present.adopting(one)?)));
+            // One that rolls has pods of two templates.
+            if !one.is_rolling() && !one.is_paused() {
+                first = first.or_else(|| Some((&one.deployment, present.adopting(&one.deployment)?)));
+            }
         }
         let Some((stored, adopting)) = first else {
             return Ok(present);
@@ -149,6 +172,9 @@ impl Applied {
         ]));
         let mut wrote = false;
         if self.access != Some(wanted) {
+            if let Some(refused) = Refused::standing(self.access_refused.as_ref(), wanted) {
+                return Ok(refused);
+            }
             let name = access::name(&pool.name);
             let mut outcomes = vec![bring::<ServiceAccount>(context, pool, &access.service_account).await?];
             if let Some(grant) = &access.grant {
@@ -165,6 +191,7 @@ impl Applied {
                 }
             }
             for outcome in outcomes {
+                self.access_refused = Refused::of(&outcome, wanted);
                 match outcome {
                     Outcome::Good { wrote: one } => wrote |= one,
                     refused @ Outcome::Refused { .. } => return Ok(refused),
@@ -174,33 +201,14 @@ impl Applied {
         }
         let wanted = deployment::plan(pool, revision);
         let sent = hash(&wanted);
-        if let Some(Refused {
-            wanted,
-            at,
-            reason,
-            why,
-        }) = &self.refused
-            && *wanted == sent
-            && at.elapsed() < REFUSAL_LASTS
-        {
-            return Ok(Outcome::Refused {
-                reason,
-                why: why.clone(),
-            });
+        if let Some(refused) = Refused::standing(self.refused.as_ref(), sent) {
+            return Ok(refused);
         }
         let outcome = match stored {
             None => self.create(context, pool, &revision.deployment, &wanted).await?,
             Some(stored) => self.update(context, &wanted, stored).await?,
         };
-        self.refused = match &outcome {
-            Outcome::Good { .. } => None,
-            Outcome::Refused { reason, why } => Some(Refused {
-                wanted: sent,
-                at: Instant::now(),
-                reason,
-                why: why.clone(),
-            }),
-        };
+        self.refused = Refused::of(&outcome, sent);
         Ok(match outcome {
             Outcome::Good { wrote: one } => Outcome::Good { wrote: wrote || one },
             refused @ Outcome::Refused { .. } => refused,
@@ -317,6 +325,46 @@ impl Applied {
             Err(source) => refusal::<Deployment>(&name, source),
         }
     }
+}
+
+/// Stops Deployments that were made when a pool had but one, and which are in the middle of a rollout of their own: it would
+/// go on beside the present revision, and take pods away that work. Whether it wrote anything.
+///
+/// Paused, a Deployment replaces no pods. But once its newest ReplicaSet is whole it still removes all others, so its
+/// template is changed as well, to one that no ReplicaSet has: a paused Deployment makes none.
+pub async fn freeze(context: &Context, present: &Revision, all: &[Fleet]) -> Result<bool, Error> {
+    let rolls = |fleet: &&Fleet| {
+        let is_of_before = Revision::of(&fleet.deployment).is_of_before();
+        fleet.name() != present.deployment && is_of_before && fleet.is_rolling() && !fleet.is_paused()
+    };
+    let Some(fleet) = all.iter().find(rolls) else {
+        return Ok(false);
+    };
+    if context.leader.term().is_none() {
+        return Ok(true);
+    }
+    let (name, deployment) = (fleet.name(), &fleet.deployment);
+    let body = json!({
+        "metadata": { "uid": deployment.uid(), "resourceVersion": deployment.resource_version() },
+        "spec": {
+            "paused": true,
+            "template": { "metadata": { "annotations": { ANNOTATION_FROZEN: "true" } } },
+        },
+    });
+    let params = PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), &deployment.namespace().unwrap_or_default());
+    let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
+    context.metrics.wrote("patch", "deployments");
+    match written {
+        Ok(_) => tracing::info!(deployment = name, "stopped in the middle of its own rollout"),
+        // Somebody wrote in between: the next pass sees it.
+        Err(error) if matches!(code(&error), Some(404 | 409)) => {}
+        Err(source) => return Err(failed::<Deployment>(&name, source)),
+    }
+    Ok(true)
 }
 
 /// The owners of a Deployment's fields, where the size's field manager keeps nothing but the size. Else what leaves the

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::api::ListParams;
 use kube::runtime::reflector::Store;
 use kube::{Api, Resource, ResourceExt};
@@ -242,6 +242,16 @@ impl Fleet {
         count(self.deployment.spec.replicas)
     }
 
+    /// `spec.paused` of the Deployment.
+    pub fn is_paused(&self) -> bool {
+        self.deployment.spec.paused == Some(true)
+    }
+
+    /// Whether the Deployment is under way from one template to another, or stopped in the middle of that.
+    pub fn is_rolling(&self) -> bool {
+        self.world(None, 0).is_rolling()
+    }
+
     /// Who else wrote the Deployment's size last, if anybody did.
     pub fn foreign_scaler(&self) -> Option<String> {
         let owners = self
@@ -306,6 +316,7 @@ impl Fleet {
                 observed: status.and_then(|status| status.observed_generation) >= generation,
                 live: count(status.and_then(|status| status.replicas)),
                 updated: count(status.and_then(|status| status.updated_replicas)),
+                paused: self.is_paused(),
             },
             sets: self.sets.iter().map(set).collect(),
             pods: self.pods.iter().map(|one| pod(one, workers)).collect(),
@@ -363,6 +374,7 @@ fn pod(pod: &Pod, workers: Option<&Workers>) -> drain::Pod {
             .map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0),
         running: pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"),
         ready: is_ready(pod),
+        unready_since: unready_since(pod),
         ending: is_ending(pod),
         marked: gate_mark(pod).is_some(),
         worker,
@@ -445,9 +457,19 @@ pub fn gate_mark(pod: &Pod) -> Option<&String> {
     pod.annotations().get(ANNOTATION_GATE)
 }
 
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+fn readiness(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|one| one.type_ == "Ready")
+}
+
+/// Whether the pod is Ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    readiness(pod).is_some_and(|one| one.status == "True")
+}
+
+fn unready_since(pod: &Pod) -> Option<jiff::Timestamp> {
+    let one = readiness(pod).filter(|one| one.status != "True")?;
+    one.last_transition_time.as_ref().map(|at| at.0)
 }
 
 fn has_ended(pod: &Pod) -> bool {

@@ -112,6 +112,7 @@ pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp)
             scale_downs: counters.scale_downs + news.counters.scale_downs,
             busy_stopped: counters.busy_stopped + news.counters.busy_stopped,
             wrong_victims: counters.wrong_victims + news.counters.wrong_victims,
+            handed_back: counters.handed_back + news.counters.handed_back,
         }),
         revisions: found.revisions.clone(),
         conditions: condition::merge(
@@ -120,6 +121,16 @@ pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp)
             pool.metadata.generation,
             now,
         ),
+    }
+}
+
+/// How much was counted since the last look, where a count may begin anew at zero: with other data, or after a long time
+/// without any. `known` is the count of the last look; a new leader has none, and takes it that what was `told` already is
+/// the beginning of what is counted now.
+pub fn counted_since(known: Option<u64>, told: u64, counted: u64) -> u64 {
+    match known.unwrap_or(told.min(counted)) {
+        known if known <= counted => counted - known,
+        _ => counted,
     }
 }
 
@@ -318,5 +329,29 @@ fn essence(status: &WorkerPoolStatus) -> WorkerPoolStatus {
         conditions: status.conditions.iter().map(short).collect(),
         revisions: status.revisions.iter().map(calm).collect(),
         ..status.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_begins_anew_is_added_to_what_was_told() {
+        for (known, told, counted, since) in [
+            (None, 0, 0, 0),
+            (None, 0, 3, 3),
+            // The leader before told all of it, or all but two.
+            (None, 5, 5, 0),
+            (None, 3, 5, 2),
+            // It began anew while nobody led: what is counted now was told by somebody, as far as anybody knows.
+            (None, 5, 2, 0),
+            (Some(5), 9, 7, 2),
+            (Some(5), 9, 5, 0),
+            (Some(5), 9, 2, 2),
+            (Some(5), 9, 0, 0),
+        ] {
+            assert_eq!(counted_since(known, told, counted), since, "{known:?} {told} {counted}");
+        }
     }
 }

@@ -179,6 +179,7 @@ fn differs(old: &Sample, new: &Sample) -> bool {
     old.generation != new.generation
         || old.survey != new.survey
         || old.queues != new.queues
+        || old.hand_backs != new.hand_backs
         || facts(old) != facts(new)
         || paces(old) != paces(new)
 }
@@ -237,8 +238,9 @@ impl Link {
         let broker = self.broker.clone().expect("connect leaves a broker or fails");
         self.look(&broker).await?;
         self.lead(context, &broker, term).await?;
-        let (depths, workers) = tokio::try_join!(self.depths(context, &broker), broker.workers())
-            .map_err(|error| self.unreachable(&error))?;
+        let (depths, workers, hand_backs) =
+            tokio::try_join!(self.depths(context, &broker), broker.workers(), broker.hand_backs())
+                .map_err(|error| self.unreachable(&error))?;
         let (depths, queues) = depths;
         if depths.generation != self.generation {
             // Another data set, perhaps an emptied one: it may not know our term.
@@ -265,6 +267,7 @@ impl Link {
             token: depths.fence,
             queues,
             workers,
+            hand_backs,
             paces: BTreeMap::new(),
             flows: BTreeMap::new(),
             foreign: self.foreign.latest(&broker),

@@ -16,7 +16,7 @@ use umbel_api::condition::find;
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_plan::fanout::dispatches;
 use umbel_protocol::message::{Limits, TaskMessage, decode};
-use umbel_testkit::{Process, Redis, Signal, eventually, eventually_some, send_signal};
+use umbel_testkit::{Process, Redis, ServerKind, Signal, eventually, eventually_some, send_signal};
 
 /// A beat on the stage.
 struct Beat {
@@ -624,6 +624,31 @@ async fn a_slot_whose_unique_key_is_taken_is_skipped() {
     for name in ["one", "each"] {
         eventually(LONG, "slots are sent again", async || beat.status(name).await.runs >= 3).await;
     }
+}
+
+/// A replica without an append-only file has a slot, but never on its disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_go_on_where_a_replica_has_no_disk() {
+    let beat = Beat::start().await;
+    // Redis can be asked for it from 7.2 on, and Valkey.
+    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    let primary = Redis::start_kind(ServerKind::Valkey, &durable).await;
+    let port = primary.port().to_string();
+    let follows = ["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"];
+    let _replica = Redis::start_kind(ServerKind::Valkey, &follows).await;
+    primary.set("min-replicas-to-write", "1").await;
+    beat.stage.secret("redis", &primary.url()).await;
+    let mut operator = beat.stage.operator(&[], &[]);
+    eventually(LONG, "what the broker promises is known", async || {
+        let status = beat.stage.queues().get("beats").await.expect("there").status;
+        let level = status.and_then(|status| status.broker?.durability);
+        level.as_deref() == Some("Strict")
+    })
+    .await;
+    beat.schedule("tick", json!({ "every": "2s" }), json!({ "overlap": "Allow" }))
+        .await;
+    operator.says(LONG, "no replica has slots on its disk in time").await;
+    eventually(LONG, "slots go on", async || beat.status("tick").await.runs >= 2).await;
 }
 
 /// With replicas a status never speaks of a slot that a failover can forget: not before one of them has it.

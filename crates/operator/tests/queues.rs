@@ -5,8 +5,9 @@ mod common;
 use std::time::Duration;
 
 use common::{Kubelet, LONG, Stage};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use umbel_api::condition::find;
@@ -319,6 +320,11 @@ async fn a_deleted_queue_keeps_its_messages_unless_it_is_told_to_purge() {
         .patch("stays", &PatchParams::default(), &change)
         .await
         .expect("it is there");
+    eventually(LONG, "it says what lets it go", async || {
+        let said = status(&stage, "stays").await;
+        find(&said.conditions, "Ready").is_some_and(|ready| ready.message.contains("Retain lets it go"))
+    })
+    .await;
     let change = Patch::Merge(json!({ "spec": { "deletionPolicy": "Retain" } }));
     stage
         .queues()
@@ -329,6 +335,28 @@ async fn a_deleted_queue_keeps_its_messages_unless_it_is_told_to_purge() {
         stage.queues().get_opt("stays").await.expect("answered").is_none()
     })
     .await;
+
+    // Without the Secret nobody can purge any more.
+    say(&stage, "orphan", json!({ "deletionPolicy": "Purge" })).await;
+    eventually(LONG, "its finalizer is set", async || {
+        object(&stage, "orphan").await.finalizers() == ["umbel.dev/queue"]
+    })
+    .await;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), common::NAMESPACE);
+    secrets
+        .delete("redis", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    stage
+        .queues()
+        .delete("orphan", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    eventually(LONG, "it is gone", async || {
+        stage.queues().get_opt("orphan").await.expect("answered").is_none()
+    })
+    .await;
+    has_event(&stage, "NotPurged").await;
 }
 
 /// A dump from before is restored: the same data set, but an earlier state of it.

@@ -6,12 +6,12 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::kubelet::MISSING;
-use common::{Kubelet, LONG, NAMESPACE, Stage};
+use common::kubelet::{CRASHES, MISSING};
+use common::{Kubelet, LONG, Stage};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v1::Scale;
+use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use umbel_testkit::{Process, Signal, eventually};
 
@@ -244,9 +244,25 @@ async fn a_pod_that_works_after_its_drain_timeout_is_stopped_and_its_task_handed
             .any(|event| event.starts_with("StoppedBusy") && event.contains("rollout.drainTimeout")),
         "{events:#?}"
     );
-    // Handed back to the new one, which begins it anew.
+    // Handed back to the new one, which begins it anew. That worker is gone, and is counted all the same.
     works(&stage, "jobs", 1).await;
+    eventually(
+        LONG,
+        &format!("the hand-back is counted\n{}", operator.log()),
+        async || {
+            let counters = stage.status("jobs").await.counters.unwrap_or_default();
+            counters.handed_back == 1
+        },
+    )
+    .await;
     stage.drained("jobs", LONG * 2).await;
+    // Another leader counts on from there.
+    operator.signal(Signal::Term);
+    let _next = stage.operator(&[], &[]);
+    pool(&stage, "jobs", 2, "2", rules()).await;
+    stage.ready("jobs", 2).await;
+    let counters = stage.status("jobs").await.counters.unwrap_or_default();
+    assert_eq!(counters.handed_back, 1);
 }
 
 /// Each leader ends at another point of the way; the next one goes on from what is there.
@@ -311,13 +327,12 @@ fn of_before(made: &Deployment, pool: &str) -> Value {
     one
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_one_deployment_of_before_is_adopted_as_it_is() {
-    let stage = Stage::start().await;
-    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+/// A pool of this template whose one Deployment was made when pools had but one, with a size and without an operator;
+/// what was applied.
+async fn pool_of_before(stage: &Stage, replicas: u32) -> Value {
     let mut first = stage.operator(&["--id", "first"], &[]);
     stage.queue("jobs").await;
-    pool(&stage, "jobs", 2, "1", json!({ "suspend": true })).await;
+    pool(stage, "jobs", replicas, "1", json!({ "suspend": true })).await;
     eventually(LONG, "its Deployment is made", async || {
         stage.size("jobs").await == Some(0)
     })
@@ -331,19 +346,29 @@ async fn the_one_deployment_of_before_is_adopted_as_it_is() {
         .expect("it goes");
     eventually(LONG, "it is gone", async || stage.deployment("jobs").await.is_none()).await;
     let before = of_before(&made, "jobs");
-    let api: Api<Deployment> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    for (manager, body) in [
-        ("umbel-operator", before),
-        (
-            "umbel-operator-scale",
-            json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "jobs" }, "spec": { "replicas": 2 } }),
-        ),
-    ] {
-        api.patch("jobs", &PatchParams::apply(manager).force(), &Patch::Apply(body))
-            .await
-            .expect("it is accepted");
-    }
-    eventually(LONG, "two pods run", async || stage.pods_of("jobs").await.len() == 2).await;
+    apply_as(stage, "umbel-operator", before.clone()).await;
+    let size = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "jobs" }, "spec": { "replicas": replicas },
+    });
+    apply_as(stage, "umbel-operator-scale", size).await;
+    eventually(LONG, "its pods run", async || {
+        stage.pods_of("jobs").await.len() == replicas as usize
+    })
+    .await;
+    before
+}
+
+async fn apply_as(stage: &Stage, manager: &str, body: Value) {
+    let params = PatchParams::apply(manager).force();
+    let applied = stage.deployments().patch("jobs", &params, &Patch::Apply(body)).await;
+    applied.expect("it is accepted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_one_deployment_of_before_is_adopted_as_it_is() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    pool_of_before(&stage, 2).await;
     let old = uids(&stage, "jobs").await;
     pool(&stage, "jobs", 2, "1", json!({})).await;
     let operator = stage.operator(&["--id", "second"], &[]);
@@ -364,5 +389,90 @@ async fn the_one_deployment_of_before_is_adopted_as_it_is() {
     })
     .await;
     is_over(&stage, "jobs", 2, &operator).await;
+    nobody_was_stopped(&kubelet, &operator);
+}
+
+/// Its Deployment of before is under way from one template to another; it is not to go on beside the present revision.
+async fn a_rollout_of_before_is_stopped(present: &str) {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let mut before = pool_of_before(&stage, 2).await;
+    pool(&stage, "jobs", 2, "1", json!({})).await;
+    let mut second = stage.operator(&["--id", "second"], &[]);
+    stage.ready("jobs", 2).await;
+    let old = uids(&stage, "jobs").await;
+    stage.send_sleeps("jobs", 2, 30.0).await;
+    works(&stage, "jobs", 2).await;
+    second.kill();
+    // A pod of the other template starts, and nobody admits it: the rollout is stuck.
+    let env = before["spec"]["template"]["spec"]["containers"][0]["env"].as_array_mut();
+    let version = env.expect("variables").iter_mut().find(|one| one["name"] == "VERSION");
+    version.expect("it is there")["value"] = json!("2");
+    apply_as(&stage, "umbel-operator", before).await;
+    eventually(LONG, "a pod of the other template runs", async || {
+        let pods = stage.pods_of("jobs").await;
+        let phase = |pod: &k8s_openapi::api::core::v1::Pod| pod.status.as_ref().and_then(|status| status.phase.clone());
+        pods.len() == 3 && pods.iter().all(|pod| phase(pod).as_deref() == Some("Running"))
+    })
+    .await;
+    pool(&stage, "jobs", 2, present, json!({})).await;
+    let operator = stage.operator(&["--id", "third"], &[]);
+    eventually(
+        LONG,
+        &format!("both old ones work beside new pods\n{}", operator.log()),
+        async || {
+            let status = stage.status("jobs").await;
+            let serving = status
+                .revisions
+                .first()
+                .map(|one| (one.deployment != "jobs", one.ready_replicas));
+            let pods = uids(&stage, "jobs").await;
+            serving == Some((true, 2)) && pods.intersection(&old).count() == 2
+        },
+    )
+    .await;
+    assert_eq!(in_flight(&stage, "jobs").await, 2);
+    let stopped = stage.deployments().get("jobs").await.expect("it is there").spec;
+    assert_eq!(stopped.paused, Some(true));
+    is_over(&stage, "jobs", 2, &operator).await;
+    assert_eq!(uids(&stage, "jobs").await.intersection(&old).count(), 0);
+    assert!(stage.deployments().get_opt("jobs").await.expect("an answer").is_none());
+    stage.drained("jobs", LONG).await;
+    nobody_was_stopped(&kubelet, &operator);
+    let counters = stage.status("jobs").await.counters.unwrap_or_default();
+    assert_eq!(
+        (counters.busy_stopped, counters.wrong_victims, counters.handed_back),
+        (0, 0, 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_of_before_is_stopped_where_the_template_changes() {
+    a_rollout_of_before_is_stopped("3").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_of_before_is_stopped_where_the_template_is_the_one_it_rolls_to() {
+    a_rollout_of_before_is_stopped("2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_crashes_again_and_again_keeps_no_old_deployment() {
+    let stage = Stage::start().await;
+    let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    let crashes = json!({ "template": { "spec": { "containers": [{
+        "name": "worker", "image": "w", "env": [{ "name": CRASHES, "value": "yes" }],
+    }] } } });
+    pool(&stage, "jobs", 2, "1", crashes).await;
+    stage.ready("jobs", 2).await;
+    let old = uids(&stage, "jobs").await;
+    let victim = stage.pods_of("jobs").await[0].name_any();
+    umbel_testkit::send_signal(kubelet.pid(&victim).expect("it runs"), Signal::Kill);
+    stage.ready("jobs", 1).await;
+    pool(&stage, "jobs", 2, "2", json!({})).await;
+    is_over(&stage, "jobs", 2, &operator).await;
+    assert_eq!(uids(&stage, "jobs").await.intersection(&old).count(), 0);
     nobody_was_stopped(&kubelet, &operator);
 }

@@ -549,3 +549,61 @@ async fn what_a_queue_allows_reaches_its_broker_and_what_people_do_there_stays()
         .expect("answered");
     assert!(!said);
 }
+
+/// How often pools were looked at.
+fn passes(metrics: &str) -> u64 {
+    let lines = metrics
+        .lines()
+        .filter(|line| line.contains("reconcile_total{") && line.contains("\"workerpool\""));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+/// A ServiceAccount that a quota refuses is not sent again on every pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_service_account_is_not_sent_on_every_pass() {
+    let stage = Stage::start().await;
+    let quota = json!({ "spec": { "hard": { "count/serviceaccounts": "0" } } });
+    stage
+        .apply("v1", "ResourceQuota", "resourcequotas", "none", quota)
+        .await;
+    eventually(LONG, "the quota is in force", async || {
+        let api: kube::Api<k8s_openapi::api::core::v1::ResourceQuota> =
+            kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
+        api.get("none")
+            .await
+            .is_ok_and(|quota| quota.status.is_some_and(|status| status.hard.is_some()))
+    })
+    .await;
+    let operator = stage.operator(&[], &[]);
+    stage.queue("jobs").await;
+    stage.pool("jobs", 1, json!({})).await;
+    eventually(LONG, "the refusal is shown", async || {
+        let found = stage.condition("jobs", "Ready").await;
+        found.is_some_and(|(_, _, message)| message.contains("ServiceAccount") && message.contains("exceeded quota"))
+    })
+    .await;
+    // Each change of the pool is a pass.
+    for round in 0..20 {
+        let note = json!({ "metadata": { "annotations": { "round": round.to_string() } } });
+        stage
+            .pools()
+            .patch("jobs", &PatchParams::default(), &Patch::Merge(note))
+            .await
+            .expect("it is accepted");
+        let before = passes(&metrics(&operator).await);
+        eventually(LONG, "another pass", async || {
+            passes(&metrics(&operator).await) > before
+        })
+        .await;
+    }
+    let all = metrics(&operator).await;
+    let sent = all
+        .lines()
+        .find(|line| line.contains("kubernetes_writes") && line.contains("\"access\""));
+    let sent: u32 = sent
+        .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .expect("it was sent once");
+    assert!(sent <= 3, "{sent}");
+}

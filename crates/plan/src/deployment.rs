@@ -109,6 +109,11 @@ impl Revision {
         }
     }
 
+    /// Whether its Deployment was made when a pool had but one.
+    pub fn is_of_before(&self) -> bool {
+        self.adopted.is_some()
+    }
+
     /// The present revision in a Deployment that was made when a pool had but one; nothing where this is another's.
     pub fn adopting(&self, stored: &Deployment) -> Option<Self> {
         let found = Self::of(stored);

@@ -29,6 +29,13 @@ use umbel_api::workerpool::{Down, Victims};
 /// retried by it with a back-off of minutes. One minute tells the two apart.
 pub const REPLACEMENT_WAIT: SignedDuration = SignedDuration::from_secs(60);
 
+/// How long a pod that leaves with its template may be without Ready and without a live worker before it goes as an idle
+/// one does.
+///
+/// A process that was killed is back within seconds; one that ends again and again waits longer each time. Who waits a
+/// minute longer than needed for a pod that leaves anyway loses nothing.
+pub const BROKEN_AFTER: SignedDuration = SignedDuration::from_secs(60);
+
 /// What was seen of one pool, in one pass.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -55,6 +62,9 @@ pub struct Fleet {
     pub live: u32,
     /// `status.updatedReplicas`.
     pub updated: u32,
+    /// `spec.paused`: it does not roll from one template to another, and each of its ReplicaSets keeps its size until the
+    /// Deployment's changes.
+    pub paused: bool,
 }
 
 /// One ReplicaSet's numbers.
@@ -95,6 +105,8 @@ pub struct Pod {
     pub running: bool,
     /// Its Ready condition.
     pub ready: bool,
+    /// Since when it is not Ready, where it says so.
+    pub unready_since: Option<Timestamp>,
     /// Whether it is being deleted, or has ended.
     pub ending: bool,
     /// Whether it carries the admission mark.
@@ -242,6 +254,10 @@ pub enum Action {
         /// The new size.
         to: u32,
     },
+    /// Set the size to zero, if Redis confirms that every pod is closed and empty, or was never admitted. So ends a
+    /// Deployment that stopped in the middle of a rollout of its own: of any other size nobody can say which of its
+    /// ReplicaSets would lose pods.
+    Clear,
     /// The lowering is verified; `missing` names admitted pods that should still be there.
     Verified {
         /// Uids.
@@ -384,6 +400,13 @@ impl Pod {
     fn has_live_worker(&self) -> bool {
         self.worker.as_ref().is_some_and(|worker| worker.alive)
     }
+
+    /// Whether it has not been Ready for a while, nothing lives in it, and nothing is held there: it cannot run, or crashes
+    /// again and again. A worker that comes up in it after all takes nothing before its gate is opened.
+    fn is_broken(&self, now: Timestamp) -> bool {
+        let lasts = |since: Timestamp| now.duration_since(since) >= BROKEN_AFTER;
+        !self.ready && self.held() == 0 && !self.has_live_worker() && self.unready_since.is_some_and(lasts)
+    }
 }
 
 impl World {
@@ -428,6 +451,21 @@ impl World {
     /// Whether pods of more than one template revision exist or shall exist.
     pub fn is_rolling(&self) -> bool {
         self.sets.len() > 1 || self.deployment.updated != self.deployment.live
+    }
+
+    /// Whether it stopped in the middle of a rollout: nobody takes a pod of it away while its size stays.
+    pub fn is_frozen(&self) -> bool {
+        self.deployment.paused && self.is_rolling()
+    }
+
+    /// As settled as a frozen Deployment can be: its ReplicaSets have what they shall have, whatever that is in all.
+    fn stands_still(&self) -> bool {
+        let count = |pods: usize| u32::try_from(pods).unwrap_or(u32::MAX);
+        let live = count(self.live().count());
+        self.is_processed()
+            && self.deployment.live == live
+            && self.sets.iter().all(|set| set.live == set.size)
+            && self.sets.iter().map(|set| set.size).sum::<u32>() == live
     }
 }
 
@@ -486,12 +524,14 @@ impl Memory {
 /// The next action for this pool, and why.
 ///
 /// # Guarantees
-/// A pod is named in `Delete` only if it is admitted, closed and empty; in
-/// `Lower` only if nobody admitted it; in `Stop` only if it is admitted, has
+/// A pod is named in `Delete` only if it is admitted, closed and empty, or
+/// leaves for good, holds nothing and has not been Ready for [`BROKEN_AFTER`];
+/// in `Lower` only if nobody admitted it; in `Stop` only if it is admitted, has
 /// been closed for as long as the rules let it go on, and they set such a time.
 /// `Delete`, `Stop` and `Lower` happen only in a settled world, `Admit` of a
-/// new pod only when the last size was processed. In a steady world the answer
-/// is `Wait`.
+/// new pod only when the last size was processed. `Clear` happens only where
+/// what leaves was stopped in the middle of a rollout of its own, when each
+/// admitted pod is closed and empty. In a steady world the answer is `Wait`.
 pub fn next(world: &World, memory: &Memory, rules: &Rules, now: Timestamp) -> Turn {
     let size = world.deployment.size;
     if world.broker.is_none() {
@@ -506,7 +546,7 @@ pub fn next(world: &World, memory: &Memory, rules: &Rules, now: Timestamp) -> Tu
     {
         return turn;
     }
-    let chosen = choose(world, rules);
+    let chosen = choose(world, rules, now);
     if let Some(turn) = reopen(world, memory, &chosen) {
         return turn;
     }
@@ -553,16 +593,19 @@ fn verify(world: &World, lowering: &Lowering, late: bool) -> Option<Turn> {
 ///
 /// What counts is how many admitted pods are there, not how far the size is away: pods that are missing (a replacement
 /// on its way) come unadmitted and are taken instead.
-fn choose<'a>(world: &'a World, rules: &Rules) -> Vec<&'a Pod> {
+fn choose<'a>(world: &'a World, rules: &Rules, now: Timestamp) -> Vec<&'a Pod> {
     let admitted = world.live().filter(|pod| pod.is_admitted()).count();
     let wanted = admitted.saturating_sub(world.desired as usize);
     // A rollout replaces the pods anyway; what it leaves is chosen afterwards.
-    if wanted == 0 || world.desired >= world.deployment.size || world.is_rolling() {
+    let is_rolling = world.is_rolling() && !(rules.leaves && world.is_frozen());
+    if wanted == 0 || world.desired >= world.deployment.size || is_rolling {
         return Vec::new();
     }
+    let is_broken = |pod: &Pod| rules.leaves && pod.is_broken(now);
+    let works = |pod: &Pod| pod.ready && pod.has_live_worker() && pod.gate() != Some(Gate::New);
     let mut candidates: Vec<&Pod> = world
         .live()
-        .filter(|pod| pod.marked && pod.ready && pod.has_live_worker() && pod.gate() != Some(Gate::New))
+        .filter(|pod| pod.marked && (works(pod) || is_broken(pod)))
         .filter(|pod| match rules.victims {
             Victims::Drained | Victims::IdleFirst => true,
             // One that was idle when it was chosen may have to hand back what it fetched ahead.
@@ -572,11 +615,12 @@ fn choose<'a>(world: &'a World, rules: &Rules) -> Vec<&'a Pod> {
         })
         .collect();
     let is_gone = |pod: &Pod| rules.leaves && pod.gate() == Some(Gate::Closed);
-    // Idle before busy; among the idle and among the equally busy, those closed already,
+    // Who serves nobody first. Idle before busy; among the idle and among the equally busy, those closed already,
     // so that a choice stands; then the newest, which have the least in their caches.
     candidates.sort_by(|a, b| {
-        is_gone(b)
-            .cmp(&is_gone(a))
+        is_broken(b)
+            .cmp(&is_broken(a))
+            .then_with(|| is_gone(b).cmp(&is_gone(a)))
             .then_with(|| a.held().cmp(&b.held()))
             .then_with(|| (a.gate() != Some(Gate::Closed)).cmp(&(b.gate() != Some(Gate::Closed))))
             .then_with(|| b.created.cmp(&a.created))
@@ -646,16 +690,23 @@ fn admit(world: &World, memory: &Memory) -> Option<Turn> {
 /// One pass of a scale-down, with everything reopened and admitted that shall stay.
 fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Timestamp) -> Turn {
     let size = world.deployment.size;
-    if world.is_rolling() {
+    let is_frozen = rules.leaves && world.is_frozen();
+    if world.is_rolling() && !is_frozen {
         return Turn::wait(Reason::Rollout);
     }
     let is_open = |pod: &Pod| pod.gate() == Some(Gate::Open);
+    // Of a broken one also the gate that a process of a moment ago left as it was.
+    let takes_more = |pod: &Pod| is_open(pod) || (pod.is_broken(now) && pod.gate() == Some(Gate::New));
     let mut fresh: Vec<String> = chosen
         .iter()
-        .filter(|pod| is_open(pod))
+        .filter(|pod| takes_more(pod))
         .map(|pod| pod.uid.clone())
         .collect();
-    if let Some(pod) = world.live().find(|pod| pod.is_admitted() && !pod.ready) {
+    let is_leaving = |pod: &Pod| !pod.ready && chosen.iter().any(|one| one.uid == pod.uid);
+    if let Some(pod) = world
+        .live()
+        .find(|pod| pod.is_admitted() && !pod.ready && !is_leaving(pod))
+    {
         // No pod is removed beside it. Who leaves for good takes no more work all the same, while enough others do.
         let serves = |pod: &&Pod| pod.ready && is_open(pod) && pod.has_live_worker();
         let spare = world
@@ -670,6 +721,9 @@ fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Tim
     }
     if !fresh.is_empty() {
         return Turn::new(Action::Drain { pods: fresh }, Reason::Surplus);
+    }
+    if is_frozen {
+        return clear(world, rules, chosen);
     }
     if !world.is_settled() {
         return unsettled(world, memory, now);
@@ -691,6 +745,28 @@ fn step(world: &World, memory: &Memory, rules: &Rules, chosen: &[&Pod], now: Tim
     if !idle.is_empty() {
         return Turn::new(Action::Delete { pods: idle }, Reason::Surplus);
     }
+    wait_for(rules, chosen)
+}
+
+/// A frozen Deployment: its pods take no more work, and stay until all of them can go at once.
+fn clear(world: &World, rules: &Rules, chosen: &[&Pod]) -> Turn {
+    if !world.stands_still() {
+        return Turn::wait(Reason::Settling);
+    }
+    let is_idle = |pod: &Pod| pod.held() == 0 && chosen.iter().any(|one| one.uid == pod.uid);
+    if world.desired == 0 && world.live().all(|pod| !pod.is_admitted() || is_idle(pod)) {
+        return Turn::new(Action::Clear, Reason::Surplus);
+    }
+    let busy: Vec<&Pod> = chosen.iter().copied().filter(|pod| pod.held() > 0).collect();
+    if busy.is_empty() && !chosen.is_empty() {
+        // Those that are closed wait for the others.
+        return Turn::wait(Reason::Settling);
+    }
+    wait_for(rules, &busy)
+}
+
+/// Chosen pods that hold something: they are waited for, or stopped when their time is over.
+fn wait_for(rules: &Rules, chosen: &[&Pod]) -> Turn {
     if let Some(patience) = rules.patience() {
         let over = chosen.iter().filter(|pod| pod.closed_for() >= patience);
         let pods: Vec<String> = over.map(|pod| pod.uid.clone()).collect();

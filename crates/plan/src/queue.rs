@@ -164,6 +164,8 @@ pub struct About<'a> {
     pub is_paused: bool,
     /// `spec.limits.maxLength`.
     pub most: Option<u64>,
+    /// Whether it is being deleted, and its messages are to go first.
+    pub waits_to_purge: bool,
 }
 
 /// The status that follows, given the one that stands.
@@ -190,7 +192,7 @@ pub fn status(
         Seen::Fault { reason, why } => Finding::new(BROKER_REACHABLE, false, reason, why),
         Seen::Answer { .. } => Finding::new(BROKER_REACHABLE, true, "Answered", "the broker answers"),
     };
-    let ready = match (owner, seen) {
+    let mut ready = match (owner, seen) {
         (Some(owner), _) => {
             // What goes on in other namespaces is nobody's business here.
             let who = if owner.namespace == namespace {
@@ -210,6 +212,11 @@ pub fn status(
         (None, Seen::Answer { queue: Err(key), .. }) => Finding::new(READY, false, "WrongKeyType", key),
         (None, Seen::Answer { queue: Ok(_), .. }) => Finding::new(READY, true, SERVING, "the queue can be consumed"),
     };
+    if about.waits_to_purge && ready.status != Status::True {
+        ready
+            .message
+            .push_str("; its deletion waits for the broker, to purge the queue: deletionPolicy Retain lets it go");
+    }
     let mut new = match (owner, seen) {
         // The numbers belong to the owner.
         (Some(_), _) => TaskQueueStatus::default(),
@@ -562,6 +569,27 @@ mod tests {
             );
         }
         assert_eq!(worth(&fine, &away, Some(Duration::ZERO)), Worth::Now);
+    }
+
+    #[test]
+    fn a_deletion_that_waits_for_the_broker_says_what_lets_it_go() {
+        let fault = Seen::Fault {
+            reason: "BrokerUnreachable".into(),
+            why: "redis:6379/0: refused".into(),
+        };
+        let says_so = |seen: &Seen, waits_to_purge| {
+            let about = About {
+                waits_to_purge,
+                ..about("n", Some(1))
+            };
+            let new = status(&TaskQueueStatus::default(), seen, None, &about, at(1));
+            let ready = find(&new.conditions, READY).expect("a condition");
+            ready.message.contains("deletionPolicy Retain lets it go")
+        };
+        assert_eq!(
+            [says_so(&fault, true), says_so(&fault, false), says_so(&depth(1), true)],
+            [true, false, false]
+        );
     }
 
     /// A queue on this server with this data.

@@ -38,6 +38,7 @@ fn pod(number: u8) -> Pod {
         created: Timestamp::from_second(i64::from(number)).unwrap(),
         running: true,
         ready: true,
+        unready_since: None,
         ending: false,
         marked: true,
         worker: Some(Worker {
@@ -88,6 +89,7 @@ fn world(pods: Vec<Pod>, desired: u32) -> World {
             observed: true,
             live,
             updated: live,
+            paused: false,
         },
         sets,
         pods,
@@ -503,6 +505,150 @@ fn beside_a_pod_that_is_not_ready_those_who_leave_take_no_more_work_and_stay() {
     assert_eq!(next(&leave, closed(), 1), waits, "and it stays closed");
     let all = vec![broken(), with(pod(1), Gate::Closed, 0), with(pod(2), Gate::Closed, 0)];
     assert_eq!(next(&leave, all, 0), waits);
+}
+
+/// An admitted pod that has not been Ready for so many seconds.
+fn unready(number: u8, seconds: i64) -> Pod {
+    Pod {
+        ready: false,
+        unready_since: Some(now() - SignedDuration::from_secs(seconds)),
+        ..pod(number)
+    }
+}
+
+#[test]
+fn a_pod_that_crashes_again_and_again_leaves_with_its_template() {
+    let leave = Rules { leaves: true, ..RULES };
+    let next = |rules: &Rules, broken: Pod, desired| {
+        let world = world(vec![broken, with(pod(2), Gate::Closed, 1)], desired);
+        next(&world, &Memory::default(), rules, now()).action
+    };
+    let dead = |gate, held, seconds| {
+        let mut pod = with(unready(1, seconds), gate, held);
+        pod.worker.as_mut().unwrap().alive = false;
+        pod
+    };
+    let nobody = |seconds| Pod {
+        worker: None,
+        ..unready(1, seconds)
+    };
+    let deleted = Action::Delete { pods: uids(&["p1"]) };
+    let drained = Action::Drain { pods: uids(&["p1"]) };
+    // What a process of it has left open is closed first.
+    for (pod, action) in [
+        (nobody(60), &deleted),
+        (dead(Gate::Closed, 0, 60), &deleted),
+        (dead(Gate::Open, 0, 60), &drained),
+        (dead(Gate::New, 0, 60), &drained),
+        (nobody(59), &Action::Wait),
+        (dead(Gate::Closed, 0, 59), &Action::Wait),
+        (dead(Gate::Closed, 1, 60), &Action::Wait),
+    ] {
+        assert_eq!(next(&leave, pod.clone(), 0), *action, "{pod:?}");
+        assert_eq!(next(&RULES, pod.clone(), 0), Action::Wait, "{pod:?}");
+    }
+    // It goes first: the other one is still needed.
+    let world = world(vec![nobody(60), pod(2)], 1);
+    assert_eq!(
+        umbel_plan::drain::next(&world, &Memory::default(), &leave, now()).action,
+        deleted
+    );
+}
+
+/// A Deployment of two templates that leaves: paused, with a pod of the newer template.
+fn frozen(old: Vec<Pod>, new: Pod, desired: u32) -> World {
+    let of_new = Pod {
+        set: "new".into(),
+        ..new
+    };
+    let count = |count: usize| u32::try_from(count).unwrap();
+    let size = count(old.len());
+    let set = |uid: &str, live, ready| Set {
+        uid: uid.into(),
+        size: live,
+        observed: true,
+        live,
+        ready,
+    };
+    let sets = vec![
+        set("set", size, count(old.iter().filter(|pod| pod.ready).count())),
+        set("new", 1, of_new.ready.into()),
+    ];
+    World {
+        desired,
+        deployment: Fleet {
+            size,
+            observed: true,
+            live: size + 1,
+            updated: 0,
+            paused: true,
+        },
+        sets,
+        pods: old.into_iter().chain([of_new]).collect(),
+        broker: Some(Broker { generation: "g".into() }),
+    }
+}
+
+#[test]
+fn what_stopped_in_the_middle_of_a_rollout_goes_as_a_whole() {
+    let leave = Rules {
+        leaves: true,
+        wait: Some(Duration::from_secs(100)),
+        ..RULES
+    };
+    let next = |world: &World| next(world, &Memory::default(), &leave, now());
+    let closed = |number, held| with(pod(number), Gate::Closed, held);
+    // The gates of those that are not needed are closed; nobody is deleted, for nobody could say whom a smaller size takes.
+    assert_eq!(
+        next(&frozen(vec![pod(1), with(pod(2), Gate::Open, 1)], fresh(3), 1)).action,
+        Action::Drain { pods: uids(&["p1"]) }
+    );
+    assert_eq!(
+        next(&frozen(vec![closed(1, 0), with(pod(2), Gate::Open, 1)], fresh(3), 1)),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Settling
+        }
+    );
+    assert_eq!(
+        next(&frozen(vec![closed(1, 0), closed(2, 1)], fresh(3), 0)),
+        Turn {
+            action: Action::Wait,
+            reason: Reason::Draining { busy: uids(&["p2"]) }
+        }
+    );
+    let over = {
+        let mut pod = closed(2, 1);
+        pod.worker.as_mut().unwrap().closed_for = Duration::from_secs(100);
+        pod
+    };
+    assert_eq!(
+        next(&frozen(vec![closed(1, 0), over], fresh(3), 0)).action,
+        Action::Stop { pods: uids(&["p2"]) }
+    );
+    assert_eq!(
+        next(&frozen(vec![closed(1, 0), closed(2, 0)], fresh(3), 0)).action,
+        Action::Clear
+    );
+    assert_eq!(
+        next(&frozen(vec![closed(1, 0), closed(2, 0)], closed(3, 0), 0)).action,
+        Action::Clear
+    );
+    // Not while a controller is about to do something, and not where it rolls still.
+    let mut moving = frozen(vec![closed(1, 0), closed(2, 0)], fresh(3), 0);
+    moving.sets[0].observed = false;
+    assert_eq!(next(&moving).action, Action::Wait);
+    let mut moving = frozen(vec![closed(1, 0), closed(2, 0)], fresh(3), 0);
+    moving.sets[1].size = 2;
+    assert_eq!(next(&moving).action, Action::Wait);
+    let mut rolling = frozen(vec![closed(1, 0), closed(2, 0)], fresh(3), 0);
+    rolling.deployment.paused = false;
+    assert_eq!(
+        next(&rolling).action,
+        Action::Reopen {
+            pods: uids(&["p1", "p2"])
+        }
+    );
 }
 
 #[test]

@@ -378,6 +378,7 @@ impl Crew {
                 observed: self.set_size == self.size,
                 live: self.told_live,
                 updated: self.told_live,
+                paused: false,
             },
             sets: if is_needed { vec![set] } else { Vec::new() },
             pods: self.pods.clone(),
@@ -440,6 +441,7 @@ impl Pool {
             created: T0 + SignedDuration::from_secs(i64::from(self.made)),
             running: false,
             ready: false,
+            unready_since: None,
             ending: false,
             marked: false,
             worker: None,
@@ -636,6 +638,7 @@ impl Crew {
                     .deleted((before - self.pods.len()) as u32, &Broker { generation: "g".into() });
             }
             Action::Stop { .. } => panic!("nobody's time is over"),
+            Action::Clear => panic!("nobody is paused"),
             Action::Lower { takes } => {
                 let stay = self
                     .pods

@@ -648,6 +648,13 @@ mod tests {
         }
     }
 
+    /// The operator leaves a setting out where a queue has its default (`umbel_plan::deployment`), which is this one.
+    #[test]
+    fn what_the_operator_leaves_out_is_by_default_what_a_queue_says() {
+        let policy = config(&["--queue", "a"]).unwrap().policy;
+        assert_eq!((policy.dead_kept, policy.dead_age), (10_000, 14 * 86_400));
+    }
+
     #[test]
     fn queues_have_weights_and_limits() {
         let config = config(&[

@@ -364,7 +364,12 @@ async fn hand_back(shared: &Arc<Shared>, delivery: Delivery, trail: &[Json]) {
         end = End::Charge;
     }
     tracing::info!(task.id = %delivery.message.id, task.name = %delivery.message.task, "handed back: the worker stops");
-    shared.end(delivery, end, None, "", "handed_back").await;
+    let pool = &shared.config.pod.pool_uid;
+    let counted = (!pool.is_empty()).then(|| shared.broker.hand_back_counted(pool));
+    let follow_ups = counted.into_iter().collect();
+    shared
+        .end_with(delivery, end, None, follow_ups, ("", "handed_back"))
+        .await;
 }
 
 /// The task refuses its message.

@@ -444,6 +444,7 @@ fn stored_keys(follow_up: &FollowUp, keys: &mut Vec<String>) {
         | FollowUp::Delete { .. }
         | FollowUp::Extend { .. }
         | FollowUp::Mark { .. }
+        | FollowUp::Count { .. }
         | FollowUp::LetGo { .. } => {}
     }
 }
@@ -497,7 +498,7 @@ pub(crate) async fn follow_now(
 /// The follow-up without the pushes and the marks of the broker's own in it, at any depth; these go to `pushes`.
 fn without_pushes(follow_up: FollowUp, pushes: &mut Vec<FollowUp>) -> Option<FollowUp> {
     match follow_up {
-        FollowUp::Push { .. } | FollowUp::Mark { .. } | FollowUp::LetGo { .. } => {
+        FollowUp::Push { .. } | FollowUp::Mark { .. } | FollowUp::Count { .. } | FollowUp::LetGo { .. } => {
             pushes.push(follow_up);
             None
         }

@@ -316,6 +316,8 @@ local function check_follow(at, last)
     local op, key = ARGV[at], ARGV[at + 1]
     if op == 'push' then
       redis.call('LLEN', key)
+    elseif op == 'count' then
+      redis.call('HLEN', key)
     elseif op == 'set' or op == 'del' then
       replaced[key] = true
     elseif not replaced[key] then
@@ -332,6 +334,7 @@ end
 -- What follows an end beside its own message, as a flat list of operations between `at` and `last` of ARGV:
 --   push list raw | store key ttl doc | set key ttl value | del key
 --   free key token: it goes, if it holds the token
+--   count key ttl field: one more in a hash
 --   incr key ttl by token: once for each token, so that it may be repeated when nobody heard the answer
 --   guard key token n: the next n arguments are followed only where the key holds the token, or nothing
 -- Sets and stores come before pushes where order matters: the caller sees to it.
@@ -350,6 +353,10 @@ local function follow(at, last)
     elseif op == 'del' then
       redis.call('DEL', key)
       at = at + 2
+    elseif op == 'count' then
+      redis.call('HINCRBY', key, ARGV[at + 3], 1)
+      redis.call('EXPIRE', key, ARGV[at + 2])
+      at = at + 4
     elseif op == 'free' then
       if redis.call('GET', key) == ARGV[at + 2] then redis.call('DEL', key) end
       at = at + 3

@@ -1,7 +1,8 @@
 //! `deletionPolicy: Purge` of a TaskQueue: its messages go before it goes.
 //!
 //! A finalizer, which only such a queue has, keeps the object until what waits, is delayed or was laid aside has been
-//! removed. What runs goes on. While the broker is away the object stays; with `Retain` it may go at any time.
+//! removed. What runs goes on. While the broker is away the object stays; with `Retain` it may go at any time. Without the
+//! Secret nobody knows the broker, and the object goes: a namespace that is deleted would wait for ever.
 
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::EventType;
@@ -40,8 +41,19 @@ pub(crate) async fn settle(ctx: &Context, queue: &TaskQueue, is_owned_elsewhere:
         return Ok(true);
     }
     let Some(broker) = broker_of(ctx, queue) else {
-        // Its condition says that the broker is away. It is asked again at the next look.
-        return Ok(false);
+        let missing = match ctx.brokers.source(queue) {
+            Ok(source) => ctx.brokers.missing(&source).await,
+            Err(_) => None,
+        };
+        let Some(secret) = missing else {
+            // Its condition says that the broker is away. It is asked again at the next look.
+            return Ok(false);
+        };
+        let note = format!("not purged: there is no Secret {secret}, so nobody knows its broker");
+        tracing::warn!(queue = %queue.name_any(), "deleted, but {note}");
+        ctx.event(queue, EventType::Warning, "NotPurged", note).await;
+        write(ctx, queue, false).await?;
+        return Ok(true);
     };
     if !queue.status.as_ref().is_some_and(is_serving) {
         // Nobody has said that these messages are its own: another object's may not be known yet. The status comes first.

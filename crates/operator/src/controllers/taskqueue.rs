@@ -152,6 +152,8 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
         generation: queue.metadata.generation,
         is_paused: queue.spec.paused,
         most,
+        // Else it would have been gone above.
+        waits_to_purge: queue.metadata.deletion_timestamp.is_some(),
     };
     let new = status(&old, &seen, owner, &about, Timestamp::now());
     let uid = queue.uid().unwrap_or_default();

@@ -64,6 +64,8 @@ struct Memory {
     sentence: String,
     /// When a size that somebody else had written was set right.
     corrections: Vec<Instant>,
+    /// Hand-backs as they were counted at the broker last.
+    hand_backs: Option<u64>,
 }
 
 /// What the leader remembers of one Deployment.
@@ -222,9 +224,11 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         Err(fault) => return invalid(pool, context, memory, fault.reason(), fault.to_string()).await,
     };
     let all = watched(context, pool);
-    let deployments = all.iter().map(|fleet| &fleet.deployment);
-    let revision = memory.applied.revision(context, &valid, deployments).await;
+    let revision = memory.applied.revision(context, &valid, &all).await;
     let revision = revision.map_err(Error::Apply)?;
+    if children::freeze(context, &revision, &all).await.map_err(Error::Apply)? {
+        return Ok(Action::requeue(SOON));
+    }
     let stored = all.iter().find(|fleet| fleet.name() == revision.deployment);
     let stored = stored.map(|fleet| &fleet.deployment);
     let refused = match memory
@@ -245,6 +249,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let view = refers.view();
     let workers = view.as_ref().and_then(workers_of);
     let workers = workers.map(|workers| refers.of_runtime(pool, context, workers, &all));
+    memory.count_hand_backs(pool, view.as_ref());
     let fleets = Fleets::new(all, &revision, workers.as_ref(), memory.revisions(pool), now);
     let decision = memory.decide(pool, &valid, context, &refers, &fleets, workers.as_ref(), now);
     let time_limit = valid.policy.time_limit.get();
@@ -622,7 +627,27 @@ impl Memory {
             told: None,
             sentence: String::new(),
             corrections: Vec::new(),
+            hand_backs: None,
         }
+    }
+
+    /// Adds what has been handed back since the last look. What the broker had counted for an earlier leader is in status.
+    fn count_hand_backs(&mut self, pool: &WorkerPool, view: Option<&View>) {
+        let Some(sample) = view.and_then(|view| view.sample.as_deref()) else {
+            return;
+        };
+        let counted = sample
+            .hand_backs
+            .get(&pool.uid().unwrap_or_default())
+            .copied()
+            .unwrap_or(0);
+        let told = pool
+            .status
+            .as_ref()
+            .and_then(|status| status.counters)
+            .unwrap_or_default();
+        let known = self.hand_backs.replace(counted);
+        self.news.counters.handed_back += report::counted_since(known, told.handed_back, counted);
     }
 
     fn watch(&mut self, uid: &str) -> &mut Watch {
@@ -669,7 +694,10 @@ impl Memory {
         let turn = drain::next(world, &watch.drain, &part.rules, now);
         let sizes = matches!(
             turn.action,
-            drain::Action::Raise { .. } | drain::Action::Lower { .. } | drain::Action::SettleForLive { .. }
+            drain::Action::Raise { .. }
+                | drain::Action::Lower { .. }
+                | drain::Action::SettleForLive { .. }
+                | drain::Action::Clear
         );
         if sizes && self.yields() {
             return Turn {

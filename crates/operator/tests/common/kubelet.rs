@@ -22,6 +22,9 @@ use umbel_testkit::{Process, Signal, TempDir, free_port};
 
 use super::{NAMESPACE, worker};
 
+/// A variable of pods whose worker, once it has ended, ends again whenever it is started.
+pub const CRASHES: &str = "UMBEL_TEST_CRASHES";
+
 /// An image that cannot be pulled.
 pub const MISSING: &str = "registry.example/missing:1";
 
@@ -242,6 +245,10 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
     while !*ended.borrow() {
         if process.exit().is_some() {
             eprintln!("kubelet: {name} ended: {}", process.log());
+            if env.contains_key(CRASHES) {
+                crashes(&state, &name).await;
+                while !*ended.borrow() && ended.changed().await.is_ok() {}
+            }
             break;
         }
         let ready = !is_probed || probe(port).await;
@@ -260,7 +267,9 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
     if shown.is_none() {
         eprintln!("kubelet: {name} never ran: {}", process.log());
     }
-    process.signal(Signal::Term);
+    if process.exit().is_none() {
+        process.signal(Signal::Term);
+    }
     let grace = pod
         .spec
         .as_ref()
@@ -300,6 +309,28 @@ async fn cannot_pull(state: &State, name: &str) {
         "name": "worker", "ready": false, "started": false, "restartCount": 0, "image": MISSING, "imageID": "",
         "state": { "waiting": waiting },
     }] } });
+    let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
+    let shown = api
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(body))
+        .await;
+    if let Err(error) = shown {
+        eprintln!("kubelet: show {name}: {error}");
+    }
+}
+
+/// Shows what a kubelet shows of a container that has been ending at once for ten minutes.
+async fn crashes(state: &State, name: &str) {
+    let since = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_mins(10);
+    let condition = |kind: &str| json!({ "type": kind, "status": "False", "lastTransitionTime": since.to_string() });
+    let waiting = json!({ "reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container" });
+    let body = json!({ "status": {
+        "phase": "Running",
+        "conditions": [condition("ContainersReady"), condition("Ready")],
+        "containerStatuses": [{
+            "name": "worker", "ready": false, "started": false, "restartCount": 7, "image": "w", "imageID": "w",
+            "state": { "waiting": waiting },
+        }],
+    } });
     let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
     let shown = api
         .patch_status(name, &PatchParams::default(), &Patch::Merge(body))

@@ -197,6 +197,7 @@ fn world(view: &View) -> World {
             created: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(pod.into()),
             running: has(view.running),
             ready: has(view.ready),
+            unready_since: None,
             ending: false,
             marked: has(view.marked),
             worker: has(view.running).then_some(worker),
@@ -218,6 +219,7 @@ fn world(view: &View) -> World {
             observed,
             live: live.into(),
             updated: live.into(),
+            paused: false,
         },
         // As the operator reads it: without one that is empty and wanted empty.
         sets: if (set_size, set_live, view.alive) == (0, 0, 0) {
@@ -245,6 +247,7 @@ fn decide(view: &View, off: Off) -> Decision {
     let (doing, pods, to) = match &turn.action {
         Action::Wait | Action::Verified { .. } => (Doing::Nothing, 0, 0),
         Action::Stop { .. } => unreachable!("the rules never let a busy pod be stopped"),
+        Action::Clear => unreachable!("nobody pauses it"),
         Action::Raise { to } => (Doing::Resize, 0, small(*to)),
         Action::Admit { pods: uids } | Action::Reopen { pods: uids } => (Doing::Mark, pods(uids.iter()), 0),
         Action::Drain { pods: uids } => (Doing::Drain, pods(uids.iter()), 0),
@@ -343,6 +346,7 @@ fn believed(world: &World) -> World {
         observed: true,
         live,
         updated: live,
+        paused: false,
     };
     believed.sets = vec![drain::Set {
         uid: SET.to_owned(),
