@@ -147,7 +147,7 @@ campaign-worker: ## Faults by the thousand against workers, with a verdict (KILL
 	cargo test --locked -p umbel-worker --test worker -- outage
 
 # Another version: a tag, a branch, a commit.
-OTHER ?= HEAD~100
+OTHER ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)
 SWAPS ?= 100
 
 .PHONY: campaign-upgrade

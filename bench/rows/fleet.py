@@ -19,7 +19,7 @@ def fleet(figures, sizes):
             # Those that start all at once would wait for each other.
             if len(workers) % 20 == 0:
                 wait("they are there", lambda: server.client.hlen("umbel:workers") >= len(workers), 60, 0.05)
-        time.sleep(5)
+        time.sleep(30)  # Until all have said hello, looked around and told of themselves.
         figures.note(IDLE, "umbel", 100 * server.busy(sizes.seconds))
         messages = 10 * sizes.seconds
         floor("fill", "--port", server.port, "--key", "staging", "--messages", messages)
