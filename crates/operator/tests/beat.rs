@@ -112,6 +112,20 @@ impl Beat {
         .await;
     }
 
+    /// The first slot of the schedule `rare`, sent, and known to the status.
+    async fn first_of_rare(&self) -> TaskMessage {
+        self.schedule("rare", json!({ "every": "10s" }), json!({ "overlap": "Allow" }))
+            .await;
+        self.sends("rare", 1, LONG).await;
+        let first = self.sent("rare").await.swap_remove(0);
+        eventually_some(LONG, "the status knows the slot", async || {
+            let last = self.status("rare").await.last_run;
+            last.filter(|run| run.slot.0 == order(&first))
+        })
+        .await;
+        first
+    }
+
     async fn is_stalled(&self, name: &str, reason: &str) {
         eventually(LONG, &format!("{name} is stalled: {reason}"), async || {
             self.condition(name, "Stalled").await == Some(("True".into(), reason.into()))
@@ -455,17 +469,7 @@ async fn runs_overlap_and_schedules_rest_as_they_are_told() {
 async fn an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
     let mut beat = Beat::start().await;
     let operator = beat.stage.operator(&[], &[]);
-    beat.schedule("rare", json!({ "every": "10s" }), json!({ "overlap": "Allow" }))
-        .await;
-    beat.sends("rare", 1, LONG).await;
-    let first = beat.sent("rare").await[0].clone();
-    eventually_some(LONG, "the status knows the slot", async || {
-        beat.status("rare")
-            .await
-            .last_run
-            .filter(|run| run.slot.0 == order(&first))
-    })
-    .await;
+    let first = beat.first_of_rare().await;
     // All data is lost: the mark, the message, the term.
     beat.stage.redis.kill();
     beat.stage.redis.start_again().await;
@@ -498,17 +502,7 @@ async fn an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
 async fn a_lost_slot_waits_until_it_can_be_enqueued_again() {
     let beat = Beat::start().await;
     let operator = beat.stage.operator(&[], &[]);
-    beat.schedule("rare", json!({ "every": "10s" }), json!({ "overlap": "Allow" }))
-        .await;
-    beat.sends("rare", 1, LONG).await;
-    let first = beat.sent("rare").await[0].clone();
-    eventually_some(LONG, "the status knows the slot", async || {
-        beat.status("rare")
-            .await
-            .last_run
-            .filter(|run| run.slot.0 == order(&first))
-    })
-    .await;
+    beat.first_of_rare().await;
     drop(operator);
     let lost = beat.sent("rare").await.pop().expect("the latest slot");
     let known = beat.status("rare").await.last_run.expect("a run").slot.0;

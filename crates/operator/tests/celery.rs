@@ -56,15 +56,7 @@ async fn pool(stage: &Stage, history: &History, settings: Value, more: Value) {
     spec.as_object_mut()
         .expect("an object")
         .extend(more.as_object().expect("an object").clone());
-    stage
-        .apply(
-            "umbel.dev/v1alpha1",
-            "WorkerPool",
-            "workerpools",
-            "py",
-            json!({ "spec": spec }),
-        )
-        .await;
+    stage.pool_of("py", spec).await;
 }
 
 async fn pods(stage: &Stage, wanted: usize, operator: &Process) {
@@ -212,15 +204,7 @@ async fn what_celery_holds_counts_for_pools_of_its_broker_only() {
             .await;
         let scaling = json!({ "mode": "Auto", "minReplicas": 0, "maxReplicas": 4 });
         let spec = json!({ "queues": [{ "name": name }], "runtime": "Celery", "concurrency": 1, "template": template, "scaling": scaling });
-        stage
-            .apply(
-                "umbel.dev/v1alpha1",
-                "WorkerPool",
-                "workerpools",
-                name,
-                json!({ "spec": spec }),
-            )
-            .await;
+        stage.pool_of(name, spec).await;
     }
     let held: Vec<(String, &str)> = (0..4).map(|tag| (tag.to_string(), "[]")).collect();
     let _: () = stage

@@ -200,23 +200,7 @@ async fn a_quota_below_the_size_is_quoted_and_stops_no_scale_down() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
-    stage
-        .apply(
-            "v1",
-            "ResourceQuota",
-            "resourcequotas",
-            "small",
-            json!({ "spec": { "hard": { "pods": "2" } } }),
-        )
-        .await;
-    eventually(LONG, "the quota is in force", async || {
-        let api: kube::Api<k8s_openapi::api::core::v1::ResourceQuota> =
-            kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
-        api.get("small")
-            .await
-            .is_ok_and(|quota| quota.status.is_some_and(|status| status.hard.is_some()))
-    })
-    .await;
+    stage.quota("small", json!({ "pods": "2" })).await;
     stage.queue("jobs").await;
     let spec = |replicas: u32| json!({ "queues": [{ "name": "jobs" }], "concurrency": 1, "replicas": replicas, "scaling": { "mode": "Manual" } });
     pool(&stage, "jobs", spec(4)).await.unwrap();

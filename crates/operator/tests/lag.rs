@@ -90,15 +90,7 @@ async fn drain_by_name_removes_no_pod_that_could_work() {
         let spec = json!({
             "queues": [{ "name": pool }], "concurrency": 1, "replicas": 4, "scaling": { "mode": "Manual" },
         });
-        stage
-            .apply(
-                "umbel.dev/v1alpha1",
-                "WorkerPool",
-                "workerpools",
-                pool,
-                json!({ "spec": spec }),
-            )
-            .await;
+        stage.pool_of(pool, spec).await;
         loads.push(load(&stage, pool, &stop));
     }
     for pool in pools {
@@ -124,15 +116,7 @@ async fn drain_by_name_removes_no_pod_that_could_work() {
                 let spec = json!({
                     "queues": [{ "name": pool }], "concurrency": 1, "replicas": size, "scaling": { "mode": "Manual" },
                 });
-                stage
-                    .apply(
-                        "umbel.dev/v1alpha1",
-                        "WorkerPool",
-                        "workerpools",
-                        pool,
-                        json!({ "spec": spec }),
-                    )
-                    .await;
+                stage.pool_of(pool, spec).await;
             }
             for pool in pools {
                 eventually(

@@ -16,15 +16,7 @@ use umbel_testkit::{Process, Signal, eventually, send_signal};
 
 async fn manual(stage: &Stage, pool: &str, replicas: u32) {
     let spec = json!({ "queues": [{ "name": pool }], "concurrency": 1, "replicas": replicas, "scaling": { "mode": "Manual" } });
-    stage
-        .apply(
-            "umbel.dev/v1alpha1",
-            "WorkerPool",
-            "workerpools",
-            pool,
-            json!({ "spec": spec }),
-        )
-        .await;
+    stage.pool_of(pool, spec).await;
 }
 
 /// Whether the process is stopped by a signal.

@@ -28,15 +28,7 @@ async fn pool(stage: &Stage, name: &str, replicas: u32, version: &str, more: Val
     spec.as_object_mut()
         .expect("an object")
         .extend(more.as_object().expect("an object").clone());
-    stage
-        .apply(
-            "umbel.dev/v1alpha1",
-            "WorkerPool",
-            "workerpools",
-            name,
-            json!({ "spec": spec }),
-        )
-        .await;
+    stage.pool_of(name, spec).await;
 }
 
 async fn uids(stage: &Stage, pool: &str) -> BTreeSet<String> {

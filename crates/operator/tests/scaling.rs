@@ -18,15 +18,7 @@ async fn pool(stage: &Stage, name: &str, more: Value) {
     spec.as_object_mut()
         .expect("an object")
         .extend(more.as_object().expect("an object").clone());
-    stage
-        .apply(
-            "umbel.dev/v1alpha1",
-            "WorkerPool",
-            "workerpools",
-            name,
-            json!({ "spec": spec }),
-        )
-        .await;
+    stage.pool_of(name, spec).await;
 }
 
 /// The size of the Deployment, and what the two conditions say of it.

@@ -564,18 +564,7 @@ fn passes(metrics: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_service_account_is_not_sent_on_every_pass() {
     let stage = Stage::start().await;
-    let quota = json!({ "spec": { "hard": { "count/serviceaccounts": "0" } } });
-    stage
-        .apply("v1", "ResourceQuota", "resourcequotas", "none", quota)
-        .await;
-    eventually(LONG, "the quota is in force", async || {
-        let api: kube::Api<k8s_openapi::api::core::v1::ResourceQuota> =
-            kube::Api::namespaced(stage.client.clone(), common::NAMESPACE);
-        api.get("none")
-            .await
-            .is_ok_and(|quota| quota.status.is_some_and(|status| status.hard.is_some()))
-    })
-    .await;
+    stage.quota("none", json!({ "count/serviceaccounts": "0" })).await;
     let operator = stage.operator(&[], &[]);
     stage.queue("jobs").await;
     stage.pool("jobs", 1, json!({})).await;

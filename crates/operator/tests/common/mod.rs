@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Pod, ResourceQuota};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions};
@@ -134,6 +134,11 @@ impl Stage {
     /// A pool on the queue of the same name; `scaling` as in its spec.
     pub async fn pool(&self, name: &str, concurrency: u32, scaling: Value) {
         let spec = json!({ "queues": [{ "name": name }], "concurrency": concurrency, "scaling": scaling });
+        self.pool_of(name, spec).await;
+    }
+
+    /// A pool with this spec.
+    pub async fn pool_of(&self, name: &str, spec: Value) {
         self.apply(
             "umbel.dev/v1alpha1",
             "WorkerPool",
@@ -141,6 +146,18 @@ impl Stage {
             name,
             json!({ "spec": spec }),
         )
+        .await;
+    }
+
+    /// A quota, in force.
+    pub async fn quota(&self, name: &str, hard: Value) {
+        let fields = json!({ "spec": { "hard": hard } });
+        self.apply("v1", "ResourceQuota", "resourcequotas", name, fields).await;
+        let quotas: Api<ResourceQuota> = Api::namespaced(self.client.clone(), NAMESPACE);
+        eventually(LONG, "the quota is in force", async || {
+            let is_counted = |quota: ResourceQuota| quota.status.is_some_and(|status| status.hard.is_some());
+            quotas.get(name).await.is_ok_and(is_counted)
+        })
         .await;
     }
 
