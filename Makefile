@@ -140,7 +140,7 @@ SEED ?= 1
 .PHONY: campaign-worker
 campaign-worker: ## Faults by the thousand against workers, with a verdict (KILLS, CUTS, PAUSES, REDIS_KILLS, OUTAGES in seconds, SEED); then some tests at the default leases
 	cargo build --quiet --locked -p umbel-worker --example test_tasks --example campaign
-	@$(TOOLS) "$${CARGO_TARGET_DIR:-target}/debug/examples/campaign" --kills $(KILLS) --cuts $(CUTS) --pauses $(PAUSES) \
+	@$(TOOLS) "$(BIN_DIR)/examples/campaign" --kills $(KILLS) --cuts $(CUTS) --pauses $(PAUSES) \
 	--redis-kills $(REDIS_KILLS) --outages $(OUTAGES) --seed $(SEED); \
 	printf '\n== at the default leases\n'; \
 	export UMBEL_TEST_DEFAULT_LEASES=1 UMBEL_TEST_PATIENCE=8; cargo test --locked -p umbel-worker --test faults -- kill zombie poison::w09_a; \
@@ -152,12 +152,11 @@ SWAPS ?= 100
 
 .PHONY: campaign-upgrade
 campaign-upgrade: ## Swap workers for those of the version OTHER and back SWAPS times under load, with a verdict
-	@cargo build --quiet --locked -p umbel-worker --example test_tasks --example campaign; \
-	target=$${CARGO_TARGET_DIR:-$(CURDIR)/target}; \
+	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --example test_tasks --example campaign; \
 	git worktree remove --force target/other 2>/dev/null; git worktree add --quiet --detach target/other $(OTHER) && \
-	(cd target/other && cargo build --quiet --locked -p umbel-worker --example test_tasks --target-dir "$$target/other-build") && \
-	$(TOOLS) "$$target/debug/examples/campaign" --kills 0 --cuts 0 --pauses 0 --redis-kills 0 --outages 0 --seed $(SEED) \
-	--swaps $(SWAPS) --other "$$target/other-build/debug/examples/test_tasks"; \
+	(cd target/other && cargo build --quiet --locked -p umbel-worker --example test_tasks --target-dir "$(BIN_DIR)/../other-build") && \
+	"$(BIN_DIR)/examples/campaign" --kills 0 --cuts 0 --pauses 0 --redis-kills 0 --outages 0 --seed $(SEED) \
+	--swaps $(SWAPS) --other "$(BIN_DIR)/../other-build/debug/examples/test_tasks"; \
 	verdict=$$?; git worktree remove --force target/other; exit $$verdict
 
 # Celery's own tests run against the tasks that are written in our library.

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use redis::Cmd;
 
 use crate::call::{Args, PARKED, PURGE, RECOVER};
+use crate::control::failed;
 use crate::peek::Place;
 use crate::{Broker, Error};
 
@@ -58,7 +59,7 @@ impl Broker {
         command
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call, source })
+            .map_err(failed(call))
     }
 
     /// Messages in a place of a queue. Those in flight are not counted here.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::{Address, Place as Where};
+use crate::control::failed;
 use crate::keys::{PRIORITY_STEPS, SEPARATOR};
 use crate::link::Link;
 use crate::place::Place;
@@ -242,7 +243,7 @@ impl Broker {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME")
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "TIME", source })?;
+            .map_err(failed("TIME"))?;
         Ok(seconds * 1000 + micros / 1000)
     }
 
@@ -255,10 +256,7 @@ impl Broker {
             .arg(self.keys.umbel("gen"))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "GET umbel:gen",
-                source,
-            })?;
+            .map_err(failed("GET umbel:gen"))?;
         Ok(id.unwrap_or_default())
     }
 }

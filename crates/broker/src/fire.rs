@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::call::{Args, FIRE};
+use crate::control::failed;
 use crate::{Broker, Error, Replicas};
 
 /// A slot that is due.
@@ -217,6 +218,6 @@ impl Broker {
             .arg(key)
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call, source })
+            .map_err(failed(call))
     }
 }

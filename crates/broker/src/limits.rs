@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::call::{Args, OVERFLOW, QUEUE_POLICY};
+use crate::control::failed;
 use crate::{Broker, Error};
 
 /// Most starts of a rate, and the longest period: far beyond any use, and exact in Lua's numbers.
@@ -240,10 +241,7 @@ impl Broker {
             .arg("said")
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "HGET umbel:queue",
-                source,
-            })?;
+            .map_err(failed("HGET umbel:queue"))?;
         let QueuePolicy {
             is_paused,
             max_in_flight,

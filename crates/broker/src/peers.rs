@@ -216,10 +216,7 @@ impl Broker {
             .ignore()
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "INCR handed",
-                source,
-            })?;
+            .map_err(failed("INCR handed"))?;
         Ok(times)
     }
 
@@ -233,10 +230,7 @@ impl Broker {
             .cmd("TIME")
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "GET heartbeat",
-                source,
-            })?;
+            .map_err(failed("GET heartbeat"))?;
         let at = beat
             .as_deref()
             .and_then(|beat| beat.split_once('|'))

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::call::{Args, HEARTBEAT};
+use crate::control::failed;
 use crate::gate::Gate;
 use crate::{Broker, Error, FollowUp};
 
@@ -162,10 +163,7 @@ impl Broker {
             .arg(self.keys.umbel("handed-back"))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "HGETALL umbel:handed-back",
-                source,
-            })?;
+            .map_err(failed("HGETALL umbel:handed-back"))?;
         let numbers = counted.into_iter();
         Ok(numbers
             .filter_map(|(pool, count)| Some((pool, count.parse().ok()?)))
@@ -178,17 +176,13 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn workers(&self) -> Result<Vec<WorkerRecord>, Error> {
-        let failed = |source| Error::Call {
-            call: "HGETALL umbel:workers",
-            source,
-        };
         let connection = &mut self.connection.clone();
         let (entries, held) = redis::pipe()
             .hgetall(self.keys.umbel("workers"))
             .hgetall(self.keys.umbel("held"))
             .query_async::<(BTreeMap<String, String>, HashMap<String, i64>)>(connection)
             .await
-            .map_err(failed)?;
+            .map_err(failed("HGETALL umbel:workers"))?;
         let mut workers: Vec<WorkerRecord> = entries
             .iter()
             .filter_map(|(worker, entry)| {
@@ -202,15 +196,11 @@ impl Broker {
             .iter()
             .map(|record| self.keys.umbel(&format!("hb:worker:{}", record.worker)))
             .collect();
-        let beats: Vec<Option<Vec<u8>>> =
-            redis::cmd("MGET")
-                .arg(keys)
-                .query_async(connection)
-                .await
-                .map_err(|source| Error::Call {
-                    call: "MGET heartbeats",
-                    source,
-                })?;
+        let beats: Vec<Option<Vec<u8>>> = redis::cmd("MGET")
+            .arg(keys)
+            .query_async(connection)
+            .await
+            .map_err(failed("MGET heartbeats"))?;
         for (record, beat) in workers.iter_mut().zip(beats) {
             record.heartbeat = beat.and_then(|body| serde_json::from_slice(&body).ok());
         }

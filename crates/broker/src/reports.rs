@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::failed;
 use crate::{Broker, Error};
 
 /// What a `umbel.cluster.sync` job saw.
@@ -31,10 +32,7 @@ impl Broker {
             .arg(serde_json::to_string(report).unwrap_or_default())
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "HSET umbel:clusters",
-                source,
-            })
+            .map_err(failed("HSET umbel:clusters"))
     }
 
     /// The last report of each cluster of a namespace. What cannot be read is left out.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use crate::call::{Args, STORE_RESULT};
+use crate::control::failed;
 use crate::{Broker, Config, Error};
 
 /// The prefix of result keys that Celery makes of `global_keyprefix`: set off by an underscore, unless it ends in
@@ -108,10 +109,7 @@ impl Broker {
             .arg(self.result_key(id))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "GET result",
-                source,
-            })
+            .map_err(failed("GET result"))
     }
 
     /// Waits for a document in a final state (SUCCESS, FAILURE, REVOKED); `None` when the time is over.

@@ -3,6 +3,7 @@
 
 use redis::{Cmd, RedisError, Value};
 
+use crate::control::failed;
 use crate::{Broker, Error};
 
 /// Commands of our scripts, each with the words that make it harmless on a key of its own. `K` stands for that key.
@@ -117,7 +118,7 @@ impl Broker {
         let replies: Vec<Result<Value, RedisError>> = pipe
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call { call: "rights", source })?;
+            .map_err(failed("rights"))?;
         let mut missing: Vec<String> = Vec::new();
         let lacks_own_key = |what: &str, err: &RedisError| {
             // Commands are asked on a key of ours: where that is what is refused, it says so once.

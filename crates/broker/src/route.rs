@@ -5,6 +5,7 @@
 
 use regex::RegexBuilder;
 
+use crate::control::failed;
 use crate::{Broker, Error};
 
 /// What an exchange does with a message. Redis does not know it: the sender must.
@@ -116,10 +117,7 @@ impl Broker {
             .arg(self.keys.binding(exchange))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "SMEMBERS binding",
-                source,
-            })?;
+            .map_err(failed("SMEMBERS binding"))?;
         let text = |member: &Vec<u8>| String::from_utf8(member.clone()).ok();
         let bindings = members.iter().filter_map(text);
         Ok(bindings

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE};
+use crate::control::failed;
 use crate::{Broker, Error, StoredResult};
 
 /// Where a delivery ends.
@@ -358,13 +359,10 @@ impl Broker {
         let mut pipe = redis::pipe();
         pipe.cmd("EXISTS").arg(self.keys.umbel(&format!("back:{id}")));
         pipe.cmd("HEXISTS").arg(self.keys.umbel("att")).arg(id);
-        let (back, died): (bool, bool) =
-            pipe.query_async(&mut self.connection.clone())
-                .await
-                .map_err(|source| Error::Call {
-                    call: "EXISTS back",
-                    source,
-                })?;
+        let (back, died): (bool, bool) = pipe
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("EXISTS back"))?;
         Ok(back || died)
     }
 
@@ -378,10 +376,7 @@ impl Broker {
             .arg(id)
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|source| Error::Call {
-                call: "HGET att",
-                source,
-            })?;
+            .map_err(failed("HGET att"))?;
         Ok(counted.unwrap_or(0))
     }
 

@@ -11,6 +11,7 @@ use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 
 use crate::call::{Args, LOOK};
+use crate::control::failed;
 use crate::link::Connection;
 use crate::{Config, Error, Keys, QueueLists, Trouble};
 
@@ -157,7 +158,7 @@ impl Waker {
             arm.query_async::<()>(&mut same),
             args.call(&mut connection)
         );
-        armed.map_err(|source| Error::Call { call: "EXISTS", source })?;
+        armed.map_err(failed("EXISTS"))?;
         let value = value?;
         let mut reply = value.reply()?;
         let waiting = reply.count()?;

@@ -125,16 +125,11 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let of_pool = |pool: &Arc<WorkerPool>| {
-            let first = pool.spec.queues.first()?;
-            let queue = context.queue(&pool.namespace()?, &first.name)?;
-            context.brokers.source(&queue).ok()
-        };
         let pools = context.pools();
         let wanted: Vec<Source> = pools
             .iter()
             .filter(|pool| pool.spec.runtime == Runtime::Celery)
-            .filter_map(of_pool)
+            .filter_map(|pool| context.source(pool))
             .collect();
         watches.retain(|source, watch| {
             let keep = wanted.contains(source);

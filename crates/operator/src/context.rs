@@ -8,7 +8,7 @@ use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
 use umbel_telemetry::chain;
 
 use crate::args::Release;
-use crate::brokers::Brokers;
+use crate::brokers::{Brokers, Source};
 use crate::celery::Celery;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
@@ -59,6 +59,13 @@ impl Context {
     /// One queue.
     pub fn queue(&self, namespace: &str, name: &str) -> Option<Arc<TaskQueue>> {
         self.scope(namespace)?.queues.get(namespace, name)
+    }
+
+    /// Where the broker of a pool is described: that of its first queue, as all its queues lie on one.
+    pub fn source(&self, pool: &WorkerPool) -> Option<Source> {
+        let first = pool.spec.queues.first()?;
+        let queue = self.queue(&pool.namespace()?, &first.name)?;
+        self.brokers.source(&queue).ok()
     }
 
     /// All target clusters of a namespace.

@@ -60,15 +60,16 @@ fn of(pool: &WorkerPool, context: &Context, sample: &Sample) -> Result<Option<De
     }
     if pool.spec.runtime == Runtime::Celery {
         // What Celery's workers hold is not told by queue: each pool of them on this data has the part of its slots.
-        let (pools, own) = (context.pools(), source(pool, context));
-        let same = |other: &WorkerPool| {
-            let theirs = source(other, context);
+        let own = context.source(pool);
+        let is_here = |other: &WorkerPool| {
+            let theirs = context.source(other);
             // By another Secret, or in another namespace, it may be the same data: its id tells, once it has one.
             let seen = || context.brokers.view(theirs.as_ref()?).sample;
             let is_data = || seen().is_some_and(|seen| seen.generation == sample.generation);
-            let is_same = theirs == own || (!sample.generation.is_empty() && is_data());
-            other.spec.runtime == Runtime::Celery && is_same
+            theirs == own || (!sample.generation.is_empty() && is_data())
         };
+        let pools = context.pools();
+        let same = |other: &WorkerPool| other.spec.runtime == Runtime::Celery && is_here(other);
         let most = |pool: &WorkerPool| most(&pool.spec);
         let others = pools.iter().filter(|other| same(other) && other.uid() != pool.uid());
         let all = others.map(|other| most(other)).sum::<u64>() + most(pool);
@@ -79,13 +80,6 @@ fn of(pool: &WorkerPool, context: &Context, sample: &Sample) -> Result<Option<De
         sum = sum + held.share(most(pool), all);
     }
     Ok(Some(sum))
-}
-
-/// The broker of a pool: that of its first queue, as all its queues have one.
-fn source(pool: &WorkerPool, context: &Context) -> Option<Source> {
-    let first = pool.spec.queues.first()?;
-    let queue = context.queue(&pool.namespace()?, &first.name)?;
-    context.brokers.source(&queue).ok()
 }
 
 /// The slots that this pool, and all pools of the queue, can have at most.
@@ -126,8 +120,7 @@ impl Meters {
     pub fn measure(&mut self, context: &Context, source: &Source, sample: &Sample) -> BTreeMap<String, Pace> {
         let measured = |pool: &WorkerPool| {
             let kind = pool.spec.scaling.target.kind;
-            matches!(kind, TargetKind::DrainTime | TargetKind::Latency)
-                && self::source(pool, context).as_ref() == Some(source)
+            matches!(kind, TargetKind::DrainTime | TargetKind::Latency) && context.source(pool).as_ref() == Some(source)
         };
         let pools: Vec<_> = context.pools().into_iter().filter(|pool| measured(pool)).collect();
         let mut paces = BTreeMap::new();

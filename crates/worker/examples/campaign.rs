@@ -1,8 +1,9 @@
 //! Long campaigns of faults against real workers and a real Redis, by a seed, with a verdict on each.
 //!
 //! `campaign --kills 2000 --cuts 10000 --pauses 1000 --redis-kills 200 --outages 1,10,60,600 --seed 1`: zero leaves a part
-//! out, and `--other PATH` adds one in which workers are swapped for those of another version, and back. It starts the example `test_tasks` beside it, ends with a table, and with an error where anything was lost, ran
-//! more often than faults explain, or acted after somebody else had taken over.
+//! out, and `--other PATH` adds one in which workers are swapped for those of another version, and back. It starts the
+//! example `test_tasks` beside it, ends with a table, and with an error where anything was lost, ran more often than
+//! faults explain, or acted after somebody else had taken over.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -260,11 +260,13 @@ impl Consumer {
             }
             fruitless = 0;
             is_woken = self.wait().await;
-            let hesitation = self.shared.fleet.hesitate(self.in_vain, crate::random());
             // What a limit holds back is not to be seen by a look.
-            if is_woken && self.blocked.is_none() && !hesitation.is_zero() {
-                tokio::time::sleep(hesitation).await;
-                is_woken = false; // A look first: most likely somebody else has it by now.
+            if is_woken && self.blocked.is_none() {
+                let hesitation = self.shared.fleet.hesitate(self.in_vain, crate::random());
+                if !hesitation.is_zero() {
+                    tokio::time::sleep(hesitation).await;
+                    is_woken = false; // A look first: most likely somebody else has it by now.
+                }
             }
         }
     }

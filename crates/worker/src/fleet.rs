@@ -41,7 +41,7 @@ impl Fleet {
         if !was_in_vain || workers < CROWD {
             return Duration::ZERO;
         }
-        let all = A_LOOK * u32::try_from(workers).unwrap_or(u32::MAX).min(1_000_000);
+        let all = A_LOOK * u32::try_from(workers).unwrap_or(u32::MAX);
         all.min(LONGEST).mul_f64(luck)
     }
 }

@@ -2,7 +2,8 @@
 -- record, and where the message goes. A lease that is gone changes nothing.
 -- ARGV: prefix, dead letters kept, then for each delivery:
 --   action      ack | later (a message of its own, due) | park (the stored bytes, due) | bury | quarantine
---               | release (to the head of its list, or of the suspects) | charge (the same, counted as a delivery) | requeue (to its end)
+--               | release (to the head of its list, or of the suspects) | charge (the same, counted as a delivery)
+--               | requeue (to its end)
 --   lease id, task id, task name, key in umbel:att, run id or '', run outcome (succeeded | failed | expired | revoked)
 --   result key or '', its TTL (s, 0 = for ever), document, '1' if SUCCESS
 --   x           later, park: due (s); bury, quarantine: reason

@@ -17,10 +17,10 @@ use kube::{Api, ResourceExt};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use umbel_api::TargetCluster;
 use umbel_api::condition::find;
 use umbel_api::names::cluster_condition::{KUBECONFIG_ACCEPTED, REACHABLE};
 use umbel_api::targetcluster::{ClusterObservation, TargetClusterStatus};
-use umbel_api::{TargetCluster, WorkerPool};
 use umbel_broker::ClusterReport;
 use umbel_clusters::kubeconfig;
 use umbel_plan::cluster::{Kubeconfig, status, worth};
@@ -153,17 +153,10 @@ fn sources(ctx: &Context, scope: usize) -> BTreeSet<(String, Source)> {
         .filter_map(|pool| {
             Some((
                 pool.namespace().filter(|namespace| namespaces.contains(namespace))?,
-                source(ctx, &pool)?,
+                ctx.source(&pool)?,
             ))
         })
         .collect()
-}
-
-/// The broker of a pool: all its queues lie on one.
-fn source(ctx: &Context, pool: &WorkerPool) -> Option<Source> {
-    let first = pool.spec.queues.first()?;
-    let queue = ctx.queue(&pool.namespace()?, &first.name)?;
-    ctx.brokers.source(&queue).ok()
 }
 
 /// The observation in a report, if it comes from a pool that may touch the cluster it speaks of.
@@ -177,7 +170,7 @@ fn accepted(ctx: &Context, namespace: &str, source: &Source, report: &ClusterRep
     let covered = pool.is_some_and(|pool| {
         let access = pool.spec.cluster_access.as_ref();
         access.is_some_and(|access| access.covers(&report.name, cluster.labels()))
-            && self::source(ctx, pool).as_ref() == Some(source)
+            && ctx.source(pool).as_ref() == Some(source)
     });
     if report.namespace != namespace || !covered {
         tracing::debug!(

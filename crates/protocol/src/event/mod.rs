@@ -98,9 +98,6 @@ impl Batch {
         if self.len > 0 {
             self.text.push_str(", ");
         }
-        if self.len == 1 {
-            self.text.reserve(MAX_BATCH * self.text.len()); // The others are about as long as the first.
-        }
         source.write(&mut self.text, event, stamp);
         self.len += 1;
     }
