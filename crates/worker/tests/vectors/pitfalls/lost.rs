@@ -113,8 +113,12 @@ async fn a10_a_chord_ends_although_its_members_worker_was_killed() {
         let key = format!("celery-taskset-meta-{}.j", slow["headers"]["group"].as_str().unwrap());
         let mut connection = stage.connection.clone();
         eventually(SOON, "one is in, one runs", async || {
+            let held: Vec<Vec<u8>> = connection.hvals("umbel:unacked").await.unwrap();
+            // A zero byte begins what stands for a message that was acknowledged early: until then it would run again.
+            let is_acknowledged = held.first().is_some_and(|message| message.starts_with(b"\0"));
             connection.zcard::<_, u64>(&key).await.unwrap() == 1
-                && connection.hlen::<_, u64>("umbel:unacked").await.unwrap() == 1
+                && held.len() == 1
+                && is_acknowledged == (ack == "early")
         })
         .await;
         stage.worker.kill();
