@@ -102,6 +102,11 @@ pub mod pool_condition {
     pub const GRACE_TOO_SHORT: &str = "GraceTooShort";
 }
 
+/// Annotation by which a PeriodicTask is asked to run now: the time of the request.
+pub const RUN_NOW: &str = "umbel.dev/run-now";
+/// Annotation beside it: who asked.
+pub const RUN_NOW_BY: &str = "umbel.dev/run-now-by";
+
 /// The `PeriodicTask` condition types.
 pub mod periodic_condition {
     /// The next slot is known and will fire.
@@ -110,6 +115,8 @@ pub mod periodic_condition {
     pub const SUSPENDED: &str = "Suspended";
     /// Something is wrong that a person must repair.
     pub const STALLED: &str = "Stalled";
+    /// The latest run that ended did not succeed.
+    pub const FAILING: &str = "Failing";
 }
 
 /// The `TargetCluster` condition types.

@@ -40,14 +40,18 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("startTime must be before endTime").field_path(".startTime"))]
 pub struct PeriodicTaskSpec {
-    /// When: exactly one of `cron`, `every` and `at`.
+    /// When: exactly one of `cron`, `every`, `at` and `solar`.
     pub schedule: Schedule,
 
-    /// Time zone of `cron`, by its IANA name. A time that a clock change skips fires at the next valid time, one that it
-    /// repeats fires once.
+    /// Time zone of `cron`, by its IANA name.
     #[serde(default = "time_zone")]
     #[schemars(length(min = 1, max = 64), pattern(r"^[A-Za-z0-9_+/-]+$"))]
     pub time_zone: String,
+
+    /// What clock changes of the zone do to a `cron` that names times of day. One that runs every hour or oftener follows
+    /// elapsed time through them.
+    #[serde(default)]
+    pub dst: Dst,
 
     /// No slot before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +60,20 @@ pub struct PeriodicTaskSpec {
     /// No slot after this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_time: Option<Time>,
+
+    /// After so many runs no slot is left; runs that somebody asked for do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub max_runs: Option<u64>,
+
+    /// Each slot fires up to this later, by an amount that is its own, and always before the next slot. Whole seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(pattern(r"^([0-9]{1,5}(h|m|s))+$"))]
+    pub jitter: Option<Span>,
+
+    /// Whether the creation of this object is a slot, too: its first. With a later `startTime`, that time is.
+    #[serde(default)]
+    pub run_on_create: bool,
 
     /// What happens to slots that passed while nobody could fire them.
     #[serde(default)]
@@ -73,21 +91,92 @@ pub struct PeriodicTaskSpec {
     #[serde(default)]
     pub suspend: bool,
 
+    /// After so many failed runs in a row nothing fires any more until a run that somebody asked for succeeds, or the spec
+    /// changes. Slots that pass meanwhile are not made up for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub pause_after_failures: Option<u32>,
+
+    /// How many runs that have ended `status.recent` shows.
+    #[serde(default)]
+    pub history: History,
+
     /// What is sent.
     pub task_template: TaskTemplate,
+}
+
+/// What clock changes do to times of day.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Dst {
+    /// A time that a change skips.
+    #[serde(default)]
+    pub skipped: SkippedTime,
+    /// A time that a change repeats.
+    #[serde(default)]
+    pub repeated: RepeatedTime,
+}
+
+/// What becomes of a time of day that a clock change skips.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum SkippedTime {
+    /// It fires at the first valid time after the gap.
+    #[default]
+    RunAtNextValid,
+    /// It is no slot on that day.
+    Skip,
+}
+
+/// What becomes of a time of day that a clock change repeats.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum RepeatedTime {
+    /// It fires at its first pass.
+    #[default]
+    Once,
+    /// It fires at both.
+    Twice,
+}
+
+/// How many runs that have ended are shown.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct History {
+    /// Of those that succeeded.
+    #[serde(default = "history_succeeded")]
+    #[schemars(range(min = 0, max = 20))]
+    pub succeeded: u8,
+    /// Of all others.
+    #[serde(default = "history_failed")]
+    #[schemars(range(min = 0, max = 20))]
+    pub failed: u8,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            succeeded: history_succeeded(),
+            failed: history_failed(),
+        }
+    }
 }
 
 /// When a task is sent.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("[has(self.cron), has(self.every), has(self.at)].filter(given, given).size() == 1").message("exactly one of cron, every and at must be given"),
+    validation = Rule::new("[has(self.cron), has(self.every), has(self.at), has(self.solar)].filter(given, given).size() == 1").message("exactly one of cron, every, at and solar must be given"),
     validation = Rule::new("!has(self.every) || duration(self.every) >= duration('1s')").message("every must be at least 1s").field_path(".every")
 )]
 pub struct Schedule {
-    /// Five fields as crontab(5) has them: minute, hour, day of month, month, day of week (0 and 7 are Sunday).
+    /// Five fields as crontab(5) has them: minute, hour, day of month, month, day of week (0 and 7 are Sunday); or six, with
+    /// the second before them; or one of @yearly, @monthly, @weekly, @daily and @hourly. Names of months and days, lists,
+    /// ranges and steps; `L` for the last day of a month, `15W` for the weekday nearest the 15th, `FRI#2` for the second
+    /// Friday, `FRI#L` for the last. Where day of month and day of week are both given, either will do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 9, max = 100), pattern(r"^[^\s]+( +[^\s]+){4}$"))]
+    #[schemars(
+        length(min = 6, max = 200),
+        pattern(r"^([^\s@]+( +[^\s@]+){4,5}|@(yearly|annually|monthly|weekly|daily|hourly))$")
+    )]
     pub cron: Option<String>,
     /// A fixed distance, counted from `startTime` or else from the creation of this object. Whole seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,6 +185,47 @@ pub struct Schedule {
     /// One time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
+    /// What the sun does at a place, each day that it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solar: Option<Solar>,
+}
+
+/// An event of the sun, as Celery's `solar` has them.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Solar {
+    /// What it does.
+    pub event: SolarEvent,
+    /// Degrees north of the equator; south is negative.
+    #[schemars(range(min = -90, max = 90))]
+    pub latitude: f64,
+    /// Degrees east of Greenwich; west is negative.
+    #[schemars(range(min = -180, max = 180))]
+    pub longitude: f64,
+}
+
+/// What the sun does, by Celery's names.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SolarEvent {
+    /// Its centre comes up to 18° below the horizon.
+    DawnAstronomical,
+    /// … to 12° below.
+    DawnNautical,
+    /// … to 6° below.
+    DawnCivil,
+    /// Its upper edge comes over the horizon.
+    Sunrise,
+    /// It is as high as it gets.
+    SolarNoon,
+    /// Its upper edge goes below the horizon.
+    Sunset,
+    /// Its centre goes down to 6° below.
+    DuskCivil,
+    /// … to 12° below.
+    DuskNautical,
+    /// … to 18° below the horizon.
+    DuskAstronomical,
 }
 
 /// What happens to slots that passed while nobody could fire them.
@@ -118,6 +248,10 @@ pub enum Overlap {
     Forbid,
     /// The slot is fired.
     Allow,
+    /// The slot is kept, and fired when no run goes on; others that come while one is kept are skipped and counted as missed.
+    BufferOne,
+    /// The tasks of the earlier run are cancelled, then the slot is fired.
+    Replace,
 }
 
 /// What a schedule sends.
@@ -181,6 +315,12 @@ fn time_zone() -> String {
 fn catch_up_window() -> Span {
     Span::secs(600)
 }
+const fn history_succeeded() -> u8 {
+    3
+}
+const fn history_failed() -> u8 {
+    5
+}
 
 /// What a schedule did, and what it will do.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
@@ -204,6 +344,13 @@ pub struct PeriodicTaskStatus {
     /// The latest slot that was fired, and how its tasks fare.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run: Option<Run>,
+    /// The latest runs that have ended, newest first, as `spec.history` says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub recent: Vec<PastRun>,
+    /// Failed runs since the last that succeeded, or since the spec changed.
+    #[serde(default)]
+    pub consecutive_failures: u32,
     /// How many runs have not ended.
     #[serde(default)]
     pub active_runs: u32,
@@ -211,6 +358,16 @@ pub struct PeriodicTaskStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub active: Vec<Time>,
+    /// Times of runs that were asked for and have not ended, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub active_requests: Vec<Time>,
+    /// The latest run that was asked for by the annotation `umbel.dev/run-now`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_request: Option<Request>,
+    /// A slot that waits for the end of an earlier run (`overlap: BufferOne`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffered: Option<Time>,
     /// Slots that were fired.
     #[serde(default)]
     pub runs: u64,
@@ -247,4 +404,51 @@ pub struct Run {
     /// Tasks that failed, expired or were revoked.
     #[serde(default)]
     pub failed: u32,
+}
+
+/// A run that has ended.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PastRun {
+    /// The slot, or the time for which it was asked.
+    pub slot: Time,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Messages that were sent for it.
+    pub total: u32,
+    /// Tasks that succeeded.
+    #[serde(default)]
+    pub succeeded: u32,
+    /// Tasks that failed, expired or were revoked.
+    #[serde(default)]
+    pub failed: u32,
+    /// Whether it was asked for, and no slot.
+    #[serde(default)]
+    pub is_request: bool,
+}
+
+/// How a run ended.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum Outcome {
+    /// All its tasks succeeded.
+    Succeeded,
+    /// Some did not.
+    Failed,
+    /// The broker holds nothing of it any more, and it is not known how it ended.
+    Lost,
+    /// Its tasks were cancelled for a later slot (`overlap: Replace`).
+    Replaced,
+}
+
+/// A run that somebody asked for.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// The text of the annotation.
+    pub asked: String,
+    /// Who asked, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What came of it, in words.
+    pub answer: String,
 }

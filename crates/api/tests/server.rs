@@ -182,6 +182,25 @@ fn accepted() -> Vec<(&'static str, Value)> {
         ("PeriodicTask", schedule(&json!({"every": "1h30m"}), &json!({}))),
         (
             "PeriodicTask",
+            schedule(&json!({"cron": "@daily"}), &json!({"runOnCreate": true})),
+        ),
+        (
+            "PeriodicTask",
+            schedule(
+                &json!({"cron": "*/10 30 2 L * FRI#2"}),
+                &json!({"dst": {"skipped": "Skip", "repeated": "Twice"}, "maxRuns": 12, "jitter": "90s", "overlap": "BufferOne",
+                    "pauseAfterFailures": 3, "history": {"succeeded": 0, "failed": 20}}),
+            ),
+        ),
+        (
+            "PeriodicTask",
+            schedule(
+                &json!({"solar": {"event": "dawn_civil", "latitude": -37.81, "longitude": 144.96}}),
+                &json!({"overlap": "Replace"}),
+            ),
+        ),
+        (
+            "PeriodicTask",
             schedule(
                 &json!({"at": "2030-01-01T00:00:00Z"}),
                 &json!({"missedRuns": "RunAll", "overlap": "Allow"}),
@@ -527,16 +546,16 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "PeriodicTask",
             schedule(&json!({}), &json!({})),
-            "exactly one of cron, every and at",
+            "exactly one of cron, every, at and solar",
         ),
         (
             "PeriodicTask",
             schedule(&json!({"cron": "* * * * *", "every": "1s"}), &json!({})),
-            "exactly one of cron, every and at",
+            "exactly one of cron, every, at and solar",
         ),
         (
             "PeriodicTask",
-            schedule(&json!({"cron": "* * * * * *"}), &json!({})),
+            schedule(&json!({"cron": "* * * * * * *"}), &json!({})),
             "spec.schedule.cron",
         ),
         (
@@ -569,8 +588,50 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ),
         (
             "PeriodicTask",
-            schedule(&every, &json!({"overlap": "Replace"})),
+            schedule(&every, &json!({"overlap": "Queue"})),
             "spec.overlap",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&json!({"cron": "@every 1ms"}), &json!({})),
+            "spec.schedule.cron",
+        ),
+        (
+            "PeriodicTask",
+            schedule(
+                &json!({"solar": {"event": "moonrise", "latitude": 0, "longitude": 0}}),
+                &json!({}),
+            ),
+            "spec.schedule.solar.event",
+        ),
+        (
+            "PeriodicTask",
+            schedule(
+                &json!({"solar": {"event": "sunset", "latitude": 90.5, "longitude": 0}}),
+                &json!({}),
+            ),
+            "spec.schedule.solar.latitude",
+        ),
+        ("PeriodicTask", schedule(&every, &json!({"maxRuns": 0})), "spec.maxRuns"),
+        (
+            "PeriodicTask",
+            schedule(&every, &json!({"jitter": "1y"})),
+            "spec.jitter",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&every, &json!({"dst": {"skipped": "Never"}})),
+            "spec.dst.skipped",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&every, &json!({"pauseAfterFailures": 0})),
+            "spec.pauseAfterFailures",
+        ),
+        (
+            "PeriodicTask",
+            schedule(&every, &json!({"history": {"failed": 21}})),
+            "spec.history.failed",
         ),
         (
             "PeriodicTask",

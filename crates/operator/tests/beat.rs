@@ -13,8 +13,11 @@ use kube::{Api, ResourceExt};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use umbel_api::condition::find;
+use umbel_api::periodictask::Outcome;
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
-use umbel_plan::fanout::dispatches;
+use umbel_plan::cron::Timetable;
+use umbel_plan::fanout::{Occasion, dispatches};
+use umbel_plan::periodic::Policy;
 use umbel_protocol::message::{Limits, TaskMessage, decode};
 use umbel_testkit::{Process, Redis, ServerKind, Signal, eventually, eventually_some, send_signal};
 
@@ -42,7 +45,7 @@ impl Beat {
         for (key, value) in more.as_object().expect("an object") {
             match (key.as_str(), &mut spec["taskTemplate"]) {
                 (
-                    "task" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit"
+                    "task" | "args" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit"
                     | "uniqueKey",
                     template,
                 ) => {
@@ -126,6 +129,38 @@ impl Beat {
         first
     }
 
+    /// A worker of the queue.
+    fn worker(&self) -> Process {
+        let url = self.stage.redis.url();
+        let admin = format!("127.0.0.1:{}", umbel_testkit::free_port());
+        let args = [
+            "--redis-url",
+            &url,
+            "--queue",
+            "beats",
+            "--concurrency",
+            "2",
+            "--standalone",
+        ];
+        Process::start(&common::worker(), args, &[("UMBEL_ADMIN_ADDR", &admin)])
+    }
+
+    async fn annotate(&self, name: &str, annotations: Value) {
+        let change = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        let params = PatchParams {
+            field_manager: Some("alices-program".into()),
+            ..PatchParams::default()
+        };
+        self.api().patch(name, &params, &change).await.expect("it is accepted");
+    }
+
+    async fn has_event(&self, reason: &str) {
+        eventually(LONG, &format!("an Event {reason}"), async || {
+            self.stage.events().await.iter().any(|event| event.starts_with(reason))
+        })
+        .await;
+    }
+
     async fn is_stalled(&self, name: &str, reason: &str) {
         eventually(LONG, &format!("{name} is stalled: {reason}"), async || {
             self.condition(name, "Stalled").await == Some(("True".into(), reason.into()))
@@ -141,6 +176,12 @@ fn order(message: &TaskMessage) -> Timestamp {
         .to()
         .expect("a number");
     Timestamp::from_millisecond(millis).expect("a time")
+}
+
+fn sent_at(message: &TaskMessage) -> Timestamp {
+    let seconds: f64 = message.header("umbel_sent_at").expect("a time").to().expect("a number");
+    let sent = SignedDuration::try_from_secs_f64(seconds).expect("a time");
+    Timestamp::UNIX_EPOCH + sent
 }
 
 /// Every second from the first slot to the last, each once, under the id that everybody can compute.
@@ -164,7 +205,11 @@ fn assert_each_once(task: &PeriodicTask, sent: &[TaskMessage]) {
             .map(|slot| {
                 (
                     slot,
-                    vec![dispatches(&uid, slot, None, &[]).dispatches[0].id.to_string()],
+                    vec![
+                        dispatches(&uid, Occasion::Slot(slot), None, &[]).dispatches[0]
+                            .id
+                            .to_string(),
+                    ],
                 )
             })
             .collect();
@@ -338,7 +383,7 @@ async fn schedules_follow_their_specs() {
         labels: [("env".to_owned(), "prod".to_owned())].into(),
         is_suspended: false,
     });
-    let expected = dispatches(&uid, order(first), targets.as_ref(), &candidates).dispatches;
+    let expected = dispatches(&uid, Occasion::Slot(order(first)), targets.as_ref(), &candidates).dispatches;
     assert_eq!(sent[0].id, expected[0].id.to_string());
     assert_eq!(sent[1].id, expected[1].id.to_string());
 
@@ -534,18 +579,7 @@ async fn a_lost_slot_waits_until_it_can_be_enqueued_again() {
 async fn runs_are_followed_to_their_end() {
     let beat = Beat::start().await;
     let operator = beat.stage.operator(&[], &[]);
-    let url = beat.stage.redis.url();
-    let admin = format!("127.0.0.1:{}", umbel_testkit::free_port());
-    let args = [
-        "--redis-url",
-        &url,
-        "--queue",
-        "beats",
-        "--concurrency",
-        "2",
-        "--standalone",
-    ];
-    let worker = Process::start(&common::worker(), args, &[("UMBEL_ADMIN_ADDR", &admin)]);
+    let worker = beat.worker();
     beat.schedule("good", json!({ "every": "2s" }), json!({ "overlap": "Forbid" }))
         .await;
     beat.schedule(
@@ -700,4 +734,239 @@ async fn a_slot_counts_as_fired_when_a_replica_has_it() {
     })
     .await;
     assert_each_once(&beat.get("tick").await, &beat.sent("tick").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_begins_at_its_creation_is_late_within_its_jitter_and_ends_after_its_last_run() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let few = json!({ "overlap": "Allow", "missedRuns": "RunAll", "runOnCreate": true, "maxRuns": 3 });
+    beat.schedule("few", json!({ "every": "1s" }), few).await;
+    beat.schedule("yearly", json!({ "cron": "@yearly" }), json!({ "runOnCreate": true }))
+        .await;
+    let late = json!({ "overlap": "Allow", "missedRuns": "RunAll", "jitter": "3s" });
+    beat.schedule("late", json!({ "every": "4s" }), late).await;
+
+    eventually(LONG, "it is completed", async || {
+        beat.condition("few", "Scheduled").await == Some(("False".into(), "Completed".into()))
+    })
+    .await;
+    let created = |task: &PeriodicTask| task.creation_timestamp().expect("created").0;
+    let few = beat.get("few").await;
+    let slots: Vec<Timestamp> = beat.sent("few").await.iter().map(order).collect();
+    let expected: Vec<Timestamp> = (0..3).map(|n| created(&few) + SignedDuration::from_secs(n)).collect();
+    assert_eq!(slots, expected);
+    let status = few.status.expect("a status");
+    assert_eq!((status.runs, status.missed), (3, 0));
+
+    beat.sends("yearly", 1, LONG).await;
+    assert_eq!(order(&beat.sent("yearly").await[0]), created(&beat.get("yearly").await));
+
+    beat.sends("late", 4, LONG).await;
+    let task = beat.get("late").await;
+    let uid = task.uid().expect("a uid");
+    let timetable = Timetable::of(&task.spec, created(&task)).expect("a schedule");
+    let jitter = Policy::of(&task.spec, &uid).jitter;
+    let mut latest = SignedDuration::ZERO;
+    for message in beat.sent("late").await {
+        let slot = order(&message);
+        let due = jitter.due(&timetable, slot);
+        latest = latest.max(due.duration_since(slot));
+        let sent = sent_at(&message);
+        assert!(
+            sent >= due - SignedDuration::from_millis(5),
+            "{slot}: due {due}, sent {sent}"
+        );
+    }
+    assert!(
+        latest > SignedDuration::from_millis(200),
+        "some are late on purpose: {latest}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_hold_a_schedule_until_it_changes_or_a_run_that_is_asked_for_succeeds() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let _worker = beat.worker();
+    let spec = json!({
+        "overlap": "Forbid", "task": "no.such.task", "pauseAfterFailures": 2, "history": { "succeeded": 1, "failed": 1 },
+    });
+    beat.schedule("bad", json!({ "every": "1s" }), spec).await;
+    let is_held = async || {
+        let status = beat.status("bad").await;
+        status.consecutive_failures == 2
+            && beat.condition("bad", "Scheduled").await == Some(("False".into(), "PausedAfterFailures".into()))
+            && beat.condition("bad", "Failing").await == Some(("True".into(), "RunsFailed".into()))
+    };
+    eventually(LONG, "two failures hold it", is_held).await;
+    let held = beat.status("bad").await;
+    assert_eq!((held.runs, held.recent.len()), (2, 1), "one of them is shown: {held:?}");
+    assert_eq!(held.next_schedule_time, None);
+    let rested_from = Timestamp::now();
+    eventually(LONG, "three slots pass", async || {
+        Timestamp::now() > rested_from + SignedDuration::from_secs(3)
+    })
+    .await;
+    assert_eq!(beat.status("bad").await.runs, 2, "nothing fires");
+
+    // Repaired; what passed meanwhile is not made up for.
+    beat.change("bad", json!({ "taskTemplate": { "task": "umbel.echo" } }))
+        .await;
+    eventually(LONG, "it succeeds", async || {
+        let status = beat.status("bad").await;
+        status.last_successful_time.is_some_and(|slot| slot.0 > rested_from)
+            && beat.condition("bad", "Failing").await == Some(("False".into(), "Succeeding".into()))
+    })
+    .await;
+
+    // Held again, and freed by a run that somebody asks for: for it a worker has the task.
+    let fails = json!({ "taskTemplate": { "task": "umbel.sleep", "args": ["no number"] } });
+    beat.change("bad", fails).await;
+    eventually(LONG, "it is held again", is_held).await;
+    let runs = beat.status("bad").await.runs;
+    beat.annotate("bad", json!({ "umbel.dev/run-now": Timestamp::now().to_string() }))
+        .await;
+    eventually(LONG, "one more failure", async || {
+        beat.status("bad").await.consecutive_failures == 3
+    })
+    .await;
+    assert_eq!(beat.status("bad").await.runs, runs);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_is_kept_until_the_run_before_it_ends() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    // Nobody works: the first run goes on.
+    beat.schedule("kept", json!({ "every": "1s" }), json!({ "overlap": "BufferOne" }))
+        .await;
+    eventually(LONG, "one is kept, the others are counted", async || {
+        let status = beat.status("kept").await;
+        status.buffered.is_some() && status.missed >= 2
+    })
+    .await;
+    let kept = beat.status("kept").await.buffered.expect("kept").0;
+    let first = order(&beat.sent("kept").await[0]);
+    assert_eq!(
+        (beat.sent("kept").await.len(), kept),
+        (1, first + SignedDuration::from_secs(1))
+    );
+    // It outlives its leader.
+    drop(operator);
+    let _operator = beat.stage.operator(&[], &[]);
+    let mut connection = beat.stage.redis.connection().await;
+    let _: () = connection.del("beats").await.expect("deleted");
+    beat.sends("kept", 1, LONG).await;
+    assert_eq!(order(&beat.sent("kept").await[0]), kept);
+    eventually(LONG, "another is kept", async || {
+        beat.status("kept").await.buffered.is_some_and(|next| next.0 > kept)
+    })
+    .await;
+    let status = beat.status("kept").await;
+    assert_eq!((status.runs, status.recent[0].outcome), (2, Outcome::Lost));
+    beat.has_event("SlotKept").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_cancels_the_run_before_it() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let worker = beat.worker();
+    let spec = json!({ "overlap": "Replace", "task": "umbel.sleep", "args": [120], "runOnCreate": true, "maxRuns": 2 });
+    beat.schedule("long", json!({ "every": "4s" }), spec).await;
+    eventually(LONG, "the first run was replaced", async || {
+        let status = beat.status("long").await;
+        status.runs == 2
+            && status
+                .recent
+                .first()
+                .is_some_and(|run| run.outcome == Outcome::Replaced)
+    })
+    .await;
+    let task = beat.get("long").await;
+    let slot = task.creation_timestamp().expect("created").0;
+    let id = dispatches(&task.uid().expect("a uid"), Occasion::Slot(slot), None, &[]).dispatches[0].id;
+    let mut connection = beat.stage.redis.connection().await;
+    eventually(LONG, "its task was stopped", async || {
+        let stored: Option<String> = connection
+            .get(format!("celery-task-meta-{id}"))
+            .await
+            .expect("answered");
+        stored.is_some_and(|stored| stored.contains("REVOKED"))
+    })
+    .await;
+    let status = beat.status("long").await;
+    assert_eq!(
+        (status.active_runs, status.consecutive_failures),
+        (1, 0),
+        "{}",
+        worker.tail()
+    );
+    beat.has_event("RunReplaced").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_begins_one_run_and_says_who_asked() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    beat.schedule("rare", json!({ "cron": "@yearly" }), json!({ "suspend": true }))
+        .await;
+    let ask = async |annotations: Value, answer: &str| {
+        beat.annotate("rare", annotations).await;
+        eventually(LONG, answer, async || {
+            let last = beat.status("rare").await.last_request;
+            last.is_some_and(|last| last.answer.contains(answer))
+        })
+        .await;
+        beat.status("rare").await.last_request.expect("answered")
+    };
+    let now = Timestamp::now().to_string();
+    let last = ask(json!({ "umbel.dev/run-now": now }), "fired at").await;
+    assert_eq!((last.asked, last.by.as_deref()), (now.clone(), Some("alices-program")));
+    assert_eq!(beat.sent("rare").await.len(), 1, "though it is suspended");
+    let status = beat.status("rare").await;
+    assert_eq!((status.runs, status.active_runs), (0, 1), "it is no slot");
+
+    // Another leader, the same text: nothing.
+    drop(operator);
+    let operator = beat.stage.operator(&[], &[]);
+    beat.annotate("rare", json!({ "other": "change" })).await;
+    let last = ask(
+        json!({ "umbel.dev/run-now": Timestamp::now().to_string() }),
+        "not fired: an earlier run",
+    )
+    .await;
+    assert!(last.answer.contains("overlap: Forbid"), "{last:?}");
+    beat.has_event("RunRefused").await;
+    assert_eq!(beat.sent("rare").await.len(), 1);
+
+    for (asked, answer) in [
+        ("at noon", "it must be the time of the request"),
+        ("2020-01-01T00:00:00Z", "older than 10 minutes"),
+        ("2099-01-01T00:00:00Z", "ahead of the broker's clock"),
+    ] {
+        ask(json!({ "umbel.dev/run-now": asked }), answer).await;
+    }
+    // Whose status was lost asks the broker, who knows.
+    beat.change("rare", json!({ "overlap": "Allow" })).await;
+    drop(operator);
+    let forget = Patch::Merge(json!({ "status": { "lastRequest": null, "activeRequests": null } }));
+    beat.api()
+        .patch_status("rare", &PatchParams::default(), &forget)
+        .await
+        .expect("forgotten");
+    let again = json!({ "umbel.dev/run-now": now, "umbel.dev/run-now-by": "bob" });
+    beat.annotate("rare", again).await;
+    let _operator = beat.stage.operator(&[], &[]);
+    eventually(LONG, "it is answered", async || {
+        beat.status("rare").await.last_request.is_some()
+    })
+    .await;
+    let last = beat.status("rare").await.last_request.expect("answered");
+    assert_eq!(
+        (last.by.as_deref(), beat.sent("rare").await.len()),
+        (Some("bob"), 1),
+        "{last:?}"
+    );
 }

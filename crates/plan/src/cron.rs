@@ -1,10 +1,10 @@
 //! When a schedule's slots are.
 //!
-//! A [`Timetable`] is a schedule that was understood: `cron` in a zone, `every`, or `at`, within `startTime` and `endTime`
-//! and never before the object existed. Slots are instants in whole seconds.
+//! A [`Timetable`] is a schedule that was understood: `cron` in a zone, `every`, `at` or `solar`, within `startTime` and
+//! `endTime` and never before the object existed. Slots are instants in whole seconds.
 //!
-//! Clock changes: a time of day that is skipped fires at the first valid time after the gap, one that is repeated fires
-//! at its first pass; patterns that run every hour or oftener follow elapsed time through both.
+//! Clock changes: what becomes of a time of day that is skipped or repeated says `dst`; patterns that run every hour or
+//! oftener follow elapsed time through both.
 
 use std::sync::Arc;
 
@@ -12,13 +12,25 @@ use croner::{
     Cron,
     parser::{CronParser, Seconds, Year},
 };
-use jiff::{SignedDuration, Timestamp, tz::TimeZone};
-use umbel_api::{PeriodicTaskSpec, periodictask::Schedule};
+use jiff::{
+    SignedDuration, Timestamp, Zoned,
+    civil::DateTime,
+    tz::{AmbiguousOffset, TimeZone},
+};
+use umbel_api::{
+    PeriodicTaskSpec,
+    periodictask::{Dst, RepeatedTime, Schedule, SkippedTime, Solar},
+};
+
+/// Longer than any clock change: a country that crossed the date line changed by 24 hours.
+const LONGEST_CHANGE: SignedDuration = SignedDuration::from_hours(26);
 
 /// A schedule that was understood.
 #[derive(Clone, Debug)]
 pub struct Timetable {
     rule: Rule,
+    /// A slot before all others: the creation of the object.
+    first: Option<Timestamp>,
     /// Slots are after this.
     after: Timestamp,
     /// Slots are not after this.
@@ -27,9 +39,20 @@ pub struct Timetable {
 
 #[derive(Clone, Debug)]
 enum Rule {
-    Cron(Arc<Cron>, TimeZone),
+    Cron(Pattern),
     Every { anchor: Timestamp, step: i64 },
     At(Timestamp),
+    Solar(Solar),
+}
+
+/// A cron text in a zone.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern {
+    cron: Arc<Cron>,
+    zone: TimeZone,
+    dst: Dst,
+    /// It names times of day, and does not run every hour or oftener.
+    is_of_the_day: bool,
 }
 
 /// Why a schedule can't be understood. Its words go into a condition.
@@ -58,9 +81,15 @@ pub enum ScheduleFault {
     /// The distance is no whole number of seconds, or none.
     #[error("spec.schedule.every must be at least 1s and whole seconds")]
     Every,
-    /// None or several of the three were given.
-    #[error("spec.schedule must have exactly one of cron, every and at")]
+    /// None or several of the kinds were given.
+    #[error("spec.schedule must have exactly one of cron, every, at and solar")]
     Kinds,
+    /// There is no such place.
+    #[error("spec.schedule.solar: latitude must be between -90 and 90, longitude between -180 and 180")]
+    Place,
+    /// The sun never does that there.
+    #[error("spec.schedule.solar names no time that ever comes")]
+    NeverSolar,
 }
 
 impl ScheduleFault {
@@ -69,7 +98,7 @@ impl ScheduleFault {
         match self {
             Self::Cron { .. } | Self::Never { .. } => "BadCron",
             Self::Zone { .. } => "BadTimeZone",
-            Self::Every | Self::Kinds => "BadSchedule",
+            Self::Every | Self::Kinds | Self::Place | Self::NeverSolar => "BadSchedule",
         }
     }
 }
@@ -93,11 +122,13 @@ impl Timetable {
                 cron: Some(text),
                 every: None,
                 at: None,
-            } => Rule::Cron(Arc::new(parse(text)?), zone),
+                solar: None,
+            } => Rule::Cron(Pattern::of(parse(text)?, zone, spec.dst)),
             Schedule {
                 cron: None,
                 every: Some(every),
                 at: None,
+                solar: None,
             } => {
                 let step = i64::try_from(every.get().as_secs()).map_err(|_| ScheduleFault::Every)?;
                 if step < 1 || every.get().subsec_nanos() != 0 {
@@ -112,21 +143,45 @@ impl Timetable {
                 cron: None,
                 every: None,
                 at: Some(at),
+                solar: None,
             } => Rule::At(whole(at.0)),
+            Schedule {
+                cron: None,
+                every: None,
+                at: None,
+                solar: Some(solar),
+            } => {
+                if !(solar.latitude.abs() <= 90.0 && solar.longitude.abs() <= 180.0) {
+                    return Err(ScheduleFault::Place);
+                }
+                Rule::Solar(*solar)
+            }
             Schedule { .. } => return Err(ScheduleFault::Kinds),
         };
-        let timetable = Self { rule, after, end };
+        let first = spec
+            .run_on_create
+            .then(|| start.map_or(created, |start| created.max(whole(start))));
+        let timetable = Self {
+            rule,
+            first,
+            after: first.unwrap_or(after),
+            end,
+        };
         match (&timetable.rule, &spec.schedule.cron) {
             (Rule::Cron(..), Some(text)) if timetable.unbounded(created).is_none() => {
                 Err(ScheduleFault::Never { text: text.clone() })
             }
+            (Rule::Solar(_), _) if timetable.unbounded(created).is_none() => Err(ScheduleFault::NeverSolar),
             _ => Ok(timetable),
         }
     }
 
     /// The first slot after `after`.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
-        self.unbounded(after.max(self.after)).filter(|slot| *slot <= self.end)
+        let first = self.first.filter(|first| *first > after);
+        first
+            .or_else(|| self.unbounded(after.max(self.after)))
+            .filter(|slot| *slot <= self.end)
     }
 
     /// The slots after `after` and not after `until`, oldest first, at most `limit`.
@@ -147,7 +202,11 @@ impl Timetable {
         };
         let index = |at: Timestamp| at.as_second().saturating_sub(anchor.as_second()).div_euclid(*step);
         let (from, to) = (index(after.max(self.after)).max(-1), index(until.min(self.end)));
-        u64::try_from(to - from).unwrap_or(0).min(limit)
+        let first = self
+            .first
+            .filter(|first| *first > after && *first <= until.min(self.end));
+        let others = u64::try_from(to - from).unwrap_or(0);
+        others.saturating_add(u64::from(first.is_some())).min(limit)
     }
 
     /// The last slot after `after` and not after `until`.
@@ -156,7 +215,8 @@ impl Timetable {
             let until = until.min(self.end);
             let elapsed = until.as_second().checked_sub(anchor.as_second())?;
             let slot = Timestamp::from_second(anchor.as_second() + elapsed.div_euclid(*step) * step).ok()?;
-            return Some(slot).filter(|slot| *slot > after.max(self.after));
+            let first = self.first.filter(|first| *first > after && *first <= until);
+            return Some(slot).filter(|slot| *slot > after.max(self.after)).or(first);
         }
         // Forward from ever further back: a search backward would judge clock changes by other rules.
         [
@@ -177,7 +237,8 @@ impl Timetable {
     fn unbounded(&self, after: Timestamp) -> Option<Timestamp> {
         match &self.rule {
             // Slots are whole seconds, so the part of a second does not matter.
-            Rule::Cron(cron, zone) => next(cron, zone, after),
+            Rule::Cron(pattern) => pattern.next(after),
+            Rule::Solar(solar) => crate::sun::next(solar, after),
             Rule::Every { anchor, step } => {
                 let elapsed = after.as_second().checked_sub(anchor.as_second())?;
                 let index = elapsed.div_euclid(*step).checked_add(1)?.max(0);
@@ -188,21 +249,27 @@ impl Timetable {
     }
 }
 
-/// A text that stays the same while the slots do; a change of it is a change of the schedule.
-pub fn fingerprint(spec: &PeriodicTaskSpec) -> String {
-    let Schedule { cron, every, at } = &spec.schedule;
-    let rule = match (cron, every, at) {
-        (Some(cron), ..) => format!("cron {cron} {}", spec.time_zone),
-        (_, Some(every), _) => format!("every {every}"),
-        (.., Some(at)) => format!("at {}", at.0),
-        (None, None, None) => "nothing".to_owned(),
+/// A text that stays the same while the slots do; a change of it is a change of the schedule. `is_paused`: too many runs
+/// failed.
+pub fn fingerprint(spec: &PeriodicTaskSpec, is_paused: bool) -> String {
+    let Schedule { cron, every, at, solar } = &spec.schedule;
+    let rule = match (cron, every, at, solar) {
+        (Some(cron), ..) => format!("cron {cron} {}{}", spec.time_zone, changes(spec.dst)),
+        (_, Some(every), ..) => format!("every {every}"),
+        (_, _, Some(at), _) => format!("at {}", at.0),
+        (.., Some(solar)) => format!("{:?} at {} {}", solar.event, solar.latitude, solar.longitude),
+        (None, None, None, None) => "nothing".to_owned(),
     };
     let start = spec
         .start_time
         .as_ref()
         .map(|start| format!(" from {}", start.0))
         .unwrap_or_default();
-    let held = if spec.suspend { ", suspended" } else { "" };
+    let held = match (spec.suspend, is_paused) {
+        (true, _) => ", suspended",
+        (false, true) => ", paused",
+        (false, false) => "",
+    };
     format!("{rule}{start}{held}")
 }
 
@@ -213,21 +280,101 @@ fn parse(text: &str) -> Result<Cron, ScheduleFault> {
     })
 }
 
-/// A cron text of five fields, or what the parser says of it.
+/// Clock changes in words, where they are not dealt with as usual.
+fn changes(dst: Dst) -> String {
+    let skipped = match dst.skipped {
+        SkippedTime::RunAtNextValid => "",
+        SkippedTime::Skip => ", not where skipped",
+    };
+    let repeated = match dst.repeated {
+        RepeatedTime::Once => "",
+        RepeatedTime::Twice => ", twice where repeated",
+    };
+    format!("{skipped}{repeated}")
+}
+
+/// A cron text of five or six fields, or what the parser says of it.
 pub(crate) fn pattern(text: &str) -> Result<Cron, String> {
     CronParser::builder()
-        .seconds(Seconds::Disallowed)
+        .seconds(Seconds::Optional)
         .year(Year::Disallowed)
         .build()
         .parse(text)
         .map_err(|fault| fault.to_string())
 }
 
-/// The first time of a pattern after `after`, in whole seconds.
-pub(crate) fn next(cron: &Cron, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
-    let after = whole(after).to_zoned(zone.clone());
-    let slot = cron.find_next_occurrence(&after, false).ok()?;
-    Some(whole(slot.timestamp()))
+impl Pattern {
+    pub(crate) fn of(cron: Cron, zone: TimeZone, dst: Dst) -> Self {
+        let is_of_the_day = (0..24).any(|hour| !cron.pattern.hour_match(hour).unwrap_or(true));
+        Self {
+            cron: Arc::new(cron),
+            zone,
+            dst,
+            is_of_the_day,
+        }
+    }
+
+    /// The first slot after `after`, in whole seconds.
+    pub(crate) fn next(&self, after: Timestamp) -> Option<Timestamp> {
+        let after = whole(after);
+        if !self.is_of_the_day {
+            let zoned = after.to_zoned(self.zone.clone());
+            let slot = self.cron.find_next_occurrence(&zoned, false).ok()?;
+            return Some(whole(slot.timestamp()));
+        }
+        // What the clock on the wall shows, from before the longest change; each time of day is looked up in the zone.
+        let shown = after.to_zoned(self.zone.clone()).datetime();
+        let from = shown.saturating_sub(LONGEST_CHANGE).to_zoned(TimeZone::UTC).ok()?;
+        let mut shown = self.cron.find_next_occurrence(&from, false).ok();
+        let mut second: Option<Timestamp> = None;
+        while let Some(time) = shown {
+            let [first, again] = self.instants(time.datetime());
+            second = [second, again.filter(|again| *again > after)]
+                .into_iter()
+                .flatten()
+                .min();
+            // Later times of day come no earlier, so this is the first.
+            if let Some(first) = first.filter(|first| *first > after) {
+                return [Some(first), second].into_iter().flatten().min();
+            }
+            shown = self.cron.find_next_occurrence(&time, false).ok();
+        }
+        second
+    }
+
+    /// When the clock shows this time: never, once or twice, as `dst` has it.
+    fn instants(&self, shown: DateTime) -> [Option<Timestamp>; 2] {
+        let ambiguous = self.zone.to_ambiguous_zoned(shown);
+        match ambiguous.offset() {
+            AmbiguousOffset::Unambiguous { .. } => [instant(ambiguous.unambiguous()), None],
+            AmbiguousOffset::Gap { before, after } => match self.dst.skipped {
+                SkippedTime::Skip => [None, None],
+                // Where a country left out a whole day, its times are left out with it.
+                SkippedTime::RunAtNextValid if after.seconds() - before.seconds() >= 86_400 => [None, None],
+                SkippedTime::RunAtNextValid => {
+                    // Read with the old offset the time lies after the gap, and its end is the change before that.
+                    let past = instant(ambiguous.compatible());
+                    let change = past.and_then(|past| self.zone.preceding(just_after(past)).next());
+                    [change.map(|change| change.timestamp()), None]
+                }
+            },
+            AmbiguousOffset::Fold { .. } => {
+                let later = match self.dst.repeated {
+                    RepeatedTime::Once => None,
+                    RepeatedTime::Twice => instant(ambiguous.clone().later()),
+                };
+                [instant(ambiguous.earlier()), later]
+            }
+        }
+    }
+}
+
+fn instant(zoned: Result<Zoned, jiff::Error>) -> Option<Timestamp> {
+    zoned.ok().map(|zoned| zoned.timestamp())
+}
+
+fn just_after(at: Timestamp) -> Timestamp {
+    at.checked_add(SignedDuration::from_nanos(1)).unwrap_or(at)
 }
 
 fn whole(at: Timestamp) -> Timestamp {

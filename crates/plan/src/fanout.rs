@@ -37,8 +37,43 @@ pub struct Fanout {
     pub suspended: Vec<String>,
 }
 
-/// The messages of a slot of the PeriodicTask with this uid.
-pub fn dispatches(uid: &str, slot: Timestamp, targets: Option<&Targets>, clusters: &[Candidate]) -> Fanout {
+/// Why a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// A slot of the schedule.
+    Slot(Timestamp),
+    /// Somebody asked for it, at that time.
+    Request(Timestamp),
+}
+
+impl Occasion {
+    /// The slot, or the time for which it was asked.
+    pub const fn at(&self) -> Timestamp {
+        match self {
+            Self::Slot(at) | Self::Request(at) => *at,
+        }
+    }
+
+    /// Id of the run that begins.
+    pub fn run_id(&self, uid: &str) -> Uuid {
+        let kind = match self {
+            Self::Slot(_) => "run",
+            Self::Request(_) => "request-run",
+        };
+        derived(uid, &format!("{kind}/{}", self.at().as_millisecond()))
+    }
+
+    fn id(&self, uid: &str, cluster: &str) -> Uuid {
+        let at = self.at().as_millisecond();
+        match self {
+            Self::Slot(_) => derived(uid, &format!("{at}/{cluster}")),
+            Self::Request(_) => derived(uid, &format!("request/{at}/{cluster}")),
+        }
+    }
+}
+
+/// The messages of a run of the PeriodicTask with this uid.
+pub fn dispatches(uid: &str, occasion: Occasion, targets: Option<&Targets>, clusters: &[Candidate]) -> Fanout {
     let Some(Targets {
         clusters: named,
         selector,
@@ -46,7 +81,7 @@ pub fn dispatches(uid: &str, slot: Timestamp, targets: Option<&Targets>, cluster
     else {
         return Fanout {
             dispatches: vec![Dispatch {
-                id: id(uid, slot, ""),
+                id: occasion.id(uid, ""),
                 cluster: None,
             }],
             ..Fanout::default()
@@ -74,22 +109,13 @@ pub fn dispatches(uid: &str, slot: Timestamp, targets: Option<&Targets>, cluster
             (true, true) => fanout.suspended.push(name.to_owned()),
             (true, false) => {
                 fanout.dispatches.push(Dispatch {
-                    id: id(uid, slot, name),
+                    id: occasion.id(uid, name),
                     cluster: Some(name.to_owned()),
                 });
             }
         }
     }
     fanout
-}
-
-/// Id of the run that a slot begins.
-pub fn run_id(uid: &str, slot: Timestamp) -> Uuid {
-    derived(uid, &format!("run/{}", slot.as_millisecond()))
-}
-
-fn id(uid: &str, slot: Timestamp, cluster: &str) -> Uuid {
-    derived(uid, &format!("{}/{cluster}", slot.as_millisecond()))
 }
 
 fn derived(uid: &str, name: &str) -> Uuid {

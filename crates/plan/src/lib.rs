@@ -15,3 +15,4 @@ pub mod queue;
 pub mod rollout;
 pub mod scaling;
 pub mod shield;
+mod sun;

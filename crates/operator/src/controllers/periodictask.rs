@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use umbel_api::condition::{Finding, Status, find, merge, whole_seconds};
 use umbel_api::names::MANAGER;
-use umbel_api::names::periodic_condition::{SCHEDULED, STALLED, SUSPENDED};
+use umbel_api::names::periodic_condition::{FAILING, SCHEDULED, STALLED, SUSPENDED};
 use umbel_api::names::queue_condition::READY;
-use umbel_api::periodictask::{Effective, Run};
+use umbel_api::periodictask::{Effective, Outcome, PastRun, Run};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_broker::{SlotMessage, Until};
 use umbel_plan::cron::{ScheduleFault, Timetable, fingerprint};
-use umbel_plan::fanout::{Candidate, Dispatch, Fanout, dispatches, run_id};
+use umbel_plan::fanout::{Candidate, Dispatch, Fanout, Occasion, dispatches};
 use umbel_plan::periodic::Policy;
 use umbel_protocol::json::Json;
 use umbel_protocol::message::{NewTask, OWN_HEADERS, TimeLimit};
@@ -109,7 +109,7 @@ pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understoo
         .map_err(|fault| Stall::Broker(name.clone(), fault))?;
     Ok(Understood {
         timetable,
-        policy: Policy::from(&task.spec),
+        policy: Policy::of(&task.spec, &uid(task)),
         queue: queue.queue_name(),
         time_limit: queue.spec.time_limit.get(),
         steps: queue.spec.priority_steps.clone(),
@@ -121,8 +121,8 @@ pub(crate) fn created(task: &PeriodicTask) -> Timestamp {
     task.creation_timestamp().map(|created| created.0).unwrap_or_default()
 }
 
-/// Which clusters a slot is for, and under which ids.
-pub(crate) fn fan_out(ctx: &Context, task: &PeriodicTask, slot: Timestamp) -> Fanout {
+/// Which clusters a run is for, and under which ids.
+pub(crate) fn fan_out(ctx: &Context, task: &PeriodicTask, occasion: Occasion) -> Fanout {
     let candidates: Vec<Candidate> = match &task.spec.task_template.targets {
         None => Vec::new(),
         Some(_) => ctx
@@ -135,25 +135,27 @@ pub(crate) fn fan_out(ctx: &Context, task: &PeriodicTask, slot: Timestamp) -> Fa
             })
             .collect(),
     };
-    dispatches(&uid(task), slot, task.spec.task_template.targets.as_ref(), &candidates)
+    let targets = task.spec.task_template.targets.as_ref();
+    dispatches(&uid(task), occasion, targets, &candidates)
 }
 
-/// The messages of a slot.
+/// The messages of a run.
 pub(crate) fn messages(
     task: &PeriodicTask,
     understood: &Understood,
-    slot: Timestamp,
+    occasion: Occasion,
     dispatches: &[Dispatch],
     now: Timestamp,
 ) -> Vec<SlotMessage> {
     let template = &task.spec.task_template;
+    let slot = occasion.at();
     let expires = template
         .expires_after
         .and_then(|after| slot.checked_add(after.get()).ok());
     let queue = understood.queue.as_str();
     let limit = template.time_limit.map_or(understood.time_limit, umbel_api::Span::get);
     let kept = template.expires_after.map_or(UNIQUE_KEPT, umbel_api::Span::get) + limit;
-    let run = run_id(&uid(task), slot).to_string();
+    let run = occasion.run_id(&uid(task)).to_string();
     let (args, kwargs) = (Json::of(&template.args), Json::of(&template.kwargs));
     dispatches
         .iter()
@@ -215,12 +217,30 @@ pub(crate) fn uid(task: &PeriodicTask) -> String {
     task.uid().unwrap_or_default()
 }
 
-/// Since when the slots of the present schedule count, noting it in the status.
+/// Whether too many runs failed in a row.
+pub(crate) fn is_paused(task: &PeriodicTask, status: &PeriodicTaskStatus) -> bool {
+    task.spec
+        .pause_after_failures
+        .is_some_and(|most| status.consecutive_failures >= most)
+}
+
+/// How many more runs may begin; `None`: any number.
+pub(crate) fn runs_left(task: &PeriodicTask, status: &PeriodicTaskStatus) -> Option<u64> {
+    task.spec.max_runs.map(|most| most.saturating_sub(status.runs))
+}
+
+/// Since when the slots of the present schedule count, noting it in the status. A changed spec begins to count failures
+/// anew.
 pub(crate) fn in_force(task: &PeriodicTask, status: &mut PeriodicTaskStatus, now: Timestamp) -> Timestamp {
-    let schedule = fingerprint(&task.spec);
+    if status.observed_generation != task.metadata.generation {
+        status.consecutive_failures = 0;
+    }
+    let schedule = fingerprint(&task.spec, is_paused(task, status));
     let since = match &status.effective {
         Some(effective) if effective.schedule == schedule => return effective.since.0,
         Some(_) => whole_seconds(now),
+        // The creation itself is a slot then.
+        None if task.spec.run_on_create => whole_seconds(created(task)) - SignedDuration::from_secs(1),
         None => whole_seconds(created(task)),
     };
     status.effective = Some(Effective {
@@ -230,8 +250,18 @@ pub(crate) fn in_force(task: &PeriodicTask, status: &mut PeriodicTaskStatus, now
     since
 }
 
-/// Notes a slot that was fired.
-pub(crate) fn note_fired(status: &mut PeriodicTaskStatus, slot: Timestamp, total: usize) {
+/// Notes a run that began.
+pub(crate) fn note_fired(status: &mut PeriodicTaskStatus, occasion: Occasion, total: usize) {
+    let slot = match occasion {
+        Occasion::Slot(slot) => slot,
+        Occasion::Request(at) => {
+            if !status.active_requests.contains(&Time(at)) {
+                status.active_requests.push(Time(at));
+            }
+            count_active(status);
+            return;
+        }
+    };
     status.runs += 1;
     status.last_run = Some(Run {
         slot: Time(slot),
@@ -243,9 +273,39 @@ pub(crate) fn note_fired(status: &mut PeriodicTaskStatus, slot: Timestamp, total
     if !status.active.contains(&Time(slot)) {
         status.active.push(Time(slot));
     }
-    let surplus = status.active.len().saturating_sub(MOST_ACTIVE);
-    status.active.drain(..surplus);
-    status.active_runs = u32::try_from(status.active.len()).unwrap_or(u32::MAX);
+    count_active(status);
+}
+
+/// Counts the open runs, and names the latest of them.
+pub(crate) fn count_active(status: &mut PeriodicTaskStatus) {
+    for open in [&mut status.active, &mut status.active_requests] {
+        open.drain(..open.len().saturating_sub(MOST_ACTIVE));
+    }
+    let count = status.active.len() + status.active_requests.len();
+    status.active_runs = u32::try_from(count).unwrap_or(u32::MAX);
+}
+
+/// Notes how a run ended.
+pub(crate) fn note_ended(task: &PeriodicTask, status: &mut PeriodicTaskStatus, run: PastRun) {
+    match run.outcome {
+        Outcome::Succeeded => {
+            status.consecutive_failures = 0;
+            status.last_successful_time = status.last_successful_time.take().max(Some(run.slot.clone()));
+        }
+        Outcome::Failed | Outcome::Lost => status.consecutive_failures = status.consecutive_failures.saturating_add(1),
+        Outcome::Replaced => {}
+    }
+    status.recent.insert(0, run);
+    let (mut succeeded, mut failed) = (task.spec.history.succeeded, task.spec.history.failed);
+    status.recent.retain(|run| {
+        let left = match run.outcome {
+            Outcome::Succeeded => &mut succeeded,
+            Outcome::Failed | Outcome::Lost | Outcome::Replaced => &mut failed,
+        };
+        let is_kept = *left > 0;
+        *left = left.saturating_sub(1);
+        is_kept
+    });
 }
 
 /// Notes that nothing up to this slot is due any more.
@@ -264,6 +324,8 @@ pub(crate) enum Standing<'a> {
     Full { queue: &'a str, most: u64 },
     /// It is held by its spec.
     Suspended,
+    /// So many runs failed in a row that it is held.
+    Paused(u32),
     /// It fires next then, or never again.
     Scheduled(Option<Timestamp>),
 }
@@ -287,6 +349,14 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
             format!("slots wait for room in the queue {queue}, where {most} messages may wait (limits.maxLength)"),
         ),
         Standing::Suspended => Finding::new(SCHEDULED, false, "Suspended", "spec.suspend holds the schedule"),
+        Standing::Paused(failures) => Finding::new(
+            SCHEDULED,
+            false,
+            "PausedAfterFailures",
+            format!(
+                "{failures} runs failed in a row: nothing fires until one that is asked for succeeds or the spec changes"
+            ),
+        ),
         Standing::Scheduled(Some(_)) => {
             Finding::new(SCHEDULED, true, "Waiting", "status.nextScheduleTime is the next slot")
         }
@@ -294,23 +364,46 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
     };
     let stalled = match standing {
         Standing::Stalled(stall) => Finding::new(STALLED, true, stall.word(), stall.to_string()),
-        Standing::Waiting(_) | Standing::Full { .. } | Standing::Suspended | Standing::Scheduled(_) => {
-            Finding::new(STALLED, false, "Understood", "the schedule is understood")
-        }
+        Standing::Waiting(_)
+        | Standing::Full { .. }
+        | Standing::Suspended
+        | Standing::Paused(_)
+        | Standing::Scheduled(_) => Finding::new(STALLED, false, "Understood", "the schedule is understood"),
     };
     let suspended = if task.spec.suspend {
         Finding::new(SUSPENDED, true, "Suspended", "spec.suspend is true")
     } else {
         Finding::new(SUSPENDED, false, "NotSuspended", "spec.suspend is false")
     };
+    let failing = match (status.consecutive_failures, status.recent.is_empty()) {
+        (0, true) => Finding::new(FAILING, false, "NoRunEnded", "no run has ended yet"),
+        (0, false) => Finding::new(
+            FAILING,
+            false,
+            "Succeeding",
+            "the latest run that ended succeeded, or was replaced",
+        ),
+        (1, _) => Finding::new(FAILING, true, "RunFailed", "the latest run that ended did not succeed"),
+        (failures, _) => Finding::new(
+            FAILING,
+            true,
+            "RunsFailed",
+            format!("{failures} runs in a row did not succeed"),
+        ),
+    };
     let generation = task.metadata.generation;
     status.observed_generation = generation;
-    status.conditions = merge(&status.conditions, &[scheduled, stalled, suspended], generation, now);
+    status.conditions = merge(
+        &status.conditions,
+        &[scheduled, stalled, suspended, failing],
+        generation,
+        now,
+    );
     status.next_schedule_time = match standing {
         Standing::Scheduled(next) => next.map(Time),
         // It is still the next one, whenever that will be.
         Standing::Waiting(_) | Standing::Full { .. } => status.next_schedule_time.take(),
-        Standing::Stalled(_) | Standing::Suspended => None,
+        Standing::Stalled(_) | Standing::Suspended | Standing::Paused(_) => None,
     };
 }
 

@@ -3,20 +3,18 @@
 //! A schedule is in force from each `start` to the next `end`. At the instant of a start it begins, at that of an end it
 //! is over. Clock changes follow the rules of [`crate::cron`].
 
-use croner::Cron;
 use jiff::{Timestamp, tz::TimeZone};
-use umbel_api::workerpool::Calendar;
+use umbel_api::{periodictask::Dst, workerpool::Calendar};
 
 use super::Limits;
-use crate::cron;
+use crate::cron::{self, Pattern};
 
 /// A schedule that was understood.
 #[derive(Clone, Debug)]
 pub struct Window {
     name: String,
-    start: Cron,
-    end: Cron,
-    zone: TimeZone,
+    start: Pattern,
+    end: Pattern,
     min: Option<u32>,
     max: Option<u32>,
 }
@@ -75,13 +73,14 @@ impl Window {
             zone: time_zone.clone(),
         })?;
         let read = |field: &'static str, text: &String| {
-            let pattern = cron::pattern(text).map_err(|why| CalendarFault::Cron {
+            let cron = cron::pattern(text).map_err(|why| CalendarFault::Cron {
                 name: name.clone(),
                 field,
                 text: text.clone(),
                 why,
             })?;
-            match cron::next(&pattern, &zone, Timestamp::UNIX_EPOCH) {
+            let pattern = Pattern::of(cron, zone.clone(), Dst::default());
+            match pattern.next(Timestamp::UNIX_EPOCH) {
                 Some(_) => Ok(pattern),
                 None => Err(CalendarFault::Never {
                     name: name.clone(),
@@ -94,7 +93,6 @@ impl Window {
             start: read("start", start)?,
             end: read("end", end)?,
             name: name.clone(),
-            zone,
             min: *min_replicas,
             max: *max_replicas,
         })
@@ -102,8 +100,8 @@ impl Window {
 
     /// Whether it is in force, and when that changes.
     pub fn at(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
-        let start = cron::next(&self.start, &self.zone, now);
-        let end = cron::next(&self.end, &self.zone, now);
+        let start = self.start.next(now);
+        let end = self.end.next(now);
         match (start, end) {
             // Next comes an end, so a start was the last to come.
             (Some(start), Some(end)) if end < start => (true, Some(end)),

@@ -25,19 +25,26 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use umbel_api::condition::find;
+use umbel_api::names::RUN_NOW;
 use umbel_api::names::periodic_condition::{SCHEDULED, STALLED};
-use umbel_api::{PeriodicTask, PeriodicTaskStatus, periodictask::MissedRuns};
+use umbel_api::periodictask::{MissedRuns, Overlap};
+use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_broker::{Broker, Durability, FireAnswer, Replicas, Slot};
-use umbel_plan::fanout::run_id;
-use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, due, may_fire, next_wake};
+use umbel_plan::fanout::Occasion;
+use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, Verdict, due, last_due, next_wake, overlap};
 use umbel_telemetry::chain;
 
 use crate::brokers::{Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
-    QUEUE_FULL, Stall, Standing, Understood, fan_out, in_force, messages, note_dealt_with, note_fired, stand, uid,
-    understand, write,
+    QUEUE_FULL, Stall, Standing, Understood, fan_out, in_force, is_paused, messages, note_dealt_with, note_fired,
+    runs_left, stand, uid, understand, write,
 };
+
+mod request;
+mod runs;
+
+use runs::pace;
 
 /// Where writes wait for replicas, a slot counts as fired once one of them has it.
 const CONFIRMED: Replicas = Replicas {
@@ -62,8 +69,8 @@ const TOGETHER: Duration = Duration::from_millis(20);
 /// What the beat remembers of a schedule; all of it can be lost.
 #[derive(Default)]
 struct Entry {
-    /// The generation last looked at.
-    generation: Option<i64>,
+    /// The generation last looked at, and the request.
+    seen: Option<(Option<i64>, Option<String>)>,
     /// When to look again.
     wake: Option<Instant>,
     /// What Redis knew when it was last asked.
@@ -162,7 +169,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             }
             let entry = entries.entry(uid.clone()).or_default();
             let is_due =
-                entry.generation != task.metadata.generation || entry.wake.is_none_or(|wake| wake <= Instant::now());
+                entry.seen.as_ref() != Some(&seen(task)) || entry.wake.is_none_or(|wake| wake <= Instant::now());
             match (is_due, entry.wake) {
                 (true, _) if work.len() < CONCURRENCY => {
                     let entry = entries.remove(&uid).unwrap_or_default();
@@ -217,7 +224,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
 
 /// Looks at one schedule: fires what is due, and writes what changed.
 async fn look(ctx: &Context, task: &Arc<PeriodicTask>, outages: &Outages, mut entry: Entry) -> Entry {
-    entry.generation = task.metadata.generation;
+    entry.seen = Some(seen(task));
     let Some(term) = ctx.leader.term() else {
         return entry.again_in(SOON);
     };
@@ -240,6 +247,11 @@ async fn look(ctx: &Context, task: &Arc<PeriodicTask>, outages: &Outages, mut en
     let written = entry.write(ctx, task, &status).await;
     entry.status = Some(status);
     entry.again_in(if written { wait } else { wait.min(SOON) })
+}
+
+/// What of an object is looked at anew when it changes.
+fn seen(task: &PeriodicTask) -> (Option<i64>, Option<String>) {
+    (task.metadata.generation, task.annotations().get(RUN_NOW).cloned())
 }
 
 impl Entry {
@@ -326,8 +338,16 @@ async fn beat(
         stand(task, status, &Standing::Suspended, now);
         return follow;
     }
+    if is_paused(task, status) {
+        stand(task, status, &Standing::Paused(status.consecutive_failures), now);
+        return follow;
+    }
+    if runs_left(task, status) == Some(0) {
+        stand(task, status, &Standing::Scheduled(None), now);
+        return follow;
+    }
     let floor = entry.floor(status, since);
-    let next = next_wake(&understood.timetable, floor, now);
+    let next = next_wake(&understood.timetable, &understood.policy, floor, now);
     // A slot that is past is shown as it is, not as "now".
     stand(
         task,
@@ -392,18 +412,28 @@ impl Beat<'_> {
             self.follow(status).await?;
             entry.followed = Some(Instant::now());
         }
-        if self.task.spec.suspend {
+        self.answer_request(now, entry, status).await?;
+        if self.task.spec.suspend || is_paused(self.task, status) {
+            if status.buffered.take().is_some() {
+                self.miss(status, 1);
+            }
             return Ok(());
         }
         if let Some(slot) = entry.mark.as_ref().and_then(|mark| mark.forgotten) {
-            self.fire(slot, now, entry, status).await?;
+            self.fire(Occasion::Slot(slot), now, entry, status).await?;
             // Not before: what could not be fired now is due at the next look.
             if let Some(mark) = &mut entry.mark {
                 mark.forgotten = None;
             }
         }
+        if let Some(kept) = status.buffered.clone()
+            && !self.is_active(status).await?
+        {
+            self.fire(Occasion::Slot(kept.0), now, entry, status).await?;
+            status.buffered = None;
+        }
         let floor = entry.floor(status, since);
-        let answer = due(timetable, policy, floor, now);
+        let answer = due(timetable, policy, floor, now, runs_left(self.task, status));
         if answer.missed > 0 {
             self.miss(status, answer.missed);
             let note = format!(
@@ -411,24 +441,39 @@ impl Beat<'_> {
                 answer.missed, policy.missed_runs
             );
             self.ctx.event(self.task, EventType::Warning, "SlotsMissed", note).await;
-            let given_up = answer.fire.first().map_or(now, |first| before(*first));
+            let given_up = answer
+                .fire
+                .first()
+                .map_or_else(|| last_due(timetable, policy, floor, now), |first| before(*first));
             if let Some(last) = timetable.latest(floor, given_up) {
                 note_dealt_with(status, last);
             }
         }
         let is_full = answer.fire.len() == MOST_AT_ONCE;
         for slot in answer.fire {
-            if !may_fire(policy.overlap, self.is_active(status, policy.overlap).await?) {
-                self.miss(status, 1);
-                note_dealt_with(status, slot);
-                let note = format!(
-                    "the slot {slot} was skipped: an earlier run has not ended (overlap: {:?})",
-                    policy.overlap
-                );
-                self.ctx.event(self.task, EventType::Normal, "SlotSkipped", note).await;
-                continue;
+            let is_active = policy.overlap != Overlap::Allow && self.is_active(status).await?;
+            match overlap(policy.overlap, is_active, status.buffered.is_some()) {
+                Verdict::Fire => {}
+                Verdict::Replace => self.replace(status).await?,
+                Verdict::Keep => {
+                    status.buffered = Some(Time(slot));
+                    note_dealt_with(status, slot);
+                    let note = format!("the slot {slot} waits for the end of an earlier run (overlap: BufferOne)");
+                    self.ctx.event(self.task, EventType::Normal, "SlotKept", note).await;
+                    continue;
+                }
+                Verdict::Skip => {
+                    self.miss(status, 1);
+                    note_dealt_with(status, slot);
+                    let note = format!(
+                        "the slot {slot} was skipped: an earlier run has not ended (overlap: {:?})",
+                        policy.overlap
+                    );
+                    self.ctx.event(self.task, EventType::Normal, "SlotSkipped", note).await;
+                    continue;
+                }
             }
-            self.fire(slot, now, entry, status).await?;
+            self.fire(Occasion::Slot(slot), now, entry, status).await?;
         }
         if is_full {
             Err(Halt::Again(Duration::ZERO))
@@ -475,7 +520,7 @@ impl Beat<'_> {
                 status.missed += 1;
                 note_dealt_with(status, last);
             } else {
-                note_fired(status, last, found.ids.len());
+                note_fired(status, Occasion::Slot(last), found.ids.len());
             }
         }
         let fired = status.last_run.as_ref().map(|run| run.slot.0);
@@ -513,10 +558,10 @@ impl Beat<'_> {
         })
     }
 
-    /// Fires one slot, and notes it.
+    /// Begins one run, and notes it.
     async fn fire(
         &self,
-        slot: Timestamp,
+        occasion: Occasion,
         now: Timestamp,
         entry: &mut Entry,
         status: &mut PeriodicTaskStatus,
@@ -528,14 +573,14 @@ impl Beat<'_> {
             term,
             broker,
         } = self;
-        let fanout = fan_out(ctx, task, slot);
+        let slot = occasion.at();
+        let fanout = fan_out(ctx, task, occasion);
         if !fanout.unknown.is_empty() {
             let note = format!("no TargetCluster {} in this namespace", fanout.unknown.join(", "));
             ctx.event(*task, EventType::Warning, "UnknownCluster", note).await;
         }
         if fanout.dispatches.is_empty() {
-            self.miss(status, 1);
-            note_dealt_with(status, slot);
+            self.pass_over(occasion, status);
             let note = format!("the slot {slot} was skipped: no TargetCluster is chosen");
             ctx.event(*task, EventType::Warning, "NoClusters", note).await;
             return Ok(());
@@ -546,12 +591,12 @@ impl Beat<'_> {
         let record = Slot {
             install: ctx.leader.install().to_owned(),
             term: *term,
-            uid: uid(task),
+            uid: mark_of(task, occasion),
             at_ms: slot.as_millisecond(),
             generation: task.metadata.generation.unwrap_or_default(),
-            run: Some(run_id(&uid(task), slot).to_string()),
+            run: Some(occasion.run_id(&uid(task)).to_string()),
         };
-        let messages = messages(task, understood, slot, &fanout.dispatches, now);
+        let messages = messages(task, understood, occasion, &fanout.dispatches, now);
         crate::failpoint::reach("beat.fire");
         let answer = broker.fire(&record, &messages).await?;
         crate::failpoint::reach("beat.fired");
@@ -588,8 +633,7 @@ impl Beat<'_> {
         }
         let last = match answer {
             FireAnswer::Fired { left_out } if left_out == messages.len() => {
-                self.miss(status, 1);
-                note_dealt_with(status, slot);
+                self.pass_over(occasion, status);
                 let note = format!("the slot {slot} was skipped: another task has its unique key");
                 ctx.event(*task, EventType::Normal, "SlotSkipped", note).await;
                 slot
@@ -597,7 +641,7 @@ impl Beat<'_> {
             FireAnswer::Fired { left_out } => {
                 let sent = messages.len() - left_out;
                 tracing::info!(task = task.name_any(), %slot, messages = sent, left_out, "slot fired");
-                note_fired(status, slot, sent);
+                note_fired(status, occasion, sent);
                 if left_out > 0 {
                     let note = format!(
                         "of the slot {slot} {left_out} of {} messages were left out: other tasks have their unique keys",
@@ -616,10 +660,10 @@ impl Beat<'_> {
             FireAnswer::Duplicate { ids, last_ms } => {
                 let last = Timestamp::from_millisecond(last_ms).unwrap_or(slot);
                 tracing::info!(task = task.name_any(), %slot, %last, "slot was fired before");
-                if last == slot && !ids.is_empty() {
-                    note_fired(status, slot, ids.len());
-                } else {
-                    note_dealt_with(status, last);
+                match occasion {
+                    _ if last == slot && !ids.is_empty() => note_fired(status, occasion, ids.len()),
+                    Occasion::Slot(_) => note_dealt_with(status, last),
+                    Occasion::Request(_) => {}
                 }
                 last
             }
@@ -639,94 +683,28 @@ impl Beat<'_> {
             FireAnswer::WrongType { key } => return Err(Halt::Stall(Stall::WrongKeyType(key))),
             FireAnswer::Full { queue, most } => return Err(Halt::Full { queue, most }),
         };
-        if let Some(mark) = &mut entry.mark {
-            mark.last = mark.last.max(Some(last));
+        match (&mut entry.mark, occasion) {
+            (Some(mark), Occasion::Slot(_)) => mark.last = mark.last.max(Some(last)),
+            (None, _) | (_, Occasion::Request(_)) => {}
         }
         Ok(())
     }
 
-    /// Whether a run goes on that the policy asks about. One of which nothing is left on the broker is closed as lost.
-    async fn is_active(
-        &self,
-        status: &mut PeriodicTaskStatus,
-        overlap: umbel_api::periodictask::Overlap,
-    ) -> Result<bool, Halt> {
-        if may_fire(overlap, true) || status.active.is_empty() {
-            return Ok(false);
+    /// Notes a run that has no message: a slot is missed by that.
+    fn pass_over(&self, occasion: Occasion, status: &mut PeriodicTaskStatus) {
+        if let Occasion::Slot(slot) = occasion {
+            self.miss(status, 1);
+            note_dealt_with(status, slot);
         }
-        self.follow(status).await?;
-        if status.active.is_empty() {
-            return Ok(false);
-        }
-        let sample = self.broker.depths(std::slice::from_ref(&self.understood.queue)).await?;
-        let is_empty = sample.foreign_unacked == 0
-            && sample.queues.iter().all(|depth| {
-                depth.as_ref().is_ok_and(|depth| {
-                    depth.waiting == 0 && depth.in_flight == 0 && depth.delayed == 0 && depth.suspect == 0
-                })
-            });
-        // What ended between the two questions is seen as ended by the second look.
-        self.follow(status).await?;
-        if !is_empty || status.active.is_empty() {
-            return Ok(!status.active.is_empty());
-        }
-        let slots: Vec<String> = status.active.iter().map(|slot| slot.0.to_string()).collect();
-        let note = format!(
-            "the runs of {} have open tasks, but the queue holds none: closed as lost",
-            slots.join(", ")
-        );
-        self.ctx.event(self.task, EventType::Warning, "RunLost", note).await;
-        if let Some(run) = status.last_run.as_mut().filter(|run| status.active.contains(&run.slot)) {
-            run.failed = run.total.saturating_sub(run.succeeded);
-        }
-        status.active.clear();
-        status.active_runs = 0;
-        Ok(false)
-    }
-
-    /// Drops runs that have ended from the open ones, and notes how the latest fared.
-    async fn follow(&self, status: &mut PeriodicTaskStatus) -> Result<(), Halt> {
-        let uid = uid(self.task);
-        let mut open = Vec::with_capacity(status.active.len());
-        for Time(slot) in std::mem::take(&mut status.active) {
-            let id = run_id(&uid, slot).to_string();
-            let run = match self.broker.run(&id).await {
-                Ok(run) => run,
-                Err(error) => {
-                    open.push(Time(slot));
-                    status.active = open;
-                    return Err(error.into());
-                }
-            };
-            // Without a record nothing can be said; the data is lost or very old.
-            let Some(run) = run else { continue };
-            if !run.open.is_empty() {
-                open.push(Time(slot));
-                continue;
-            }
-            if let Some(latest) = status.last_run.as_mut().filter(|latest| latest.slot.0 == slot) {
-                latest.succeeded = u32::try_from(run.succeeded).unwrap_or(u32::MAX);
-                latest.failed = u32::try_from(run.failed).unwrap_or(u32::MAX);
-            }
-            match run.failed {
-                0 => status.last_successful_time = status.last_successful_time.take().max(Some(Time(slot))),
-                failed => {
-                    let note = format!("{failed} of {} tasks of the slot {slot} did not succeed", run.total);
-                    self.ctx.event(self.task, EventType::Warning, "RunFailed", note).await;
-                }
-            }
-        }
-        status.active_runs = u32::try_from(open.len()).unwrap_or(u32::MAX);
-        status.active = open;
-        Ok(())
     }
 }
 
-/// How long open runs may go unwatched: a short one is seen to end soon, a long one costs little.
-fn pace(status: &PeriodicTaskStatus, now: Timestamp) -> Duration {
-    let latest = status.active.last();
-    let age = latest.map(|slot| Duration::try_from(now.duration_since(slot.0)).unwrap_or_default());
-    age.map_or(LOOK, |age| (age / 4).clamp(FOLLOW, LOOK))
+/// The mark that tells whether a run began: those that are asked for have one of their own, slots go on beside them.
+fn mark_of(task: &PeriodicTask, occasion: Occasion) -> String {
+    match occasion {
+        Occasion::Slot(_) => uid(task),
+        Occasion::Request(_) => format!("{}/requests", uid(task)),
+    }
 }
 
 /// Redis's time, as far as the latest sample and our monotonic clock can tell.

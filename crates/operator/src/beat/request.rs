@@ -1,0 +1,123 @@
+//! Runs that somebody asks for by the annotation `umbel.dev/run-now`.
+//!
+//! The annotation's text is the time of the request; each second begins one run at most, by a mark of its own on the broker,
+//! however often it is seen and by whatever leader.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::events::EventType;
+use umbel_api::condition::whole_seconds;
+use umbel_api::names::{RUN_NOW, RUN_NOW_BY};
+use umbel_api::periodictask::{Overlap, Request};
+use umbel_api::{PeriodicTask, PeriodicTaskStatus};
+use umbel_plan::fanout::Occasion;
+use umbel_plan::periodic::{Verdict, overlap};
+
+use super::{Beat, Entry, Halt};
+
+/// A request that could not be fired for so long is given up.
+const KEPT: Duration = Duration::from_secs(600);
+/// The clocks of people differ from Redis's by no more than this.
+const AHEAD: Duration = Duration::from_secs(60);
+/// Bytes of the annotation and of names that are kept.
+const MOST: usize = 100;
+
+impl Beat<'_> {
+    /// Begins the run that was asked for last, if it has not been answered yet. Suspended and paused schedules answer, too.
+    pub(super) async fn answer_request(
+        &self,
+        now: Timestamp,
+        entry: &mut Entry,
+        status: &mut PeriodicTaskStatus,
+    ) -> Result<(), Halt> {
+        let Some(asked) = self.task.annotations().get(RUN_NOW) else {
+            return Ok(());
+        };
+        let asked: String = asked.chars().take(MOST).collect();
+        if status.last_request.as_ref().is_some_and(|last| last.asked == asked) {
+            return Ok(());
+        }
+        let by = who(self.task);
+        let at = match judge(&asked, now) {
+            Ok(at) => at,
+            Err(why) => {
+                self.refuse(status, asked, by, why).await;
+                return Ok(());
+            }
+        };
+        if at > now {
+            return Err(Halt::Again(
+                Duration::try_from(at.duration_since(now)).unwrap_or_default(),
+            ));
+        }
+        let policy = self.understood.policy.overlap;
+        let is_active = policy != Overlap::Allow && self.is_active(status).await?;
+        match overlap(policy, is_active, false) {
+            Verdict::Fire => {}
+            Verdict::Replace => self.replace(status).await?,
+            // It is looked at again until it may begin, or is too old.
+            Verdict::Keep => return Ok(()),
+            Verdict::Skip => {
+                let why = format!("an earlier run has not ended (overlap: {policy:?})");
+                self.refuse(status, asked, by, why).await;
+                return Ok(());
+            }
+        }
+        let before = status.active_requests.len();
+        self.fire(Occasion::Request(at), now, entry, status).await?;
+        let answer = if status.active_requests.len() > before {
+            format!("fired at {now}")
+        } else {
+            format!("looked at {now}: it had begun before, or no message was to be sent")
+        };
+        let asker = by.as_deref().unwrap_or("somebody");
+        let note = format!("{asker} asked for a run at {at}: {answer}");
+        self.ctx.event(self.task, EventType::Normal, "RunRequested", note).await;
+        status.last_request = Some(Request { asked, by, answer });
+        Ok(())
+    }
+
+    async fn refuse(&self, status: &mut PeriodicTaskStatus, asked: String, by: Option<String>, why: String) {
+        let note = format!("{RUN_NOW} {asked:?}: not fired: {why}");
+        self.ctx.event(self.task, EventType::Warning, "RunRefused", note).await;
+        let answer = format!("not fired: {why}");
+        status.last_request = Some(Request { asked, by, answer });
+    }
+}
+
+/// The time of a request, or why it is not answered by a run.
+fn judge(asked: &str, now: Timestamp) -> Result<Timestamp, String> {
+    let at: Timestamp = asked
+        .parse()
+        .map_err(|_| "it must be the time of the request, such as 2026-12-01T09:30:00Z".to_owned())?;
+    // As slots: times in the API are whole seconds.
+    let at = whole_seconds(at);
+    let limit = |limit: Duration| jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX);
+    if now.duration_since(at) > limit(KEPT) {
+        return Err(format!("it is older than {} minutes", KEPT.as_secs() / 60));
+    }
+    if at.duration_since(now) > limit(AHEAD) {
+        return Err(format!(
+            "it lies more than {} s ahead of the broker's clock",
+            AHEAD.as_secs()
+        ));
+    }
+    Ok(at)
+}
+
+/// Who asked: as the request says, or else the field manager that wrote it.
+fn who(task: &PeriodicTask) -> Option<String> {
+    let said = task.annotations().get(RUN_NOW_BY).cloned();
+    let by = said.or_else(|| {
+        let entries = task.metadata.managed_fields.as_deref().unwrap_or_default();
+        let annotation = format!("f:{RUN_NOW}");
+        let wrote = |entry: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry| {
+            let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+            fields.is_some_and(|fields| fields["f:metadata"]["f:annotations"].get(&annotation).is_some())
+        };
+        entries.iter().find(wrote).and_then(|entry| entry.manager.clone())
+    });
+    by.map(|by| by.chars().take(MOST).collect())
+}

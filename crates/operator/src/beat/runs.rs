@@ -1,0 +1,160 @@
+//! Runs that have begun: which go on, how they ended, and cancelling them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::events::EventType;
+use umbel_api::PeriodicTaskStatus;
+use umbel_api::periodictask::{Outcome, PastRun};
+use umbel_broker::RunState;
+use umbel_plan::fanout::Occasion;
+use umbel_protocol::control::Call;
+use umbel_protocol::json::Json;
+
+use super::{Beat, FOLLOW, Halt, LOOK};
+use crate::controllers::periodictask::{count_active, note_ended, uid};
+
+/// For so long workers know that a task is cancelled: longer than backlogs last.
+const CANCELLED: f64 = 7.0 * 86_400.0;
+
+impl Beat<'_> {
+    /// Whether a run goes on. One of which nothing is left on the broker is closed as lost.
+    pub(super) async fn is_active(&self, status: &mut PeriodicTaskStatus) -> Result<bool, Halt> {
+        if open_runs(status).is_empty() {
+            return Ok(false);
+        }
+        self.follow(status).await?;
+        if open_runs(status).is_empty() {
+            return Ok(false);
+        }
+        let sample = self.broker.depths(std::slice::from_ref(&self.understood.queue)).await?;
+        let is_empty = sample.foreign_unacked == 0
+            && sample.queues.iter().all(|depth| {
+                depth.as_ref().is_ok_and(|depth| {
+                    depth.waiting == 0 && depth.in_flight == 0 && depth.delayed == 0 && depth.suspect == 0
+                })
+            });
+        // What ended between the two questions is seen as ended by the second look.
+        self.follow(status).await?;
+        let open = open_runs(status);
+        if !is_empty || open.is_empty() {
+            return Ok(!open.is_empty());
+        }
+        let slots: Vec<String> = open.iter().map(|occasion| occasion.at().to_string()).collect();
+        let note = format!(
+            "the runs of {} have open tasks, but the queue holds none: closed as lost",
+            slots.join(", ")
+        );
+        self.ctx.event(self.task, EventType::Warning, "RunLost", note).await;
+        if let Some(run) = status.last_run.as_mut().filter(|run| status.active.contains(&run.slot)) {
+            run.failed = run.total.saturating_sub(run.succeeded);
+        }
+        for occasion in open {
+            let run = self.broker.run(&occasion.run_id(&uid(self.task)).to_string()).await?;
+            self.close(status, occasion, Outcome::Lost, &run.unwrap_or_default());
+        }
+        Ok(false)
+    }
+
+    /// Drops runs that have ended from the open ones, and notes how they fared.
+    pub(super) async fn follow(&self, status: &mut PeriodicTaskStatus) -> Result<(), Halt> {
+        for occasion in open_runs(status) {
+            let at = occasion.at();
+            let Some(run) = self.broker.run(&occasion.run_id(&uid(self.task)).to_string()).await? else {
+                // Without a record nothing can be said; the data is lost or very old.
+                drop_open(status, occasion);
+                continue;
+            };
+            if !run.open.is_empty() {
+                continue;
+            }
+            if let Some(latest) = status
+                .last_run
+                .as_mut()
+                .filter(|latest| occasion == Occasion::Slot(latest.slot.0))
+            {
+                latest.succeeded = u32::try_from(run.succeeded).unwrap_or(u32::MAX);
+                latest.failed = u32::try_from(run.failed).unwrap_or(u32::MAX);
+            }
+            let outcome = if run.failed == 0 {
+                Outcome::Succeeded
+            } else {
+                Outcome::Failed
+            };
+            if run.failed > 0 {
+                let note = format!("{} of {} tasks of the slot {at} did not succeed", run.failed, run.total);
+                self.ctx.event(self.task, EventType::Warning, "RunFailed", note).await;
+            }
+            self.close(status, occasion, outcome, &run);
+        }
+        Ok(())
+    }
+
+    /// Cancels all tasks of the open runs: what waits is dropped when its turn comes, what runs is stopped.
+    pub(super) async fn replace(&self, status: &mut PeriodicTaskStatus) -> Result<(), Halt> {
+        for occasion in open_runs(status) {
+            let id = occasion.run_id(&uid(self.task)).to_string();
+            let run = self.broker.run(&id).await?.unwrap_or_default();
+            if !run.open.is_empty() {
+                #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
+                let now = self.broker.time().await? as f64 / 1000.0;
+                self.broker.revoke(&run.open, now, now + CANCELLED).await?;
+                let arguments = Json::object([
+                    ("task_id", &Json::of(&run.open)),
+                    ("terminate", &Json::of(&true)),
+                    ("signal", &Json::string("SIGTERM")),
+                ]);
+                let request = Call::new("revoke", arguments).publication(self.broker.control(), &id);
+                self.broker.request(&request).await?;
+            }
+            let note = format!(
+                "{} tasks of the run of {} were cancelled for the next slot (overlap: Replace)",
+                run.open.len(),
+                occasion.at()
+            );
+            self.ctx.event(self.task, EventType::Normal, "RunReplaced", note).await;
+            self.close(status, occasion, Outcome::Replaced, &run);
+        }
+        Ok(())
+    }
+
+    fn close(&self, status: &mut PeriodicTaskStatus, occasion: Occasion, outcome: Outcome, run: &RunState) {
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let past = PastRun {
+            slot: Time(occasion.at()),
+            outcome,
+            total: count(run.total),
+            succeeded: count(run.succeeded),
+            failed: count(run.failed),
+            is_request: matches!(occasion, Occasion::Request(_)),
+        };
+        note_ended(self.task, status, past);
+        drop_open(status, occasion);
+    }
+}
+
+/// Runs that have not ended, as far as the status names them, oldest first.
+fn open_runs(status: &PeriodicTaskStatus) -> Vec<Occasion> {
+    let slots = status.active.iter().map(|slot| Occasion::Slot(slot.0));
+    let requests = status.active_requests.iter().map(|at| Occasion::Request(at.0));
+    let mut open: Vec<Occasion> = slots.chain(requests).collect();
+    open.sort_by_key(Occasion::at);
+    open
+}
+
+fn drop_open(status: &mut PeriodicTaskStatus, occasion: Occasion) {
+    let open = match occasion {
+        Occasion::Slot(_) => &mut status.active,
+        Occasion::Request(_) => &mut status.active_requests,
+    };
+    open.retain(|at| at.0 != occasion.at());
+    count_active(status);
+}
+
+/// How long open runs may go unwatched: a short one is seen to end soon, a long one costs little.
+pub(super) fn pace(status: &PeriodicTaskStatus, now: Timestamp) -> Duration {
+    let latest = open_runs(status).last().map(Occasion::at);
+    let age = latest.map(|at| Duration::try_from(now.duration_since(at)).unwrap_or_default());
+    age.map_or(LOOK, |age| (age / 4).clamp(FOLLOW, LOOK))
+}
