@@ -171,7 +171,8 @@ pub struct Schedule {
     /// Five fields as crontab(5) has them: minute, hour, day of month, month, day of week (0 and 7 are Sunday); or six, with
     /// the second before them; or one of @yearly, @monthly, @weekly, @daily and @hourly. Names of months and days, lists,
     /// ranges and steps; `L` for the last day of a month, `15W` for the weekday nearest the 15th, `FRI#2` for the second
-    /// Friday, `FRI#L` for the last. Where day of month and day of week are both given, either will do.
+    /// Friday, `FRI#L` for the last. Where day of month and day of week are both given, either will do; with `+` before the
+    /// day of week both must hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 6, max = 200),

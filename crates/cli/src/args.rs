@@ -1,5 +1,6 @@
 //! Flags and commands.
 
+mod periodic;
 mod pool;
 mod queue;
 mod server;
@@ -12,6 +13,7 @@ use clap_complete::Shell;
 use umbel_api::Span;
 use umbel_client::Replicas;
 
+pub(crate) use periodic::{Import, PeriodicCommand, PeriodicLs, PeriodicRun};
 pub(crate) use pool::{PoolCommand, PoolDrain, PoolLs};
 pub(crate) use queue::{
     AsideCommand, AsideLs, AsidePurge, AsideReplay, Names, Peek, Purge, QueueCommand, QueueLs, Recover, Which,
@@ -162,6 +164,9 @@ pub(crate) enum Command {
     /// Look at worker pools; empty them and start them again
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Look at schedules; run, pause and import them
+    #[command(subcommand)]
+    Periodic(PeriodicCommand),
     /// Bring clusters in as targets of jobs
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -3,6 +3,7 @@
 //! Data goes to standard output, talk to standard error. Exit codes: 0 good, 1 failure, 2 usage.
 
 mod args;
+mod beat;
 mod broker;
 mod commands;
 mod confirm;

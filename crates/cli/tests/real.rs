@@ -12,7 +12,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
-use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
+use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
 use umbel_testkit::{
     Authority, CeleryOptions, CeleryWorker, ControlPlane, Redis, Sentinels, ServerKind, Target, TempDir, eventually,
     free_port, repository,
@@ -195,12 +195,12 @@ async fn stage() -> &'static Stage {
             let home = ControlPlane::start().await;
             let target = home.target("c2").await;
             let definitions = Api::<CustomResourceDefinition>::all(home.client().await);
-            for kind in ["taskqueues", "workerpools", "targetclusters"] {
+            for kind in ["taskqueues", "workerpools", "periodictasks", "targetclusters"] {
                 let text = std::fs::read_to_string(repository().join(format!("crds/{kind}.yaml"))).unwrap();
                 let definition: CustomResourceDefinition = serde_saphyr::from_str(&text).unwrap();
                 definitions.create(&PostParams::default(), &definition).await.unwrap();
             }
-            for kind in ["taskqueues", "workerpools", "targetclusters"] {
+            for kind in ["taskqueues", "workerpools", "periodictasks", "targetclusters"] {
                 eventually(Duration::from_secs(20), "the kind is served", async || {
                     let status = definitions.get(&format!("{kind}.umbel.dev")).await.unwrap().status;
                     let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
@@ -710,4 +710,83 @@ async fn the_version_of_both_sides_is_said() {
         both.starts_with(concat!("umbel ", env!("CARGO_PKG_VERSION"), "\nkubernetes v1.")),
         "{both}"
     );
+}
+
+#[tokio::test]
+async fn schedules_are_listed_run_and_paused() {
+    let (client, flags) = place("schedules").await;
+    let schedules = Api::<PeriodicTask>::namespaced(client, "schedules");
+    let schedule = object(
+        json!({"apiVersion": "umbel.dev/v1alpha1", "kind": "PeriodicTask", "metadata": {"name": "nightly"},
+        "spec": {"schedule": {"cron": "0 2 * * *"}, "timeZone": "Europe/Berlin",
+            "taskTemplate": {"queueRef": {"name": "q"}, "task": "proj.report"}}}),
+    );
+    schedules.create(&PostParams::default(), &schedule).await.unwrap();
+    let row = |listed: &str| -> Vec<String> {
+        let last = listed.lines().last().unwrap();
+        last.split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let listed = good(at(&flags, &["periodic", "ls"]).await);
+    assert_eq!(
+        row(&listed)[..3],
+        ["nightly", "0 2 * * * Europe/Berlin", "-"],
+        "{listed}"
+    );
+
+    assert!(good(at(&flags, &["periodic", "pause", "nightly"]).await).contains("yes"));
+    assert!(schedules.get("nightly").await.unwrap().spec.suspend);
+    assert!(good(at(&flags, &["periodic", "pause", "nightly"]).await).contains("no"));
+    assert!(good(at(&flags, &["periodic", "resume", "nightly"]).await).contains("yes"));
+    assert!(!schedules.get("nightly").await.unwrap().spec.suspend);
+
+    // No operator answers here.
+    let done = at(&flags, &["periodic", "run", "nightly", "--timeout", "0s"]).await;
+    assert_eq!(done.code, 1);
+    assert!(done.out.contains("not answered yet"), "{}", done.out);
+    let asked = |task: &PeriodicTask| task.metadata.annotations.clone().unwrap_or_default();
+    let before = asked(&schedules.get("nightly").await.unwrap());
+    assert!(!before["umbel.dev/run-now-by"].is_empty(), "{before:?}");
+
+    // One that does is played.
+    for (outcome, code) in [("Succeeded", 0), ("Failed", 1)] {
+        let before = asked(&schedules.get("nightly").await.unwrap());
+        let run = tokio::spawn({
+            let flags = flags.clone();
+            async move { at(&flags, &["periodic", "run", "nightly", "--wait", "--timeout", "60s"]).await }
+        });
+        let mut text = String::new();
+        eventually(Duration::from_secs(30), "it asks", async || {
+            let now = asked(&schedules.get("nightly").await.unwrap());
+            text = now["umbel.dev/run-now"].clone();
+            text != before["umbel.dev/run-now"]
+        })
+        .await;
+        let status = json!({"status": {
+            "lastRequest": {"asked": text, "answer": "fired at noon"},
+            "recent": [{"slot": text, "outcome": outcome, "total": 1, "isRequest": true}],
+        }});
+        schedules
+            .patch_status("nightly", &PatchParams::default(), &Patch::Merge(&status))
+            .await
+            .unwrap();
+        let done = run.await.unwrap();
+        assert_eq!(done.code, code, "{}{}", done.out, done.err);
+        assert!(
+            done.out.contains(outcome) && done.out.contains("fired at noon"),
+            "{}",
+            done.out
+        );
+    }
+    let refused = json!({"status": {"lastRequest": null, "recent": null}});
+    let forget = Patch::Merge(&refused);
+    schedules
+        .patch_status("nightly", &PatchParams::default(), &forget)
+        .await
+        .unwrap();
+    let absent = at(&flags, &["periodic", "run", "daily"]).await;
+    assert!(absent.code != 0 && absent.err.contains("daily"), "{}", absent.err);
 }

@@ -1,6 +1,9 @@
 //! One file a command.
 
 mod cluster_join;
+mod periodic_import;
+mod periodic_ls;
+mod periodic_run;
 mod pool_drain;
 mod pool_explain;
 mod pool_ls;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 use clap::CommandFactory as _;
 use umbel_broker::AsideKind;
 
-use crate::args::{Cli, ClusterCommand, Command, PoolCommand, QueueCommand, TaskCommand};
+use crate::args::{Cli, ClusterCommand, Command, PeriodicCommand, PoolCommand, QueueCommand, TaskCommand};
 
 /// Carries out a command.
 pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
@@ -53,6 +56,11 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Pool(PoolCommand::Explain { name }) => pool_explain::run(global, name).await?,
         Command::Pool(PoolCommand::Drain(drain)) => return pool_drain::run(global, drain).await,
         Command::Pool(PoolCommand::Resume { name }) => pool_drain::resume(global, name).await?,
+        Command::Periodic(PeriodicCommand::Ls(ls)) => periodic_ls::run(global, ls).await?,
+        Command::Periodic(PeriodicCommand::Run(run)) => return periodic_run::run(global, run).await,
+        Command::Periodic(PeriodicCommand::Pause { names }) => periodic_run::suspend(global, names, true).await?,
+        Command::Periodic(PeriodicCommand::Resume { names }) => periodic_run::suspend(global, names, false).await?,
+        Command::Periodic(PeriodicCommand::Import(import)) => return periodic_import::run(global, import),
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,
         Command::Version { client } => version::run(global, *client).await?,
         Command::Completion { shell } => {
