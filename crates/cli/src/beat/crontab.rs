@@ -92,7 +92,7 @@ fn field(name: &str, text: &str, least: u32, most: u32, names: &[&str]) -> Resul
 
 /// Values in few words.
 fn listed(values: &[u32], least: u32, most: u32) -> String {
-    if values.len() as u32 == most - least + 1 {
+    if values.iter().copied().eq(least..=most) {
         return "*".to_owned();
     }
     // A step that fills the field: at least three values, so that it reads better than the list.

@@ -76,8 +76,10 @@ fn row(task: &PeriodicTask) -> Row {
         .find(|kind| is(kind))
         .and_then(find)
         .or(scheduled)
-        .map(|condition| condition.message.clone())
-        .unwrap_or_else(|| "no operator has seen this schedule".to_owned());
+        .map_or_else(
+            || "no operator has seen this schedule".to_owned(),
+            |condition| condition.message.clone(),
+        );
     let time = |at: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
         at.map_or_else(|| "-".to_owned(), |at| at.0.to_string())
     };
