@@ -32,6 +32,10 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, watch]
+# Arguments of schedules that stand in ConfigMaps, each by its name.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get]
 - apiGroups: [""]
   resources: [serviceaccounts]
   verbs: [get, create, patch, delete]

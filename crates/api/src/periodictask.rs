@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    refs::{NameRef, Selector},
+    refs::{ConfigMapKeyRef, NameRef, SecretKeyRef, Selector},
     span::Span,
 };
 
@@ -272,6 +272,11 @@ pub struct TaskTemplate {
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schemars(schema_with = "crate::schema::opaque_object")]
     pub kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Named arguments whose values stand elsewhere. One of a ConfigMap is read when the slot is fired; one of a Secret by the
+    /// worker that runs the task, whose pool must allow it (`jobs.secrets`): it is in no message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub args_from: Vec<ArgFrom>,
     /// Priority from 0, taken first, to 9.
     #[serde(default)]
     #[schemars(range(min = 0, max = 9))]
@@ -294,6 +299,22 @@ pub struct TaskTemplate {
     /// Clusters that the task is sent for, one message each. Without it: one message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,
+}
+
+/// A named argument whose value, a text, stands elsewhere: exactly one of the two says where.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.configMapKeyRef) != has(self.secretKeyRef)").message("exactly one of configMapKeyRef and secretKeyRef must be given"))]
+pub struct ArgFrom {
+    /// The argument's name.
+    #[schemars(length(min = 1, max = 255))]
+    pub name: String,
+    /// A key of a ConfigMap of this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<ConfigMapKeyRef>,
+    /// A key of a Secret of the worker's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<SecretKeyRef>,
 }
 
 /// TargetClusters of this namespace: exactly one of `clusters` and `selector`.

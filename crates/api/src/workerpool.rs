@@ -34,7 +34,7 @@ use crate::{refs::Selector, span::Span};
     // A Deployment's name is this and a dash and ten characters, and a pod's name and labels are made from it.
     validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters"),
     validation = Rule::new("self.spec.runtime != 'Celery' || has(self.spec.template)").message("runtime Celery needs a template"),
-    validation = Rule::new("self.spec.runtime != 'Celery' || (!has(self.spec.clusterAccess) && !has(self.spec.recycle) && (!has(self.spec.jobs) || (!has(self.spec.jobs.apply) && !has(self.spec.jobs.exec) && !has(self.spec.jobs.http))))").message("clusterAccess, jobs and recycle are for runtime Umbel: Celery has flags of its own"),
+    validation = Rule::new("self.spec.runtime != 'Celery' || (!has(self.spec.clusterAccess) && !has(self.spec.recycle) && (!has(self.spec.jobs) || (!has(self.spec.jobs.apply) && !has(self.spec.jobs.exec) && !has(self.spec.jobs.http) && !has(self.spec.jobs.secrets))))").message("clusterAccess, jobs and recycle are for runtime Umbel: Celery has flags of its own"),
     validation = Rule::new("!has(self.spec.podDisruptionBudget) || !has(self.spec.protection) || !has(self.spec.protection.onEviction) || !self.spec.protection.onEviction.exists(one, one == 'DisruptionBudget')").message("a pod has one budget: podDisruptionBudget and DisruptionBudget in protection.onEviction exclude each other"),
     scale(
         spec_replicas_path = ".spec.replicas",
@@ -248,6 +248,19 @@ pub struct Jobs {
     /// Call addresses: `umbel.http`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpJob>,
+    /// Secrets of which tasks of any name may get values as arguments (`argsFrom`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<SecretArgs>,
+}
+
+/// Secrets for arguments.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretArgs {
+    /// Their names, in the pool's namespace. Workers have them as files and follow their changes; those of clusters and of the
+    /// pool's broker are refused.
+    #[schemars(length(min = 1, max = 20), inner(length(min = 1, max = 253), pattern(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub names: Vec<String>,
 }
 
 /// What the apply job may touch at a target.

@@ -593,6 +593,16 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ),
         (
             "PeriodicTask",
+            template(&json!({"argsFrom": [{"name": "a"}]})),
+            "exactly one of configMapKeyRef and secretKeyRef",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"argsFrom": [{"name": "a", "secretKeyRef": {"name": "s", "key": "../k"}}]})),
+            "spec.taskTemplate.argsFrom[0].secretKeyRef.key",
+        ),
+        (
+            "PeriodicTask",
             schedule(&json!({"cron": "@every 1ms"}), &json!({})),
             "spec.schedule.cron",
         ),

@@ -45,8 +45,8 @@ impl Beat {
         for (key, value) in more.as_object().expect("an object") {
             match (key.as_str(), &mut spec["taskTemplate"]) {
                 (
-                    "task" | "args" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority" | "timeLimit"
-                    | "uniqueKey",
+                    "task" | "args" | "argsFrom" | "targets" | "headers" | "queueRef" | "expiresAfter" | "priority"
+                    | "timeLimit" | "uniqueKey",
                     template,
                 ) => {
                     template[key] = value.clone();
@@ -904,6 +904,38 @@ async fn a_slot_cancels_the_run_before_it() {
         worker.tail()
     );
     beat.has_event("RunReplaced").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arguments_stand_in_config_maps_and_secrets() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let from = json!([
+        { "name": "level", "configMapKeyRef": { "name": "settings", "key": "level" } },
+        { "name": "token", "secretKeyRef": { "name": "db", "key": "password" } },
+    ]);
+    beat.schedule(
+        "taken",
+        json!({ "every": "1s" }),
+        json!({ "argsFrom": from, "overlap": "Allow" }),
+    )
+    .await;
+    beat.is_stalled("taken", "NoConfigMapKey").await;
+    assert!(beat.sent("taken").await.is_empty());
+    let data = json!({ "data": { "level": "high" } });
+    beat.stage
+        .apply("v1", "ConfigMap", "configmaps", "settings", data)
+        .await;
+    beat.sends("taken", 1, LONG).await;
+    let sent = beat.sent("taken").await.swap_remove(0);
+    let kwargs: Value = sent.kwargs.to().expect("an object");
+    assert_eq!(kwargs, json!({ "of": "taken", "level": "high" }));
+    let header: Value = sent.header("umbel_args_from").expect("a header").to().expect("a list");
+    assert_eq!(header, json!([{ "arg": "token", "secret": "db", "key": "password" }]));
+
+    let twice = json!({ "argsFrom": [{ "name": "of", "secretKeyRef": { "name": "db", "key": "password" } }] });
+    beat.schedule("twice", json!({ "every": "1s" }), twice).await;
+    beat.is_stalled("twice", "ArgumentTwice").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

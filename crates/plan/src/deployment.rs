@@ -37,6 +37,8 @@ pub const COST_BUSY: i32 = 1000;
 /// The volume with the Secrets of the broker, and where it is mounted.
 const SECRETS: &str = "umbel-broker";
 const SECRETS_PATH: &str = "/var/run/umbel/broker";
+/// Where the Secrets for arguments are, a folder each: the default of the worker's `--secrets-dir`.
+const ARGS_PATH: &str = "/var/run/umbel/secrets";
 /// Where a worker answers its probes.
 const ADMIN_PORT: u16 = 8080;
 
@@ -203,9 +205,17 @@ fn umbel(pool: &Pool, revision: &str, spec: &mut Map<String, Value>) {
         // Ready is admission: it must show within a second and depend on nothing else.
         container.insert("readinessProbe".into(), probe("/readyz", 1, 1));
         container.insert("livenessProbe".into(), probe("/livez", 10, 6));
-        let mount = json!({ "name": SECRETS, "mountPath": SECRETS_PATH, "readOnly": true });
-        set_named(container, "volumeMounts", vec![mount]);
-        set_named(spec, "volumes", vec![secrets(pool)]);
+        let mut mounts = vec![json!({ "name": SECRETS, "mountPath": SECRETS_PATH, "readOnly": true })];
+        let mut volumes = vec![secrets(pool)];
+        // Each as a volume of its own: which keys a Secret has is its owner's business, and one that is missing stops no pod.
+        let named = pool.jobs.secrets.iter().flat_map(|secrets| &secrets.names);
+        for (number, secret) in named.enumerate() {
+            let name = format!("umbel-secret-{number}");
+            mounts.push(json!({ "name": name, "mountPath": format!("{ARGS_PATH}/{secret}"), "readOnly": true }));
+            volumes.push(json!({ "name": name, "secret": { "secretName": secret, "optional": true } }));
+        }
+        set_named(container, "volumeMounts", mounts);
+        set_named(spec, "volumes", volumes);
     }
 }
 

@@ -114,6 +114,14 @@ pub enum Fault {
     /// A schedule can't be understood.
     #[error("spec.{0}")]
     Schedule(CalendarFault),
+    /// A Secret that no task may read.
+    #[error("spec.jobs.secrets: tasks may not get values of Secret {name}: it is that of {whose}")]
+    SecretRefused {
+        /// The Secret.
+        name: String,
+        /// What it belongs to.
+        whose: String,
+    },
     /// The template is no pod template.
     #[error("spec.template: {why}")]
     Template {
@@ -135,6 +143,7 @@ impl Fault {
             Self::QueuesDiffer { .. } => "QueuesDiffer",
             Self::TimeZone { .. } => "UnknownTimeZone",
             Self::Schedule(_) => "BadSchedule",
+            Self::SecretRefused { .. } => "SecretRefused",
             Self::Template { .. } => "TemplateRefused",
         }
     }
@@ -268,6 +277,20 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         })
         .collect();
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    for name in jobs.secrets.iter().flat_map(|secrets| &secrets.names) {
+        // Of any cluster of the namespace, whether this pool reaches it or not.
+        let cluster = referred
+            .clusters
+            .iter()
+            .find(|cluster| cluster.spec.kubeconfig_secret_ref.name == *name);
+        let whose = cluster.map(|cluster| format!("TargetCluster {}", cluster.name_any()));
+        if let Some(whose) = whose.or_else(|| (secret.0 == *name).then(|| "the broker".to_owned())) {
+            return Err(Fault::SecretRefused {
+                name: name.clone(),
+                whose,
+            });
+        }
+    }
     Ok(Pool {
         name: pool.name_any(),
         namespace: pool.namespace().unwrap_or_default(),

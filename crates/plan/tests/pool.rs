@@ -330,6 +330,35 @@ fn rights_are_exactly_the_secrets_of_the_clusters_that_are_covered() {
 }
 
 #[test]
+fn secrets_for_arguments_are_mounted_and_those_of_clusters_and_brokers_are_refused() {
+    let named = |names: Value| on_mail(json!({ "jobs": { "secrets": { "names": names } } }));
+    let valid = mail().validate(named(json!(["smtp", "api.keys"]))).unwrap();
+    let template = &plan(&valid)["spec"]["template"]["spec"];
+    let mounts = &template["containers"][0]["volumeMounts"];
+    for (number, secret) in ["smtp", "api.keys"].iter().enumerate() {
+        let name = format!("umbel-secret-{number}");
+        let volume = json!({ "name": name, "secret": { "secretName": secret, "optional": true } });
+        assert!(template["volumes"].as_array().unwrap().contains(&volume), "{template}");
+        let mount = json!({ "name": name, "mountPath": format!("/var/run/umbel/secrets/{secret}"), "readOnly": true });
+        assert!(mounts.as_array().unwrap().contains(&mount), "{mounts}");
+    }
+    assert_eq!(
+        template["automountServiceAccountToken"], false,
+        "no token is needed for that"
+    );
+    assert_eq!(access::plan(&valid).grant, None);
+    // Of a cluster that the pool does not reach, too.
+    for (secret, whose) in [("lab-kubeconfig", "TargetCluster lab"), ("redis", "the broker")] {
+        let fault = mail().validate(named(json!(["smtp", secret]))).map(|_| ()).unwrap_err();
+        assert_eq!(fault.reason(), "SecretRefused");
+        assert!(
+            fault.to_string().contains(secret) && fault.to_string().contains(whose),
+            "{fault}"
+        );
+    }
+}
+
+#[test]
 fn the_same_pool_gives_the_same_children() {
     let spec = on_mail(json!({ "clusterAccess": { "names": ["lab", "east"] } }));
     let valid = mail().validate(spec.clone()).unwrap();

@@ -32,6 +32,7 @@ use crate::rates::Rates;
 use crate::recycle::{self, Recycle};
 use crate::renew::Renewal;
 use crate::revoked::Revoked;
+use crate::secrets::Secrets;
 use crate::settle::{Ended, Settler};
 use crate::shares::Shares;
 use crate::slots::Slots;
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     /// Node name, as results and requests name it.
     pub(crate) hostname: Arc<str>,
     pub(crate) tasks: Tasks,
+    pub(crate) secrets: Secrets,
     pub(crate) leases: Arc<Leases>,
     /// Threads of blocking tasks that outlive their runs.
     pub(crate) strays: Arc<Strays>,
@@ -131,7 +133,10 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let (settler_tx, ended_rx) = mpsc::channel(ENDED);
     let (reports, reports_rx) = mpsc::channel(REPORTS);
     let clock = Arc::new(RedisClock::new());
+    let jobs = crate::jobs::Settings::parse(&config.jobs).context("UMBEL_JOBS")?;
+    let secrets = jobs.secrets.unwrap_or_default().names;
     let shared = Arc::new(Shared {
+        secrets: Secrets::new(secrets, config.secrets_dir.clone()),
         rates: Rates::of_tasks(&tasks),
         limits: Limits::new(&tasks, &config.limits),
         budget: Budget::new(config.retry_budget),

@@ -1,6 +1,7 @@
 //! Flags and environment of a worker, and the configuration they become.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
@@ -242,6 +243,14 @@ pub struct Args {
     /// What built-in jobs may do, as JSON
     #[arg(long, env = "UMBEL_JOBS", default_value = "", hide = true)]
     jobs: String,
+    /// Folder of the Secrets whose values tasks may get as arguments: a folder each, a file each key
+    #[arg(
+        long,
+        env = "UMBEL_SECRETS_DIR",
+        default_value = "/var/run/umbel/secrets",
+        hide = true
+    )]
+    secrets_dir: PathBuf,
 }
 
 /// Who the operator says we are; empty outside Kubernetes.
@@ -355,6 +364,8 @@ pub struct Config {
     pub clusters: String,
     /// `UMBEL_JOBS`.
     pub jobs: String,
+    /// `UMBEL_SECRETS_DIR`.
+    pub secrets_dir: PathBuf,
 }
 
 /// Flags that contradict each other.
@@ -537,6 +548,7 @@ impl TryFrom<Args> for Config {
             },
             clusters: args.clusters,
             jobs: args.jobs,
+            secrets_dir: args.secrets_dir,
         })
     }
 }

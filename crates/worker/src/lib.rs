@@ -72,6 +72,7 @@ mod revoked;
 mod run;
 mod runners;
 mod sample;
+mod secrets;
 mod server;
 mod settle;
 mod shares;

@@ -66,7 +66,11 @@ pub(crate) fn begin(
     if asks_first(shared, &started.delivery.message) {
         return unless_done(async move { go_on(&this, started, job).await }, cx);
     }
-    let mut running = Running::new(shared, started, job);
+    let args = Arguments {
+        args: started.delivery.message.args.clone(),
+        kwargs: started.delivery.message.kwargs.clone(),
+    };
+    let mut running = Running::new(shared, started, job, args);
     let Poll::Ready(outcome) = running.attempt.poll(cx) else {
         return Some(async move { running.finish(&this).await }.boxed());
     };
@@ -133,9 +137,12 @@ fn start(shared: &Shared, delivery: Delivery) -> Result<Started, (Delivery, &'st
     })
 }
 
-/// Has Redis a word to say before the task itself begins?
+/// Is there something to wait for before the task itself begins?
 fn asks_first(shared: &Shared, message: &TaskMessage) -> bool {
-    crate::limits::is_unique_until_start(message) || is_early(shared, message) || tracks_start(shared, message)
+    crate::limits::is_unique_until_start(message)
+        || is_early(shared, message)
+        || tracks_start(shared, message)
+        || crate::secrets::is_needed(message)
 }
 
 async fn go_on(shared: &Arc<Shared>, mut started: Started, job: Arc<dyn Job>) {
@@ -153,7 +160,18 @@ async fn go_on(shared: &Arc<Shared>, mut started: Started, job: Arc<dyn Job>) {
     if tracks_start(shared, &message) {
         track_start(shared, &message).await;
     }
-    Running::new(shared, started, job).finish(shared).await;
+    match shared.secrets.arguments(&message).await {
+        Ok(args) => Running::new(shared, started, job, args).finish(shared).await,
+        Err(failure) => {
+            let args = Arguments {
+                args: message.args.clone(),
+                kwargs: message.kwargs.clone(),
+            };
+            let running = Running::new(shared, started, job, args);
+            let (started, ending, order, trail) = running.ended(Ending::Outcome(Outcome::Failed(failure)));
+            finish(shared, started, ending, order, trail).await;
+        }
+    }
 }
 
 /// A task that runs.
@@ -165,7 +183,7 @@ struct Running {
 }
 
 impl Running {
-    fn new(shared: &Arc<Shared>, started: Started, job: Arc<dyn Job>) -> Running {
+    fn new(shared: &Arc<Shared>, started: Started, job: Arc<dyn Job>, args: Arguments) -> Running {
         let delivery = &started.delivery;
         let message = &delivery.message;
         shared
@@ -177,10 +195,6 @@ impl Running {
         });
         let ctx = context(shared, delivery, started.limits);
         let (order, sent) = (ctx.order, Arc::clone(&ctx.children));
-        let args = Arguments {
-            args: message.args.clone(),
-            kwargs: message.kwargs.clone(),
-        };
         Running {
             attempt: Attempt::new(job, ctx, args),
             started,

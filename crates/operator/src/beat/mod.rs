@@ -37,8 +37,8 @@ use umbel_telemetry::chain;
 use crate::brokers::{Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
-    QUEUE_FULL, Stall, Standing, Understood, fan_out, in_force, is_paused, messages, note_dealt_with, note_fired,
-    runs_left, stand, uid, understand, write,
+    QUEUE_FULL, Stall, Standing, Understood, arguments, fan_out, in_force, is_paused, messages, note_dealt_with,
+    note_fired, runs_left, stand, uid, understand, write,
 };
 
 mod request;
@@ -321,6 +321,10 @@ async fn beat(
                 tracing::warn!(task = task.name_any(), error = %chain(&error), "slot not fired: the broker did not answer");
                 SOON
             }
+            Halt::Api(error) => {
+                tracing::warn!(task = task.name_any(), error = %chain(&error), "slot not fired: its arguments could not be read");
+                LOOK_STALLED
+            }
             Halt::Again(wait) => wait,
             Halt::Full { queue, most } => {
                 stand(task, status, &Standing::Full { queue: &queue, most }, now);
@@ -361,6 +365,7 @@ async fn beat(
 /// Why a beat ended before its end. What is due stays due.
 enum Halt {
     Broker(umbel_broker::Error),
+    Api(kube::Error),
     Again(Duration),
     Stall(Stall),
     Full { queue: String, most: u64 },
@@ -585,6 +590,7 @@ impl Beat<'_> {
             ctx.event(*task, EventType::Warning, "NoClusters", note).await;
             return Ok(());
         }
+        let kwargs = arguments(ctx, task).await.map_err(Halt::Api)?.map_err(Halt::Stall)?;
         if ctx.leader.term() != Some(*term) {
             return Err(Halt::Again(SOON));
         }
@@ -596,7 +602,7 @@ impl Beat<'_> {
             generation: task.metadata.generation.unwrap_or_default(),
             run: Some(occasion.run_id(&uid(task)).to_string()),
         };
-        let messages = messages(task, understood, occasion, &fanout.dispatches, now);
+        let messages = messages(task, understood, occasion, &fanout.dispatches, &kwargs, now);
         crate::failpoint::reach("beat.fire");
         let answer = broker.fire(&record, &messages).await?;
         crate::failpoint::reach("beat.fired");

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use umbel_api::condition::{Finding, Status, find, merge, whole_seconds};
 use umbel_api::names::MANAGER;
 use umbel_api::names::periodic_condition::{FAILING, SCHEDULED, STALLED, SUSPENDED};
 use umbel_api::names::queue_condition::READY;
-use umbel_api::periodictask::{Effective, Outcome, PastRun, Run};
+use umbel_api::periodictask::{ArgFrom, Effective, Outcome, PastRun, Run, TaskTemplate};
+use umbel_api::refs::ConfigMapKeyRef;
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_broker::{SlotMessage, Until};
 use umbel_plan::cron::{ScheduleFault, Timetable, fingerprint};
@@ -64,6 +66,10 @@ pub(crate) enum Stall {
     Broker(String, Fault),
     #[error("the key {0:?} on the broker is no queue")]
     WrongKeyType(String),
+    #[error("spec.taskTemplate.argsFrom: the argument {0:?} is in kwargs, too")]
+    ArgumentTwice(String),
+    #[error("spec.taskTemplate.argsFrom: there is no key {key} in a ConfigMap {name} of this namespace")]
+    NoConfigMapKey { name: String, key: String },
 }
 
 impl Stall {
@@ -76,6 +82,8 @@ impl Stall {
             Self::ReservedHeader(_) => "ReservedHeader",
             Self::Broker(_, fault) => fault.reason(),
             Self::WrongKeyType(_) => "WrongKeyType",
+            Self::ArgumentTwice(_) => "ArgumentTwice",
+            Self::NoConfigMapKey { .. } => "NoConfigMapKey",
         }
     }
 }
@@ -87,6 +95,10 @@ pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understoo
     let is_reserved = |name: &&String| OWN_HEADERS.contains(&name.as_str()) || name.starts_with("umbel_");
     if let Some(name) = template.headers.keys().find(is_reserved) {
         return Err(Stall::ReservedHeader(name.clone()));
+    }
+    let mut others = template.args_from.iter().map(|from| &from.name);
+    if let Some(name) = others.find(|name| template.kwargs.contains_key(*name)) {
+        return Err(Stall::ArgumentTwice(name.clone()));
     }
     let name = &template.queue_ref.name;
     let namespace = task.namespace().unwrap_or_default();
@@ -139,12 +151,55 @@ pub(crate) fn fan_out(ctx: &Context, task: &PeriodicTask, occasion: Occasion) ->
     dispatches(&uid(task), occasion, targets, &candidates)
 }
 
+/// The named arguments of a task, with those that stand in ConfigMaps as they are now.
+///
+/// # Errors
+/// The inner one where a ConfigMap has no such value.
+pub(crate) async fn arguments(
+    ctx: &Context,
+    task: &PeriodicTask,
+) -> Result<Result<Map<String, Value>, Stall>, kube::Error> {
+    let template = &task.spec.task_template;
+    let mut kwargs = template.kwargs.clone();
+    let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &task.namespace().unwrap_or_default());
+    for ArgFrom {
+        name,
+        config_map_key_ref,
+        secret_key_ref: _, // The worker's.
+    } in &template.args_from
+    {
+        let Some(ConfigMapKeyRef { name: map, key }) = config_map_key_ref else {
+            continue;
+        };
+        let data = api.get_opt(map).await?.and_then(|found| found.data).unwrap_or_default();
+        let Some(value) = data.get(key) else {
+            return Ok(Err(Stall::NoConfigMapKey {
+                name: map.clone(),
+                key: key.clone(),
+            }));
+        };
+        kwargs.insert(name.clone(), Value::String(value.clone()));
+    }
+    Ok(Ok(kwargs))
+}
+
+/// Which arguments the worker takes from Secrets.
+fn from_secrets(template: &TaskTemplate) -> Option<Json> {
+    let named = template.args_from.iter().filter_map(|from| {
+        let secret = from.secret_key_ref.as_ref()?;
+        Some(json!({ "arg": from.name, "secret": secret.name, "key": secret.key }))
+    });
+    let named: Vec<Value> = named.collect();
+    (!named.is_empty()).then(|| Json::of(&named))
+}
+
 /// The messages of a run.
 pub(crate) fn messages(
     task: &PeriodicTask,
     understood: &Understood,
     occasion: Occasion,
     dispatches: &[Dispatch],
+    kwargs: &Map<String, Value>,
     now: Timestamp,
 ) -> Vec<SlotMessage> {
     let template = &task.spec.task_template;
@@ -156,7 +211,8 @@ pub(crate) fn messages(
     let limit = template.time_limit.map_or(understood.time_limit, umbel_api::Span::get);
     let kept = template.expires_after.map_or(UNIQUE_KEPT, umbel_api::Span::get) + limit;
     let run = occasion.run_id(&uid(task)).to_string();
-    let (args, kwargs) = (Json::of(&template.args), Json::of(&template.kwargs));
+    let (args, kwargs) = (Json::of(&template.args), Json::of(kwargs));
+    let from_secrets = from_secrets(template);
     dispatches
         .iter()
         .map(|Dispatch { id, cluster }| {
@@ -165,6 +221,7 @@ pub(crate) fn messages(
                 .iter()
                 .map(|(name, value)| (name.clone(), Json::string(value)))
                 .collect();
+            headers.extend(from_secrets.iter().map(|from| ("umbel_args_from".into(), from.clone())));
             headers.push(("umbel_run".into(), Json::string(&run)));
             headers.push(("umbel_order".into(), Json::of(&slot.as_millisecond())));
             headers.push((

@@ -42,6 +42,17 @@ pub struct Settings {
     /// `umbel.http`, if the pool runs it.
     #[serde(default)]
     pub http: Option<HttpRules>,
+    /// Secrets whose values tasks may get as arguments.
+    #[serde(default)]
+    pub secrets: Option<SecretRules>,
+}
+
+/// Secrets whose values tasks may get as arguments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRules {
+    /// Their names.
+    pub names: Vec<String>,
 }
 
 /// What `umbel.cluster.apply` may write at a target.
@@ -101,6 +112,7 @@ pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
         apply,
         exec: _,
         http: _,
+        secrets: _,
     } = settings;
     let mut jobs: Vec<Box<dyn Job>> = vec![Box::new(sync::Sync::new(clusters.clone()))];
     if let Some(rules) = apply {
@@ -115,7 +127,12 @@ pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
 /// # Errors
 /// [`SettingsError`] names what cannot be allowed.
 pub fn local(json: &str, lease: Duration, renewal: Duration) -> Result<Vec<Box<dyn Job>>, SettingsError> {
-    let Settings { apply: _, exec, http } = Settings::parse(json).map_err(SettingsError::Json)?;
+    let Settings {
+        apply: _,
+        exec,
+        http,
+        secrets: _,
+    } = Settings::parse(json).map_err(SettingsError::Json)?;
     let mut jobs: Vec<Box<dyn Job>> = Vec::new();
     if let Some(rules) = exec {
         jobs.push(Box::new(exec::Exec::new(rules, lease, renewal)?));
@@ -141,6 +158,7 @@ mod settings {
                 {"name": "plain", "path": "/usr/bin/plain"},
             ]},
             "http": {"hosts": ["api.example.com"]},
+            "secrets": {"names": ["smtp"]},
         }))
         .unwrap();
         let program = |name: &str, args: &[&str], env: &[&str]| Program {
@@ -165,6 +183,9 @@ mod settings {
                 }),
                 http: Some(HttpRules {
                     hosts: vec!["api.example.com".into()],
+                }),
+                secrets: Some(SecretRules {
+                    names: vec!["smtp".into()],
                 }),
             }
         );

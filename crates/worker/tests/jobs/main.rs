@@ -3,4 +3,5 @@
 mod blocking;
 mod exec;
 mod http;
+mod secrets;
 mod stage;

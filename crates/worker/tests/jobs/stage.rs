@@ -61,21 +61,33 @@ pub(crate) async fn send(redis: &Redis, task: &str, args: &str, kwargs: &str) ->
 
 /// As [`send`], with time limits.
 pub(crate) async fn send_limited(redis: &Redis, task: &str, args: &str, kwargs: &str, limit: TimeLimit) -> String {
+    let task = NewTask {
+        time_limit: limit,
+        ..new(task, args, kwargs)
+    };
+    push(redis, &task).await
+}
+
+/// A task with an id of its own.
+pub(crate) fn new(task: &str, args: &str, kwargs: &str) -> NewTask {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
     let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let id = format!("00000000-0000-4000-8000-{next:012}");
-    let task = NewTask {
-        id: id.clone(),
+    NewTask {
+        id,
         task: task.to_owned(),
         args: Json::parse(args).expect("arguments are JSON"),
         kwargs: Json::parse(kwargs).expect("arguments are JSON"),
         queue: "celery".to_owned(),
-        time_limit: limit,
         ..NewTask::default()
-    };
+    }
+}
+
+/// Sends it, and answers its id.
+pub(crate) async fn push(redis: &Redis, task: &NewTask) -> String {
     let pushed: Result<u32, _> = redis.connection().await.lpush("celery", task.encode()).await;
     pushed.expect("the server answers");
-    id
+    task.id.clone()
 }
 
 /// The result document of a task, once it is in one of these states.
