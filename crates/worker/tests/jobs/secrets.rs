@@ -1,5 +1,7 @@
 //! Arguments from Secrets: in the task's hands, and nowhere else.
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 use umbel_protocol::json::Json;
 use umbel_testkit::redis::{self, AsyncCommands, cmd};
@@ -58,7 +60,7 @@ impl Stage {
             let mut read = cmd(command[0]);
             read.arg(&key).arg(&command[1..]);
             let found: redis::Value = read.query_async(&mut connection).await.expect("answered");
-            all.push_str(&format!("{key} {found:?}\n"));
+            writeln!(all, "{key} {found:?}").expect("a text grows");
         }
         all
     }
