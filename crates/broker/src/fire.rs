@@ -22,6 +22,8 @@ pub struct Slot {
     pub generation: i64,
     /// Id of the run to record; `None` where nobody asks whether it is over.
     pub run: Option<String>,
+    /// Slots that were fired and that were missed before this one: a status may lag, the mark does not.
+    pub counts: (u64, u64),
 }
 
 /// One message of a slot.
@@ -89,6 +91,8 @@ pub struct LastSlot {
     pub generation: i64,
     /// Its run, if recorded.
     pub run: Option<String>,
+    /// Slots that were fired and that were missed, with this one; `None` from a version that kept no counts.
+    pub counts: Option<(u64, u64)>,
 }
 
 /// How far a run is.
@@ -124,7 +128,9 @@ impl Broker {
             .arg(&slot.uid)
             .arg(slot.at_ms)
             .arg(slot.generation)
-            .arg(slot.run.as_deref().unwrap_or(""));
+            .arg(slot.run.as_deref().unwrap_or(""))
+            .arg(slot.counts.0)
+            .arg(slot.counts.1);
         for message in messages {
             args.push(self.keys.list(&message.queue, message.priority));
             args.push(&message.id);
@@ -182,6 +188,10 @@ impl Broker {
             ids: fields.get("ids").map(|ids| ids_of(ids)).unwrap_or_default(),
             generation: fields.get("generation").and_then(|text| text.parse().ok()).unwrap_or(0),
             run: fields.get("run").filter(|run| !run.is_empty()).cloned(),
+            counts: fields
+                .get("runs")
+                .and_then(|runs| runs.parse().ok())
+                .zip(fields.get("missed").and_then(|missed| missed.parse().ok())),
         }))
     }
 

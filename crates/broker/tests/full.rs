@@ -184,6 +184,7 @@ async fn a_slot_waits_for_room_and_leaves_out_what_has_its_unique_key() {
         at_ms,
         generation: 1,
         run: Some("run".into()),
+        counts: (0, 0),
     };
     let messages = |ids: &[&str]| -> Vec<SlotMessage> {
         let of = |id: &&str| SlotMessage {

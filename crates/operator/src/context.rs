@@ -56,6 +56,11 @@ impl Context {
             .collect()
     }
 
+    /// One schedule.
+    pub fn schedule(&self, namespace: &str, name: &str) -> Option<Arc<PeriodicTask>> {
+        self.scope(namespace)?.periodic.get(namespace, name)
+    }
+
     /// One queue.
     pub fn queue(&self, namespace: &str, name: &str) -> Option<Arc<TaskQueue>> {
         self.scope(namespace)?.queues.get(namespace, name)

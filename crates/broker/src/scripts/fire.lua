@@ -1,6 +1,6 @@
 -- fire: enqueues all messages of a slot and moves the schedule's mark, together or not at all.
--- ARGV: prefix, install, term, schedule uid, slot (ms), generation, run id or '', then each message as list, task id,
---       message, unique key or '', seconds that this is kept at most. One whose unique key another task has is left out.
+-- ARGV: prefix, install, term, schedule uid, slot (ms), generation, run id or '', slots fired and missed before, then each
+--       message as list, task id, message, unique key or '', seconds that this is kept at most. One whose unique key another task has is left out.
 -- Returns: 'fired', how many were left out | 'dup', ids | 'stale', stored term | 'notyet', Redis time (ms)
 --          | 'wrongtype', list | 'full', list, most that may wait in its queue
 local term, uid, slot = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
@@ -12,7 +12,7 @@ local key = U .. 'slot:' .. ARGV[2] .. ':' .. uid
 local last = redis.call('HGET', key, 'last')
 if last and slot <= number(last) then return { 'dup', redis.call('HGET', key, 'ids'), last } end
 local chosen, left_out, wanted = {}, 0, {}
-for at = 8, #ARGV, 5 do
+for at = 10, #ARGV, 5 do
   local kind = redis.call('TYPE', ARGV[at]).ok
   if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end
   local key = ARGV[at + 3] ~= '' and U .. 'unique:' .. ARGV[at + 3]
@@ -40,5 +40,6 @@ if ARGV[7] ~= '' then
   for _, id in ipairs(ids) do redis.call('HSET', run, 'i:' .. id, '') end
   redis.call('EXPIRE', run, 2592000)
 end
-redis.call('HSET', key, 'last', ARGV[5], 'ids', table.concat(ids, ','), 'generation', ARGV[6], 'run', ARGV[7])
+redis.call('HSET', key, 'last', ARGV[5], 'ids', table.concat(ids, ','), 'generation', ARGV[6], 'run', ARGV[7],
+  'runs', ARGV[8] + (#ids > 0 and 1 or 0), 'missed', ARGV[9] + (#ids > 0 and 0 or 1))
 return { 'fired', left_out }

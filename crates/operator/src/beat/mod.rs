@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -40,11 +40,16 @@ use crate::controllers::periodictask::{
     QUEUE_FULL, Stall, Standing, Understood, arguments, fan_out, in_force, is_paused, messages, note_dealt_with,
     note_fired, runs_left, stand, uid, understand, write,
 };
+use crate::watch::Change;
 
+mod agenda;
 mod request;
 mod runs;
+mod writes;
 
+use agenda::Agenda;
 use runs::pace;
+use writes::{Allowance, is_news};
 
 /// Where writes wait for replicas, a slot counts as fired once one of them has it.
 const CONFIRMED: Replicas = Replicas {
@@ -81,6 +86,8 @@ struct Entry {
     status: Option<PeriodicTaskStatus>,
     /// Whether it was told that the replicas' disks cannot be waited for.
     told_of_disks: bool,
+    /// When the status was last written.
+    wrote: Option<Instant>,
     /// Our latest write, for as long as the watch has not brought it back.
     written: Option<Written>,
 }
@@ -149,81 +156,95 @@ impl Watch {
 
 /// Fires slots until `stop`.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
-    let changes = ctx
-        .scopes
-        .iter()
-        .map(|scope| scope.periodic.changes().map(|_| ()).boxed());
+    let changes = ctx.scopes.iter().map(|scope| scope.periodic.changes().boxed());
     let mut changes = stream::select_all(changes);
-    let mut entries: HashMap<String, Entry> = HashMap::new();
-    let mut flying: HashSet<String> = HashSet::new();
-    let mut work: JoinSet<(String, Entry)> = JoinSet::new();
+    let mut agenda = Agenda::default();
+    let allowance = Arc::new(Allowance::new(Instant::now()));
+    let mut work: JoinSet<(Arc<str>, Entry)> = JoinSet::new();
     let mut watch = Watch::default();
     let mut wakes = ctx.brokers.wakes();
     loop {
-        let tasks = ctx.periodic();
-        let mut soonest = Instant::now() + LOOK;
-        for task in &tasks {
-            let uid = uid(task);
-            if flying.contains(&uid) {
-                continue;
-            }
-            let entry = entries.entry(uid.clone()).or_default();
-            let is_due =
-                entry.seen.as_ref() != Some(&seen(task)) || entry.wake.is_none_or(|wake| wake <= Instant::now());
-            match (is_due, entry.wake) {
-                (true, _) if work.len() < CONCURRENCY => {
-                    let entry = entries.remove(&uid).unwrap_or_default();
-                    let (ctx, task, outages) = (ctx.clone(), task.clone(), watch.outages.clone());
-                    flying.insert(uid.clone());
-                    work.spawn(async move { (uid, look(&ctx, &task, &outages, entry).await) });
-                }
-                // The next of those at work to end makes room.
-                (true, _) => {}
-                (false, wake) => soonest = soonest.min(wake.unwrap_or(soonest)),
-            }
+        while work.len() < CONCURRENCY
+            && let Some((uid, task, entry)) = agenda.next(Instant::now())
+        {
+            let (ctx, outages, allowance) = (ctx.clone(), watch.outages.clone(), allowance.clone());
+            work.spawn(async move { (uid, look(&ctx, &task, &outages, &allowance, entry).await) });
         }
-        let known: HashSet<String> = tasks.iter().map(|task| uid(task)).collect();
-        entries.retain(|uid, _| known.contains(uid));
-        let mut recovered = false;
-        let mut settle = |done: Option<Result<(String, Entry), tokio::task::JoinError>>| match done {
-            Some(Ok((uid, entry))) => {
-                flying.remove(&uid);
-                entries.insert(uid, entry);
-            }
-            Some(Err(error)) => {
-                // A look that panicked; all are looked at anew.
-                tracing::error!(%error, "a schedule could not be looked at");
-                flying.clear();
-            }
-            None => {}
-        };
+        let soonest = agenda.soonest().unwrap_or_else(|| Instant::now() + LOOK);
+        let is_full = work.len() == CONCURRENCY;
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep_until(soonest.into()) => {}
-            _ = changes.next() => tokio::time::sleep(TOGETHER).await,
-            done = work.join_next(), if !work.is_empty() => settle(done),
-            wake = wakes.recv() => match wake {
-                Ok(source) => recovered = watch.note(&source, &ctx.brokers.view(&source)),
-                // Too many to tell which.
-                Err(RecvError::Lagged(_)) => recovered = true,
-                Err(RecvError::Closed) => break,
-            },
+            // The next of those at work to end makes room.
+            () = tokio::time::sleep_until(soonest.into()), if !is_full => {}
+            change = changes.next() => {
+                if change.is_none() {
+                    break;
+                }
+                tokio::time::sleep(TOGETHER).await;
+                let others = std::iter::from_fn(|| changes.next().now_or_never().flatten());
+                let all: Vec<Change<PeriodicTask>> = change.into_iter().chain(others).collect();
+                note_changes(&ctx, &mut agenda, &all);
+            }
+            Some(done) = work.join_next() => settle(&mut agenda, done),
+            wake = wakes.recv() => {
+                let recovered = match wake {
+                    Ok(source) => watch.note(&source, &ctx.brokers.view(&source)),
+                    // Too many to tell which.
+                    Err(RecvError::Lagged(_)) => true,
+                    Err(RecvError::Closed) => break,
+                };
+                if recovered {
+                    agenda.rush(Instant::now());
+                }
+            }
         }
         while let Some(done) = work.try_join_next() {
-            settle(Some(done));
-        }
-        if recovered {
-            for entry in entries.values_mut() {
-                entry.wake = None;
-            }
+            settle(&mut agenda, done);
         }
     }
     // What was sent to Redis is done there or not; the next leader finds out.
     work.abort_all();
 }
 
+/// Takes what the watch tells.
+fn note_changes(ctx: &Context, agenda: &mut Agenda, changes: &[Change<PeriodicTask>]) {
+    let now = Instant::now();
+    if changes.iter().any(|change| matches!(change, Change::All)) {
+        return agenda.refresh(ctx.periodic(), now);
+    }
+    for change in changes {
+        let Change::One(task) = change else { continue };
+        // As it is now; it may be gone, and another one may have its name.
+        let present = ctx.schedule(&task.namespace().unwrap_or_default(), &task.name_any());
+        if present.as_ref().is_none_or(|present| present.uid() != task.uid()) {
+            agenda.remove(&uid(task));
+        }
+        if let Some(present) = present {
+            agenda.put(present, now);
+        }
+    }
+}
+
+/// Takes back what a look leaves.
+fn settle(agenda: &mut Agenda, done: Result<(Arc<str>, Entry), tokio::task::JoinError>) {
+    match done {
+        Ok((uid, entry)) => agenda.back(&uid, entry, Instant::now()),
+        Err(error) => {
+            // A look that panicked; all that are out are looked at anew.
+            tracing::error!(%error, "a schedule could not be looked at");
+            agenda.forget_given(Instant::now());
+        }
+    }
+}
+
 /// Looks at one schedule: fires what is due, and writes what changed.
-async fn look(ctx: &Context, task: &Arc<PeriodicTask>, outages: &Outages, mut entry: Entry) -> Entry {
+async fn look(
+    ctx: &Context,
+    task: &Arc<PeriodicTask>,
+    outages: &Outages,
+    allowance: &Allowance,
+    mut entry: Entry,
+) -> Entry {
     entry.seen = Some(seen(task));
     let Some(term) = ctx.leader.term() else {
         return entry.again_in(SOON);
@@ -244,7 +265,7 @@ async fn look(ctx: &Context, task: &Arc<PeriodicTask>, outages: &Outages, mut en
         }
     };
     tell(ctx, task, &old, &status).await;
-    let written = entry.write(ctx, task, &status).await;
+    let written = entry.write(ctx, task, &status, allowance).await;
     entry.status = Some(status);
     entry.again_in(if written { wait } else { wait.min(SOON) })
 }
@@ -260,8 +281,15 @@ impl Entry {
         self
     }
 
-    /// Writes the status if the object shows another one; whether nothing is left to write.
-    async fn write(&mut self, ctx: &Context, task: &Arc<PeriodicTask>, status: &PeriodicTaskStatus) -> bool {
+    /// Writes the status if the object shows another one. False if that must be tried again soon; one that may lag is tried
+    /// at the next look.
+    async fn write(
+        &mut self,
+        ctx: &Context,
+        task: &Arc<PeriodicTask>,
+        status: &PeriodicTaskStatus,
+        allowance: &Allowance,
+    ) -> bool {
         let shown = task.resource_version().unwrap_or_default();
         let (version, present) = match &self.written {
             Some(Written { based, made, status }) if *based == shown => (made.clone(), Some(status)),
@@ -270,6 +298,11 @@ impl Entry {
         if present == Some(status) {
             return true;
         }
+        let now = Instant::now();
+        if !is_news(present, status) && !allowance.take(self.wrote, now) {
+            return true;
+        }
+        self.wrote = Some(now);
         match write(ctx, task, &version, status).await {
             Ok(made) => {
                 self.written = Some(Written {
@@ -515,10 +548,18 @@ impl Beat<'_> {
             last.filter(|last| written.is_none_or(|written| *last > written)),
             &found,
         ) {
-            let others = timetable.count(written.unwrap_or(since).max(since), before(last), 10_000);
-            match policy.missed_runs {
-                MissedRuns::RunAll => status.runs += others,
-                MissedRuns::RunOnce | MissedRuns::Skip => status.missed += others,
+            if let Some((runs, missed)) = found.counts {
+                // This one is counted below.
+                let own = u64::from(!found.ids.is_empty());
+                status.runs = status.runs.max(runs.saturating_sub(own));
+                status.missed = status.missed.max(missed.saturating_sub(1 - own));
+            } else {
+                // Of a version that kept no counts there.
+                let others = timetable.count(written.unwrap_or(since).max(since), before(last), 10_000);
+                match policy.missed_runs {
+                    MissedRuns::RunAll => status.runs += others,
+                    MissedRuns::RunOnce | MissedRuns::Skip => status.missed += others,
+                }
             }
             if found.ids.is_empty() {
                 // All of them were left out: other tasks have their unique keys.
@@ -601,6 +642,7 @@ impl Beat<'_> {
             at_ms: slot.as_millisecond(),
             generation: task.metadata.generation.unwrap_or_default(),
             run: Some(occasion.run_id(&uid(task)).to_string()),
+            counts: (status.runs, status.missed),
         };
         let messages = messages(task, understood, occasion, &fanout.dispatches, &kwargs, now);
         crate::failpoint::reach("beat.fire");

@@ -27,6 +27,7 @@ async fn b4_a_slot_that_two_schedulers_send_runs_once() {
             at_ms: 1_795_000_000_000,
             generation: 1,
             run: None,
+            counts: (0, 0),
         };
         let task = call(leader, "proj.add", &json!([1, 1]));
         let message = SlotMessage {
