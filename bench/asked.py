@@ -25,6 +25,12 @@ ASKED = {
     "Redis CPU a task, reserve and ack, one slot (µs)": [("value", "<=", 60)],
     "Redis CPU, 1,000 idle workers (% of a core)": [("value", "<=", 2)],
     "Redis CPU, 1,000 workers, 10 messages/s (% of a core)": [("value", "<=", 25)],
+    "2,000 pools on 1 Redis: operator memory, RSS (MiB)": [("value", "<=", 200)],
+    "2,000 pools on 1 Redis: operator CPU at rest (% of a core)": [("value", "<=", 50)],
+    "2,000 pools on 1 Redis: Redis round trips a broker and interval at rest": [("value", "<=", 1)],
+    "2,000 pools on 1 Redis: API writes a minute at rest": [("value", "<=", 0)],
+    "2,000 pools on 1 Redis: message by Celery's producer to size, p99 (ms)": [("value", "<=", 3_000)],
+    "2,000 pools on 1 Redis: message by our client to size, p99 (ms)": [("value", "<=", 1_000)],
 }
 
 WORDS = {"value": "{0:,g}", "share": "{0:.0%} of the floor", "ratio": "{0:g}×", "times": "{0:g} × the floor"}

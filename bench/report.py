@@ -37,6 +37,10 @@ batches and nothing else: it decodes nothing, schedules nothing and survives not
   messages are sent one by one around the moment in which all are due.
 * What a task costs in CPU says more on a busy machine than tasks a second: see the rows of Redis CPU.
 * A machine that does other work besides (see its load) slows Celery down more than Umbel: compare runs at rest.
+* Pools: a real API server with its controllers and no nodes; each pool has a queue of its own and no pods (`minReplicas: 0`). At
+  rest means that the operator has written nothing for 20 s; round trips to Redis are counted by a relay, API writes by the API
+  server's audit log, without the Lease. To size: from before a message is sent into an empty queue of any pool, at any time between two
+  samples, until a watch shows the size in the pool's Deployment. The operator has the settings that it has by itself (an interval of 1 s).
 * Memory is RSS, with children. Redis calls are counted as they arrive; a script is one call.
 
 What limits the figures that are not met, by `perf`:

@@ -37,9 +37,10 @@ WORKER = TARGET / "release" / "umbel-worker"
 TASKS = TARGET / "release" / "examples" / "test_tasks"
 ENQUEUE = TARGET / "release" / "examples" / "enqueue"
 CHORD = TARGET / "release" / "examples" / "chord"
+OPERATOR = TARGET / "release" / "umbel-operator"
 FLOOR = ROOT / "bench" / "floor" / "target" / "release" / "umbel-bench-floor"
 PEERS = ROOT / "e2e" / "peers"
-PROGRAMS = (WORKER, TASKS, ENQUEUE, CHORD, FLOOR)
+PROGRAMS = (WORKER, OPERATOR, TASKS, ENQUEUE, CHORD, FLOOR)
 CORES = os.cpu_count()
 
 

@@ -1,6 +1,6 @@
 """The measurements: each function takes `(figures, sizes)`; `bench/run --only` calls them by these names."""
 
-from rows import chord, cost, enqueue, fleet, idle, later, latency, throughput
+from rows import chord, cost, enqueue, fleet, idle, latency, later, pools, throughput
 
 ROWS = {
     "noop": throughput.noop,
@@ -15,4 +15,5 @@ ROWS = {
     "cost": cost.cost,
     "growth": cost.growth,
     "fleet": fleet.fleet,
+    "pools": pools.pools,
 }

@@ -1,4 +1,5 @@
-//! How fast tasks are made and sent: `enqueue URL QUEUE COUNT all|one` prints one line of JSON.
+//! How fast tasks are made and sent: `enqueue URL QUEUE COUNT all|one` prints one line of JSON. `enqueue URL - 0 asked`
+//! sends one task into each queue that a line of its input names, and answers with a line.
 //!
 //! Each task has an id of its own and one argument of 100 characters: a message of 1.1 KiB.
 
@@ -9,7 +10,7 @@ use umbel_client::{Client, Config, Options, Task};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, url, queue, count, how] = args.as_slice() else {
-        return Err("enqueue URL QUEUE COUNT all|one".into());
+        return Err("enqueue URL QUEUE COUNT all|one|asked".into());
     };
     // Who waits for each answer gains nothing from a second thread but the way to it and back.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -33,7 +34,16 @@ async fn enqueue(url: &str, queue: &str, count: usize, how: &str) -> Result<(), 
                 client.send(task()).await?;
             }
         }
-        other => return Err(format!("{other:?} is neither all nor one").into()),
+        "asked" => {
+            for line in std::io::stdin().lines() {
+                client
+                    .send(Task::new("umbel.echo").args(&[text.as_str()]).queue(&line?))
+                    .await?;
+                println!("sent");
+            }
+            return Ok(());
+        }
+        other => return Err(format!("{other:?} is none of all, one and asked").into()),
     }
     let rate = count as f64 / begin.elapsed().as_secs_f64();
     println!(r#"{{"name": "enqueue", "parameters": "{how}", "per_second": {rate:.0}}}"#);
