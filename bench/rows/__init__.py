@@ -1,6 +1,6 @@
 """The measurements: each function takes `(figures, sizes)`; `bench/run --only` calls them by these names."""
 
-from rows import chord, cost, enqueue, fleet, idle, latency, later, pools, throughput
+from rows import chord, cost, enqueue, fleet, idle, latency, later, pools, schedules, throughput
 
 ROWS = {
     "noop": throughput.noop,
@@ -16,4 +16,5 @@ ROWS = {
     "growth": cost.growth,
     "fleet": fleet.fleet,
     "pools": pools.pools,
+    "schedules": schedules.schedules,
 }

@@ -85,6 +85,11 @@ impl Agenda {
         Some((uid, one.task.clone(), entry))
     }
 
+    /// How many schedules there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     /// When the next turn comes.
     pub(super) fn soonest(&self) -> Option<Instant> {
         self.turns.first().map(|(turn, _)| *turn)

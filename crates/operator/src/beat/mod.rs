@@ -168,7 +168,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             && let Some((uid, task, entry)) = agenda.next(Instant::now())
         {
             let (ctx, outages, allowance) = (ctx.clone(), watch.outages.clone(), allowance.clone());
-            work.spawn(async move { (uid, look(&ctx, &task, &outages, &allowance, entry).await) });
+            let sharers = agenda.len();
+            work.spawn(async move { (uid, look(&ctx, &task, &outages, (&allowance, sharers), entry).await) });
         }
         let soonest = agenda.soonest().unwrap_or_else(|| Instant::now() + LOOK);
         let is_full = work.len() == CONCURRENCY;
@@ -242,7 +243,7 @@ async fn look(
     ctx: &Context,
     task: &Arc<PeriodicTask>,
     outages: &Outages,
-    allowance: &Allowance,
+    allowance: (&Allowance, usize),
     mut entry: Entry,
 ) -> Entry {
     entry.seen = Some(seen(task));
@@ -288,7 +289,7 @@ impl Entry {
         ctx: &Context,
         task: &Arc<PeriodicTask>,
         status: &PeriodicTaskStatus,
-        allowance: &Allowance,
+        (allowance, sharers): (&Allowance, usize),
     ) -> bool {
         let shown = task.resource_version().unwrap_or_default();
         let (version, present) = match &self.written {
@@ -299,7 +300,7 @@ impl Entry {
             return true;
         }
         let now = Instant::now();
-        if !is_news(present, status) && !allowance.take(self.wrote, now) {
+        if !is_news(present, status) && !allowance.take(self.wrote, sharers, now) {
             return true;
         }
         self.wrote = Some(now);

@@ -10,7 +10,8 @@ use umbel_api::PeriodicTaskStatus;
 /// Writes a second on the long run, of all schedules together, and as many at once.
 const RATE: f64 = 30.0;
 const BURST: f64 = 300.0;
-/// A schedule that was written less than this ago leaves the rest to others when there is little left.
+/// A schedule that was written less than this ago, or before all others can have had their turn, leaves the rest to them
+/// when there is little left.
 const FAIR: Duration = Duration::from_secs(60);
 
 /// What may still be written now.
@@ -26,12 +27,15 @@ impl Allowance {
     }
 
     /// Whether a status may be written that differs by counts and times only, of a schedule whose last write was then.
-    pub(super) fn take(&self, last: Option<Instant>, now: Instant) -> bool {
+    /// So many schedules share it.
+    pub(super) fn take(&self, last: Option<Instant>, sharers: usize, now: Instant) -> bool {
         // Nothing that can panic runs under this lock.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (left, at) = *state;
         let grown = (left + RATE * now.saturating_duration_since(at).as_secs_f64()).min(BURST);
-        let is_fresh = last.is_some_and(|last| now.saturating_duration_since(last) < FAIR);
+        #[allow(clippy::cast_precision_loss)] // Objects of one API server.
+        let round = Duration::from_secs_f64(sharers as f64 / RATE);
+        let is_fresh = last.is_some_and(|last| now.saturating_duration_since(last) < FAIR.max(round));
         let least = if is_fresh { BURST / 2.0 } else { 1.0 };
         let may = grown >= least;
         *state = (if may { grown - 1.0 } else { grown }, now.max(at));
@@ -62,7 +66,7 @@ mod tests {
         let mut last = None;
         for second in 0..600 {
             let now = begin + Duration::from_secs(second);
-            assert!(allowance.take(last, now), "one a second is always written");
+            assert!(allowance.take(last, 1, now), "one a second is always written");
             last = Some(now);
         }
 
@@ -72,7 +76,7 @@ mod tests {
         let begin = begin + Duration::from_secs(3600);
         for milli in 0..900_000_u64 {
             let (now, who) = (begin + Duration::from_millis(milli), (milli % 10_000) as usize);
-            if allowance.take(lasts[who], now) {
+            if allowance.take(lasts[who], 10_000, now) {
                 lasts[who] = Some(now);
                 written[who].push(milli / 1000);
             }
