@@ -38,6 +38,7 @@ use crate::controllers::periodictask::{
     QUEUE_FULL, Stall, Standing, Understood, fan_out, in_force, messages, note_dealt_with, note_fired, stand, uid,
     understand, write,
 };
+use crate::failpoint;
 
 /// Where writes wait for replicas, a slot counts as fired once one of them has it.
 const CONFIRMED: Replicas = Replicas {
@@ -552,9 +553,10 @@ impl Beat<'_> {
             run: Some(run_id(&uid(task), slot).to_string()),
         };
         let messages = messages(task, understood, slot, &fanout.dispatches, now);
-        crate::failpoint::reach("beat.fire");
-        let answer = broker.fire(&record, &messages).await?;
-        crate::failpoint::reach("beat.fired");
+        failpoint::reach("before-fire");
+        let answer = broker.fire(&record, &messages).await;
+        failpoint::reach("after-fire");
+        let answer = answer?;
         // A status never speaks of a slot that a failover can forget; asked again, the slot is a duplicate.
         let survey = ctx
             .brokers

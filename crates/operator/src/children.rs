@@ -256,12 +256,10 @@ impl Applied {
         }
         failpoint::reach("before-create");
         let made = api.create(&params, &sized).await;
+        failpoint::reach("after-create");
         context.metrics.wrote("create", "deployments");
         match made {
-            Ok(_) => {
-                failpoint::reach("after-create");
-                Ok(Outcome::Good { wrote: true })
-            }
+            Ok(_) => Ok(Outcome::Good { wrote: true }),
             // Somebody made it in between: the next pass sees it.
             Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
             Err(source) => refusal::<Deployment>(name, source),
@@ -298,7 +296,9 @@ impl Applied {
             };
             failpoint::reach("before-release");
             context.metrics.wrote("patch", "deployments");
-            return match api.patch(&name, &params, &Patch::Merge(&body)).await {
+            let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
+            failpoint::reach("after-release");
+            return match written {
                 Ok(_) => Ok(Outcome::Good { wrote: true }),
                 Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
                 Err(source) => Err(failed::<Deployment>(&name, source)),
@@ -307,9 +307,11 @@ impl Applied {
         let mut body = wanted.clone();
         body["metadata"]["resourceVersion"] = json!(stored.resource_version());
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
+        failpoint::reach("before-apply");
         let written = api
             .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
             .await;
+        failpoint::reach("after-apply");
         context.metrics.wrote("patch", "deployments");
         match written {
             Ok(after) => {
@@ -356,7 +358,9 @@ pub async fn freeze(context: &Context, present: &Revision, all: &[Fleet]) -> Res
         ..PatchParams::default()
     };
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), &deployment.namespace().unwrap_or_default());
+    failpoint::reach("before-freeze");
     let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
+    failpoint::reach("after-freeze");
     context.metrics.wrote("patch", "deployments");
     match written {
         Ok(_) => tracing::info!(deployment = name, "stopped in the middle of its own rollout"),
@@ -420,9 +424,11 @@ where
         }
         body["metadata"]["resourceVersion"] = json!(found.resource_version());
     }
+    failpoint::reach_of("before-access", &K::kind(&()));
     let written = api
         .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
         .await;
+    failpoint::reach_of("after-access", &K::kind(&()));
     context.metrics.wrote("patch", "access");
     match written {
         Ok(_) => Ok(Outcome::Good { wrote: true }),
@@ -448,8 +454,11 @@ where
         preconditions: Some(preconditions),
         ..DeleteParams::default()
     };
+    failpoint::reach_of("before-remove", &K::kind(&()));
+    let removed = api.delete(name, &params).await;
+    failpoint::reach_of("after-remove", &K::kind(&()));
     context.metrics.wrote("delete", "access");
-    match api.delete(name, &params).await {
+    match removed {
         Ok(_) => Ok(()),
         Err(error) if code(&error) == Some(404) => Ok(()),
         Err(source) => Err(failed::<K>(name, source)),
