@@ -149,7 +149,7 @@ impl Applied {
         let name = stored.name_any();
         let answer = match api.patch(&name, &params, &Patch::Apply(&wanted)).await {
             Ok(after) => template(&after) == before,
-            Err(error) if matches!(code(&error), Some(400 | 403 | 422)) => false,
+            Err(error) if is_refused(&error) => false,
             Err(source) => return Err(failed::<Deployment>(&name, source)),
         };
         self.adopted = Some((asked, answer));
@@ -485,12 +485,23 @@ fn taken<K: Resource<DynamicType = ()>>(name: &str) -> Outcome {
 
 /// A refusal of what was sent is the pool's fault and is shown; anything else is tried again.
 fn refusal<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Result<Outcome, Error> {
-    match code(&source) {
-        Some(400 | 403 | 422) => Ok(Outcome::Refused {
+    if is_refused(&source) {
+        return Ok(Outcome::Refused {
             reason: "TemplateRefused",
             why: format!("{} {name}: {}", K::kind(&()), words(&source)),
-        }),
-        _ => Err(failed::<K>(name, source)),
+        });
+    }
+    Err(failed::<K>(name, source))
+}
+
+/// Whether what was sent is at fault. An applied value that its field cannot hold the API server takes for a fault of its own
+/// (500); it would be none the next time either.
+fn is_refused(error: &kube::Error) -> bool {
+    const UNREADABLE: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
+    match code(error) {
+        Some(400 | 403 | 422) => true,
+        Some(500) => UNREADABLE.iter().any(|start| words(error).starts_with(start)),
+        _ => false,
     }
 }
 
