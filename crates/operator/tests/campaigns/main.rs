@@ -4,9 +4,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+use std::time::{Duration, Instant};
+
+mod changes;
+mod crash;
 mod scaling;
+mod schema;
 
 /// A number of this run, as `make` hands it on.
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// When a campaign begins nothing more.
+fn minutes() -> Instant {
+    Instant::now() + Duration::from_secs(60 * number("MINUTES", 24 * 60))
 }
