@@ -172,8 +172,29 @@ campaign-valkey: ## Run the tests of broker, client and worker on Valkey instead
 	@$(TOOLS) export UMBEL_TEST_SERVER=valkey; cargo build --quiet --locked -p umbel-worker --examples; \
 	cargo test --locked --no-fail-fast -p umbel-broker -p umbel-client -p umbel-worker
 
+# Those of the operator: each has its table and its verdict.
+SCALE_DOWNS ?= 1000
+CHANGES ?= 1000
+CRASHES ?= 2
+CAMPAIGN = cargo test --locked -p umbel-operator --test campaigns -- --ignored --nocapture
+
 .PHONY: campaign-scaling
-campaign-scaling: setup ## Repeat scale-downs under lag, outages and stopped leaders ROUNDS times
+campaign-scaling: setup ## Step down SCALE_DOWNS times under load in bad weather, by SEED, and count busy pods removed; with DEFAULT_TIMES=1 at the default leases
+	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --bins --example test_tasks; \
+	SCALE_DOWNS=$(SCALE_DOWNS) SEED=$(SEED) $(CAMPAIGN) no_step_down
+
+.PHONY: campaign-changes
+campaign-changes: setup ## Change every property of each kind at random CHANGES times, by SEED: who answers, who writes how often, who is disturbed
+	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --bins; \
+	CHANGES=$(CHANGES) SEED=$(SEED) $(CAMPAIGN) random_changes_disturb_nobody
+
+.PHONY: campaign-crash
+campaign-crash: setup ## Kill the operator before and after each of its writes, CRASHES times at each, by SEED, and compare the ends; POINTS=a,b for some
+	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --bins; \
+	CRASHES=$(CRASHES) SEED=$(SEED) POINTS=$(POINTS) $(CAMPAIGN) a_crash_at_any_write
+
+.PHONY: campaign-leaders
+campaign-leaders: setup ## Repeat scale-downs under lag, outages and stopped leaders ROUNDS times
 	@$(TOOLS) for round in $$(seq $${ROUNDS:-10}); do printf '\n== round %s\n' "$$round"; \
 	cargo test --locked -p umbel-operator --test lag --test leader --test pool --test faults; done
 

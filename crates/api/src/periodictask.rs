@@ -38,7 +38,12 @@ use crate::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("startTime must be before endTime").field_path(".startTime"))]
+// The API server takes times that this program could not read.
+#[x_kube(
+    validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("startTime must be before endTime").field_path(".startTime"),
+    validation = Rule::new("!has(self.startTime) || self.startTime < timestamp('9999-01-01T00:00:00Z')").message("startTime must be before the year 9999").field_path(".startTime"),
+    validation = Rule::new("!has(self.endTime) || self.endTime < timestamp('9999-01-01T00:00:00Z')").message("endTime must be before the year 9999").field_path(".endTime")
+)]
 pub struct PeriodicTaskSpec {
     /// When: exactly one of `cron`, `every`, `at` and `solar`.
     pub schedule: Schedule,
@@ -165,7 +170,8 @@ impl Default for History {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("[has(self.cron), has(self.every), has(self.at), has(self.solar)].filter(given, given).size() == 1").message("exactly one of cron, every, at and solar must be given"),
-    validation = Rule::new("!has(self.every) || duration(self.every) >= duration('1s')").message("every must be at least 1s").field_path(".every")
+    validation = Rule::new("!has(self.every) || duration(self.every) >= duration('1s')").message("every must be at least 1s").field_path(".every"),
+    validation = Rule::new("!has(self.at) || self.at < timestamp('9999-01-01T00:00:00Z')").message("at must be before the year 9999").field_path(".at")
 )]
 pub struct Schedule {
     /// Five fields as crontab(5) has them: minute, hour, day of month, month, day of week (0 and 7 are Sunday); or six, with

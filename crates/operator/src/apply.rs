@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use umbel_api::names::MANAGER;
 
+use crate::failpoint;
+
 /// The API server's own words where it gave some, otherwise the whole chain.
 pub fn words(error: &kube::Error) -> String {
     match error {
@@ -44,7 +46,8 @@ where
         "status": new,
     });
     let params = PatchParams::apply(MANAGER).force();
-    api.patch_status(&object.name_any(), &params, &Patch::Apply(body))
-        .await
-        .map(|_| true)
+    failpoint::reach_of("before-status", &K::kind(&()));
+    let written = api.patch_status(&object.name_any(), &params, &Patch::Apply(body)).await;
+    failpoint::reach_of("after-status", &K::kind(&()));
+    written.map(|_| true)
 }

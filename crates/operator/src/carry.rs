@@ -174,7 +174,9 @@ impl Pass<'_> {
             },
         });
         let params = PatchParams::apply(MANAGER_TERM).force();
+        failpoint::reach("before-stamp");
         let written = self.deployments().patch(&name, &params, &Patch::Apply(body)).await;
+        failpoint::reach("after-stamp");
         self.context.metrics.wrote("patch", "deployments");
         match written {
             Ok(_) => Ok(Done::Stamped),
@@ -217,7 +219,10 @@ impl Pass<'_> {
             opened.await.map_err(Error::Gate)?;
             return Ok(true);
         }
-        match broker.open(&fence, &worker.worker).await.map_err(Error::Gate)? {
+        failpoint::reach("before-open");
+        let answer = broker.open(&fence, &worker.worker).await;
+        failpoint::reach("after-open");
+        match answer.map_err(Error::Gate)? {
             GateAnswer::Done { held: _ } => Ok(true),
             GateAnswer::Unknown => Ok(false),
             GateAnswer::Stale { term } => Err(self.stale(&fence, term)),
@@ -240,7 +245,9 @@ impl Pass<'_> {
             field_manager: Some(MANAGER.to_owned()),
             ..PatchParams::default()
         };
+        failpoint::reach("before-mark");
         let written = self.pods().patch_metadata(&name, &params, &Patch::Merge(body)).await;
+        failpoint::reach("after-mark");
         self.context.metrics.wrote("patch", "pods");
         match written {
             Ok(_) => Ok(true),
@@ -258,7 +265,10 @@ impl Pass<'_> {
                 closed.await.map_err(Error::Gate)?;
                 continue;
             }
-            if let GateAnswer::Stale { term } = broker.drain(&fence, &worker).await.map_err(Error::Gate)? {
+            failpoint::reach("before-drain");
+            let answer = broker.drain(&fence, &worker).await;
+            failpoint::reach("after-drain");
+            if let GateAnswer::Stale { term } = answer.map_err(Error::Gate)? {
                 return Err(self.stale(&fence, term));
             }
         }
@@ -324,9 +334,9 @@ impl Pass<'_> {
         };
         let api = self.pods();
         failpoint::reach("before-delete");
-        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params))
-            .await
-            .map_err(|_| Error::Slow)?;
+        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params)).await;
+        failpoint::reach("after-delete");
+        let deleted = deleted.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("delete", "pods");
         match deleted {
             Ok(_) => Ok(true),
@@ -389,7 +399,10 @@ impl Pass<'_> {
             self.context.celery.look(source, broker).await.map_err(Error::Gate)?;
             return Ok(self.context.celery.states(source, workers));
         }
-        match broker.step(&fence, &uid, workers).await.map_err(Error::Step)? {
+        failpoint::reach("before-step");
+        let answer = broker.step(&fence, &uid, workers).await;
+        failpoint::reach("after-step");
+        match answer.map_err(Error::Step)? {
             StepAnswer::Workers(states) => Ok(states),
             StepAnswer::Stale { term } => Err(self.stale(&fence, term)),
         }
@@ -419,7 +432,9 @@ impl Pass<'_> {
         let api = self.deployments();
         failpoint::reach(if to < from { "before-lower" } else { "before-raise" });
         let written = tokio::time::timeout(PATIENCE, api.replace_scale(&name, &params, &scale));
-        let written = written.await.map_err(|_| Error::Slow)?;
+        let written = written.await;
+        failpoint::reach(if to < from { "after-lower" } else { "after-raise" });
+        let written = written.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("update", "deployments/scale");
         match written {
             Ok(_) => Ok(Done::Scaled { from, to, survivors }),
@@ -449,9 +464,9 @@ impl Pass<'_> {
         };
         let api = self.deployments();
         failpoint::reach("before-retire");
-        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params))
-            .await
-            .map_err(|_| Error::Slow)?;
+        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params)).await;
+        failpoint::reach("after-retire");
+        let deleted = deleted.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("delete", "deployments");
         match deleted {
             Ok(_) => Ok(true),

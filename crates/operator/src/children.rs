@@ -149,7 +149,7 @@ impl Applied {
         let name = stored.name_any();
         let answer = match api.patch(&name, &params, &Patch::Apply(&wanted)).await {
             Ok(after) => template(&after) == before,
-            Err(error) if matches!(code(&error), Some(400 | 403 | 422)) => false,
+            Err(error) if is_refused(&error) => false,
             Err(source) => return Err(failed::<Deployment>(&name, source)),
         };
         self.adopted = Some((asked, answer));
@@ -256,12 +256,10 @@ impl Applied {
         }
         failpoint::reach("before-create");
         let made = api.create(&params, &sized).await;
+        failpoint::reach("after-create");
         context.metrics.wrote("create", "deployments");
         match made {
-            Ok(_) => {
-                failpoint::reach("after-create");
-                Ok(Outcome::Good { wrote: true })
-            }
+            Ok(_) => Ok(Outcome::Good { wrote: true }),
             // Somebody made it in between: the next pass sees it.
             Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
             Err(source) => refusal::<Deployment>(name, source),
@@ -298,7 +296,9 @@ impl Applied {
             };
             failpoint::reach("before-release");
             context.metrics.wrote("patch", "deployments");
-            return match api.patch(&name, &params, &Patch::Merge(&body)).await {
+            let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
+            failpoint::reach("after-release");
+            return match written {
                 Ok(_) => Ok(Outcome::Good { wrote: true }),
                 Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
                 Err(source) => Err(failed::<Deployment>(&name, source)),
@@ -307,9 +307,11 @@ impl Applied {
         let mut body = wanted.clone();
         body["metadata"]["resourceVersion"] = json!(stored.resource_version());
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
+        failpoint::reach("before-apply");
         let written = api
             .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
             .await;
+        failpoint::reach("after-apply");
         context.metrics.wrote("patch", "deployments");
         match written {
             Ok(after) => {
@@ -356,7 +358,9 @@ pub async fn freeze(context: &Context, present: &Revision, all: &[Fleet]) -> Res
         ..PatchParams::default()
     };
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), &deployment.namespace().unwrap_or_default());
+    failpoint::reach("before-freeze");
     let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
+    failpoint::reach("after-freeze");
     context.metrics.wrote("patch", "deployments");
     match written {
         Ok(_) => tracing::info!(deployment = name, "stopped in the middle of its own rollout"),
@@ -420,9 +424,11 @@ where
         }
         body["metadata"]["resourceVersion"] = json!(found.resource_version());
     }
+    failpoint::reach_of("before-access", &K::kind(&()));
     let written = api
         .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
         .await;
+    failpoint::reach_of("after-access", &K::kind(&()));
     context.metrics.wrote("patch", "access");
     match written {
         Ok(_) => Ok(Outcome::Good { wrote: true }),
@@ -448,8 +454,11 @@ where
         preconditions: Some(preconditions),
         ..DeleteParams::default()
     };
+    failpoint::reach_of("before-remove", &K::kind(&()));
+    let removed = api.delete(name, &params).await;
+    failpoint::reach_of("after-remove", &K::kind(&()));
     context.metrics.wrote("delete", "access");
-    match api.delete(name, &params).await {
+    match removed {
         Ok(_) => Ok(()),
         Err(error) if code(&error) == Some(404) => Ok(()),
         Err(source) => Err(failed::<K>(name, source)),
@@ -476,12 +485,23 @@ fn taken<K: Resource<DynamicType = ()>>(name: &str) -> Outcome {
 
 /// A refusal of what was sent is the pool's fault and is shown; anything else is tried again.
 fn refusal<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Result<Outcome, Error> {
-    match code(&source) {
-        Some(400 | 403 | 422) => Ok(Outcome::Refused {
+    if is_refused(&source) {
+        return Ok(Outcome::Refused {
             reason: "TemplateRefused",
             why: format!("{} {name}: {}", K::kind(&()), words(&source)),
-        }),
-        _ => Err(failed::<K>(name, source)),
+        });
+    }
+    Err(failed::<K>(name, source))
+}
+
+/// Whether what was sent is at fault. An applied value that its field cannot hold the API server takes for a fault of its own
+/// (500); it would be none the next time either.
+fn is_refused(error: &kube::Error) -> bool {
+    const UNREADABLE: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
+    match code(error) {
+        Some(400 | 403 | 422) => true,
+        Some(500) => UNREADABLE.iter().any(|start| words(error).starts_with(start)),
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ use umbel_api::names::{ANNOTATION_BROKER, LABEL_POOL, MANAGER};
 use crate::apply;
 use crate::brokers::Source;
 use crate::context::Context;
+use crate::failpoint;
 
 /// Touches the pods of all pools on this broker. What fails is left to the kubelet.
 pub(crate) async fn touch(context: Arc<Context>, source: Source) {
@@ -45,7 +46,10 @@ pub(crate) async fn touch(context: Arc<Context>, source: Source) {
                 field_manager: Some(MANAGER.to_owned()),
                 ..PatchParams::default()
             };
-            match pods.patch(&pod.name_any(), &params, &Patch::Merge(change)).await {
+            failpoint::reach("before-rotate");
+            let told = pods.patch(&pod.name_any(), &params, &Patch::Merge(change)).await;
+            failpoint::reach("after-rotate");
+            match told {
                 Ok(_) => context.metrics.wrote("patch", "pods"),
                 // It goes, or went.
                 Err(error) => tracing::debug!(pod = pod.name_any(), error = apply::words(&error), "pod not told"),

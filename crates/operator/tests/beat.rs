@@ -254,10 +254,10 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
     // Each dies or freezes at its own first slot: before it is sent, after it is sent and before anybody wrote it down,
     // or at any instant between two slots.
     let deaths = [
-        "beat.fire:abort",
-        "beat.fired:abort",
-        "beat.fire:stop",
-        "beat.fired:abort",
+        "before-fire:abort",
+        "after-fire:abort",
+        "before-fire:stop",
+        "after-fire:abort",
         "kill",
     ];
     let mut frozen: Vec<Process> = Vec::new();
@@ -275,7 +275,7 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
                 beat.sends("tick", before + 1 + round % 3, LONG).await;
                 operator.kill();
             }
-            "beat.fire:stop" => {
+            "before-fire:stop" => {
                 operator.says(LONG, "failpoint").await;
                 frozen.push(operator);
             }

@@ -160,6 +160,49 @@ async fn each_fault_is_named_and_nobody_else_is_disturbed() {
     .unwrap();
     shows(&stage, "odd", "TemplateRefused", "containerPort").await;
 
+    // What a field cannot hold the API server does not even call a bad request.
+    for (name, more, words) in [
+        (
+            "many",
+            json!({ "resources": { "requests": { "cpu": "many" } } }),
+            "quantities must match",
+        ),
+        ("listless", json!({ "args": "no list" }), "expected list, got"),
+    ] {
+        let mut container = json!({ "name": "worker", "image": "x" });
+        container
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let template = json!({ "spec": { "containers": [container] } });
+        let spec = json!({ "queues": [{ "name": "bad" }], "template": template });
+        pool(&stage, name, spec).await.unwrap();
+        shows(&stage, name, "TemplateRefused", words).await;
+    }
+
+    let late = json!({ "cron": "0 0 1 1 *" });
+    for (time, schedule) in [
+        ("startTime", late.clone()),
+        ("endTime", late),
+        ("at", json!({ "at": "9999-12-31T23:59:59Z" })),
+    ] {
+        let mut spec =
+            json!({ "schedule": schedule, "taskTemplate": { "queueRef": { "name": "good" }, "task": "umbel.echo" } });
+        if time != "at" {
+            spec[time] = json!("9999-12-31T23:59:59Z");
+        }
+        let applied = stage.try_apply(
+            "umbel.dev/v1alpha1",
+            "PeriodicTask",
+            "periodictasks",
+            "late",
+            json!({ "spec": spec }),
+        );
+        let refusal = applied.await.expect_err("the API server refuses it");
+        let words = format!("{time} must be before the year 9999");
+        assert!(refusal.to_string().contains(&words), "{refusal}");
+    }
+
     pool(&stage, "homeless", json!({ "queues": [{ "name": "homeless" }] }))
         .await
         .unwrap();

@@ -6,6 +6,7 @@
 //!   [`CeleryNode`]: Celery for Node.
 //! * [`History`]: what processes say they did, merged, with a verdict: lost, run again, stale.
 //! * [`ControlPlane`]: a real Kubernetes API server with its controllers.
+//! * [`Chance`]: random numbers by a seed, for campaigns.
 //! * [`eventually`]: waiting for a condition, never for time to pass.
 //!
 //! Nothing here imitates a part; what is missing on the machine is an error that says how to get it.
@@ -16,6 +17,7 @@ mod authority;
 mod celery;
 mod celery_worker;
 mod certificate;
+mod chance;
 mod cluster;
 mod dir;
 mod history;
@@ -38,6 +40,7 @@ pub use authority::{Authority, Issued};
 pub use celery::{App, Celery, Raised, Sent, celery_command, celery_process};
 pub use celery_worker::{CeleryWorker, Options as CeleryOptions};
 pub use certificate::Signer;
+pub use chance::Chance;
 pub use cluster::{ControlPlane, Target};
 pub use dir::TempDir;
 pub use history::{Event, History, Log, Verdict};

@@ -15,7 +15,7 @@ use umbel_protocol::json::Json;
 use umbel_protocol::message::NewTask;
 use umbel_testkit::redis::streams::StreamRangeReply;
 use umbel_testkit::redis::{self, AsyncCommands};
-use umbel_testkit::{Command, Event, History, Process, Redis, Relay, Signal, eventually};
+use umbel_testkit::{Chance, Command, Event, History, Process, Redis, Relay, Signal, eventually};
 
 /// Slots of each worker.
 const SLOTS: usize = 8;
@@ -51,28 +51,6 @@ struct Options {
     /// The same seed brings about the same faults at the same moments, as far as a machine can
     #[arg(long, default_value_t = 1)]
     seed: u64,
-}
-
-/// A line of numbers that the seed decides.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % most.max(1)
-    }
-
-    fn pick(&mut self, count: usize) -> usize {
-        usize::try_from(self.below(count as u64)).unwrap_or(0)
-    }
-
-    async fn pause(&mut self, least: u64, most: u64) {
-        let wait = least + self.below(most - least + 1);
-        tokio::time::sleep(Duration::from_millis(wait)).await;
-    }
 }
 
 /// What a part of the campaign came to.
@@ -381,23 +359,23 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut outcomes = Vec::new();
     if options.kills > 0 {
-        outcomes.push(kills(options.kills, &mut Chance(options.seed)).await?);
+        outcomes.push(kills(options.kills, &mut Chance::new(options.seed)).await?);
     }
     if options.cuts > 0 {
-        outcomes.push(cuts(options.cuts, &mut Chance(options.seed)).await?);
+        outcomes.push(cuts(options.cuts, &mut Chance::new(options.seed)).await?);
     }
     if options.pauses > 0 {
-        outcomes.push(pauses(options.pauses, &mut Chance(options.seed)).await?);
+        outcomes.push(pauses(options.pauses, &mut Chance::new(options.seed)).await?);
     }
     if options.redis_kills > 0 {
-        outcomes.push(redis_kills(options.redis_kills, &mut Chance(options.seed)).await?);
+        outcomes.push(redis_kills(options.redis_kills, &mut Chance::new(options.seed)).await?);
     }
     let seconds: Vec<u64> = options.outages.iter().copied().filter(|seconds| *seconds > 0).collect();
     if !seconds.is_empty() {
         outcomes.push(outages(&seconds).await?);
     }
     if let Some(other) = options.other.as_deref().filter(|_| options.swaps > 0) {
-        outcomes.push(swaps(options.swaps, other, &mut Chance(options.seed)).await?);
+        outcomes.push(swaps(options.swaps, other, &mut Chance::new(options.seed)).await?);
     }
     table(&outcomes, options.seed);
     ensure!(outcomes.iter().all(Outcome::is_good), "a part is bad");

@@ -40,6 +40,7 @@ use crate::controllers::periodictask::{
     QUEUE_FULL, Stall, Standing, Understood, arguments, fan_out, in_force, is_paused, messages, note_dealt_with,
     note_fired, runs_left, stand, uid, understand, write,
 };
+use crate::failpoint;
 use crate::watch::Change;
 
 mod agenda;
@@ -646,9 +647,10 @@ impl Beat<'_> {
             counts: (status.runs, status.missed),
         };
         let messages = messages(task, understood, occasion, &fanout.dispatches, &kwargs, now);
-        crate::failpoint::reach("beat.fire");
-        let answer = broker.fire(&record, &messages).await?;
-        crate::failpoint::reach("beat.fired");
+        failpoint::reach("before-fire");
+        let answer = broker.fire(&record, &messages).await;
+        failpoint::reach("after-fire");
+        let answer = answer?;
         // A status never speaks of a slot that a failover can forget; asked again, the slot is a duplicate.
         let survey = ctx
             .brokers

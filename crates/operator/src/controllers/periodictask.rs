@@ -28,6 +28,7 @@ use umbel_protocol::message::{NewTask, OWN_HEADERS, TimeLimit};
 
 use crate::brokers::{Fault, Source};
 use crate::context::Context;
+use crate::failpoint;
 
 /// The reason by which slots wait for room.
 pub(crate) const QUEUE_FULL: &str = "QueueFull";
@@ -479,7 +480,10 @@ pub(crate) async fn write(
         "status": status,
     });
     let params = PatchParams::apply(MANAGER).force();
-    let written = api.patch_status(&task.name_any(), &params, &Patch::Apply(body)).await?;
+    failpoint::reach_of("before-status", "PeriodicTask");
+    let written = api.patch_status(&task.name_any(), &params, &Patch::Apply(body)).await;
+    failpoint::reach_of("after-status", "PeriodicTask");
+    let written = written?;
     ctx.metrics.wrote("patch", "periodictasks/status");
     Ok(written.resource_version().unwrap_or_default())
 }

@@ -16,6 +16,7 @@ use umbel_plan::queue::is_serving;
 
 use super::taskqueue::{Error, broker_of};
 use crate::context::Context;
+use crate::failpoint;
 
 /// Messages in one call.
 const TOGETHER: u64 = 500;
@@ -60,7 +61,10 @@ pub(crate) async fn settle(ctx: &Context, queue: &TaskQueue, is_owned_elsewhere:
         return Ok(false);
     }
     let failed = |error| Error::Purge(queue.name_any(), error);
-    let removed = purge(&broker, &queue.queue_name()).await.map_err(failed)?;
+    failpoint::reach("before-purge");
+    let removed = purge(&broker, &queue.queue_name()).await;
+    failpoint::reach("after-purge");
+    let removed = removed.map_err(failed)?;
     let note = format!("{removed} messages were removed (deletionPolicy: Purge)");
     tracing::info!(queue = %queue.name_any(), removed, "deleted: its messages are removed");
     ctx.event(queue, EventType::Normal, "Purged", note).await;
@@ -106,7 +110,10 @@ async fn write(ctx: &Context, queue: &TaskQueue, has: bool) -> Result<(), Error>
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    match api.patch(&queue.name_any(), &params, &Patch::Merge(body)).await {
+    failpoint::reach("before-finalizers");
+    let written = api.patch(&queue.name_any(), &params, &Patch::Merge(body)).await;
+    failpoint::reach("after-finalizers");
+    match written {
         Ok(_) => {
             ctx.metrics.wrote("patch", "taskqueues");
             Ok(())

@@ -30,7 +30,7 @@ use umbel_telemetry::chain;
 use crate::apply;
 use crate::brokers::{Sample, View};
 use crate::context::Context;
-use crate::flow;
+use crate::{failpoint, flow};
 
 /// Calls in one look that move what is too much, of about 256 KiB each.
 const RELIEVES: usize = 40;
@@ -200,7 +200,10 @@ async fn relieve(ctx: &Context, queue: &TaskQueue) {
     let letters = queue.spec.dead_letter;
     let kept = if letters.enabled { letters.max_length } else { 0 };
     for _ in 0..RELIEVES {
-        match broker.relieve(&[&name], Some(kept)).await.as_deref() {
+        failpoint::reach("before-relieve");
+        let relieved = broker.relieve(&[&name], Some(kept)).await;
+        failpoint::reach("after-relieve");
+        match relieved.as_deref() {
             Ok([Relieved { moved: some, beyond }]) => {
                 moved += some;
                 if *some == 0 || *beyond == 0 {
@@ -250,7 +253,10 @@ async fn allow(ctx: &Context, queue: &TaskQueue) -> bool {
             },
         }),
     };
-    match broker.apply_queue_policy(&queue.queue_name(), &policy).await {
+    failpoint::reach("before-policy");
+    let applied = broker.apply_queue_policy(&queue.queue_name(), &policy).await;
+    failpoint::reach("after-policy");
+    match applied {
         Ok(false) => false,
         Ok(true) => {
             tracing::info!(queue = %queue.name_any(), ?policy, "what the queue allows is set at its broker");
@@ -287,7 +293,10 @@ fn lift(ctx: &Context, gone: &TaskQueue) {
         return;
     }
     tokio::spawn(async move {
-        match broker.lift_queue_policy(&queue).await {
+        failpoint::reach("before-lift");
+        let lifted = broker.lift_queue_policy(&queue).await;
+        failpoint::reach("after-lift");
+        match lifted {
             Ok(false) => {}
             Ok(true) => tracing::info!(queue = %name, "deleted: what it allowed its workers is lifted at its broker"),
             Err(err) => {

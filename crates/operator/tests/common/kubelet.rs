@@ -2,7 +2,7 @@
 //! the template says, shows Running and what the readiness probe says, and ends it with SIGTERM when the pod is deleted.
 //! It also keeps the books: at the instant when a pod's deletion is seen, did its worker hold a task, was its gate open?
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -48,14 +48,21 @@ type Books = Arc<Mutex<Vec<Removal>>>;
 pub struct Kubelet {
     removals: Books,
     pids: Arc<Mutex<HashMap<String, u32>>>,
+    unready: Arc<Mutex<HashSet<String>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Kubelet {
     /// Starts a node of this name.
     pub async fn start(client: &Client, broker: &Broker, node: &str) -> Kubelet {
+        Kubelet::start_for(client, broker, node, "umbel.dev/pool").await
+    }
+
+    /// Starts a node for the pods with these labels; all others stay Pending.
+    pub async fn start_for(client: &Client, broker: &Broker, node: &str, labels: &str) -> Kubelet {
         let removals = Books::default();
         let pids = Arc::<Mutex<HashMap<String, u32>>>::default();
+        let unready = Arc::<Mutex<HashSet<String>>>::default();
         join(client, node).await;
         let beat = tokio::spawn(beat(client.clone(), node.to_owned()));
         let state = State {
@@ -63,13 +70,16 @@ impl Kubelet {
             broker: broker.clone(),
             node: node.to_owned(),
             removals: removals.clone(),
+            labels: labels.to_owned(),
             pids: pids.clone(),
+            unready: unready.clone(),
             files: Arc::new(TempDir::new("kubelet")),
         };
         let run = tokio::spawn(run(state));
         Kubelet {
             removals,
             pids,
+            unready,
             tasks: vec![beat, run],
         }
     }
@@ -81,6 +91,16 @@ impl Kubelet {
     /// The process of a pod's worker.
     pub fn pid(&self, pod: &str) -> Option<u32> {
         self.pids.lock().expect("pids").get(pod).copied()
+    }
+
+    /// Shows a pod as not Ready whatever its worker says, or no longer.
+    pub fn show_unready(&self, pod: &str, is_unready: bool) {
+        let mut unready = self.unready.lock().expect("pods");
+        if is_unready {
+            unready.insert(pod.to_owned());
+        } else {
+            unready.remove(pod);
+        }
     }
 }
 
@@ -98,7 +118,9 @@ struct State {
     broker: Broker,
     node: String,
     removals: Books,
+    labels: String,
     pids: Arc<Mutex<HashMap<String, u32>>>,
+    unready: Arc<Mutex<HashSet<String>>>,
     /// What the pods' volumes hold.
     files: Arc<TempDir>,
 }
@@ -143,7 +165,7 @@ async fn beat(client: Client, name: String) {
 
 async fn run(state: State) {
     let api: Api<Pod> = Api::namespaced(state.client.clone(), NAMESPACE);
-    let config = watcher::Config::default().labels("umbel.dev/pool");
+    let config = watcher::Config::default().labels(&state.labels);
     let mut pods = watcher::watcher(api, config)
         .default_backoff()
         .applied_objects()
@@ -251,7 +273,8 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
             }
             break;
         }
-        let ready = !is_probed || probe(port).await;
+        let is_shown_unready = state.unready.lock().expect("pods").contains(&name);
+        let ready = !is_shown_unready && (!is_probed || probe(port).await);
         if shown != Some(ready) && show(&state, &name, &uid, ready, &started).await {
             shown = Some(ready);
         }

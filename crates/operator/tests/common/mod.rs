@@ -5,6 +5,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a failure here is the failure of the test")]
 
 pub mod kubelet;
+pub mod lag;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -193,11 +194,13 @@ impl Stage {
         self.send("umbel.sleep", queue, count, seconds).await;
     }
 
-    /// Sends tasks that take so long.
-    pub async fn send(&self, task: &str, queue: &str, count: usize, seconds: f64) {
-        let message = |number: usize| {
+    /// Sends tasks that take so long; their ids.
+    pub async fn send(&self, task: &str, queue: &str, count: usize, seconds: f64) -> Vec<String> {
+        let id = |number: usize| format!("{queue}-{number}-{}", uuid::Uuid::new_v4());
+        let ids: Vec<String> = (0..count).map(id).collect();
+        let message = |id: &String| {
             let task = NewTask {
-                id: format!("{queue}-{number}-{}", uuid::Uuid::new_v4()),
+                id: id.clone(),
                 task: task.into(),
                 args: Json::of(&[seconds]),
                 queue: queue.into(),
@@ -205,11 +208,12 @@ impl Stage {
             };
             task.encode()
         };
-        let messages: Vec<Vec<u8>> = (0..count).map(message).collect();
+        let messages: Vec<Vec<u8>> = ids.iter().map(message).collect();
         self.broker
             .publish(queue, 0, &messages)
             .await
             .expect("the queue accepts");
+        ids
     }
 
     pub fn deployments(&self) -> Api<Deployment> {
