@@ -196,7 +196,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             _ = changes.next() => tokio::time::sleep(TOGETHER).await,
             done = work.join_next(), if !work.is_empty() => settle(done),
             wake = wakes.recv() => match wake {
-                Ok(source) => recovered = watch.note(&source, &ctx.brokers.view(&source)),
+                Ok(wake) => recovered = watch.note(&wake.source, &ctx.brokers.view(&wake.source)),
                 // Too many to tell which.
                 Err(RecvError::Lagged(_)) => recovered = true,
                 Err(RecvError::Closed) => break,
