@@ -242,6 +242,21 @@ impl Broker {
             .query_async(&mut self.connection.clone())
             .await
             .map_err(failed("HGET umbel:queue"))?;
+        if self.has_said(policy, said.as_deref()) {
+            return Ok(false);
+        }
+        self.change_policy(queue, &self.changes(policy)).await.map(|_| true)
+    }
+
+    /// Whether this is what the queue's object said last; `said` is what a sample of the queue shows of that.
+    pub fn has_said(&self, policy: &QueuePolicy, said: Option<&str>) -> bool {
+        let changes = self.changes(policy);
+        let now = changes.last().map_or("", |(_, now)| now.as_str());
+        said.unwrap_or_default() == now
+    }
+
+    /// The fields of a queue's hash that say so, what the object said in one as the last.
+    fn changes(&self, policy: &QueuePolicy) -> [(&'static str, String); 7] {
         let QueuePolicy {
             is_paused,
             max_in_flight,
@@ -262,16 +277,14 @@ impl Broker {
             }
             None => Default::default(),
         };
-        let mut now = format!("{paused}|{most}|{rate}");
+        let mut said = format!("{paused}|{most}|{rate}");
         if bound.is_some() {
-            now = format!("{now}|{length}|{on_full}|{steps}");
+            said = format!("{said}|{length}|{on_full}|{steps}");
         }
-        let is_nothing = *policy == QueuePolicy::default();
-        if said.as_deref() == Some(&now) || (said.is_none() && is_nothing) {
-            return Ok(false);
+        if *policy == QueuePolicy::default() {
+            said.clear();
         }
-        let said = if is_nothing { String::new() } else { now };
-        let changes = [
+        [
             ("paused", paused.to_owned()),
             ("max_in_flight", most),
             ("rate", rate),
@@ -279,8 +292,7 @@ impl Broker {
             ("on_full", on_full),
             ("steps", steps),
             ("said", said),
-        ];
-        self.change_policy(queue, &changes).await.map(|_| true)
+        ]
     }
 
     /// Lifts what a queue's object said, when the object is gone: what people or workers have set since stays. True:

@@ -109,7 +109,7 @@ pub struct WorkerRecord {
     pub heartbeat: Option<Heartbeat>,
 }
 
-fn parse_entry(worker: &str, entry: &str, held: i64) -> Option<WorkerRecord> {
+pub(crate) fn parse_entry(worker: &str, entry: &str, held: i64) -> Option<WorkerRecord> {
     let mut parts = entry.split('|');
     let gate = Gate::parse(parts.next()?)?;
     let epoch = parts.next()?.parse().ok()?;

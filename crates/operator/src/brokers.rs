@@ -4,7 +4,7 @@
 //! an object can never send one Secret's password to another host. The bundled
 //! default broker serves the release's own namespace and no other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -107,6 +107,45 @@ impl Fault {
     }
 }
 
+/// A broker of which something changed.
+#[derive(Clone, Debug)]
+pub struct Wake {
+    /// Which one.
+    pub source: Source,
+    /// What of it.
+    pub changed: Arc<Changed>,
+}
+
+/// What changed at a broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Something that concerns all of it.
+    Everything,
+    /// These, and nothing else.
+    These(Parts),
+}
+
+/// Parts of a broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Queues, by their names there.
+    pub queues: BTreeSet<String>,
+    /// Pools, by uid.
+    pub pools: BTreeSet<String>,
+    /// Pods of workers that have not told their pool, by uid.
+    pub pods: BTreeSet<String>,
+}
+
+impl Changed {
+    /// Whether this queue is concerned.
+    pub fn has_queue(&self, name: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::These(parts) => parts.queues.contains(name),
+        }
+    }
+}
+
 /// What one round trip saw of a broker.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -190,7 +229,7 @@ pub struct Brokers {
     client: Client,
     release: Release,
     views: Mutex<HashMap<Source, View>>,
-    wakes: broadcast::Sender<Source>,
+    wakes: broadcast::Sender<Wake>,
 }
 
 impl Brokers {
@@ -249,8 +288,8 @@ impl Brokers {
         }
     }
 
-    /// Sources whose view changed, from here on.
-    pub fn wakes(&self) -> broadcast::Receiver<Source> {
+    /// Brokers of which something changed, from here on.
+    pub fn wakes(&self) -> broadcast::Receiver<Wake> {
         self.wakes.subscribe()
     }
 
@@ -270,8 +309,16 @@ impl Brokers {
     }
 
     pub(crate) fn wake(&self, source: &Source) {
+        self.tell(source, Changed::Everything);
+    }
+
+    pub(crate) fn tell(&self, source: &Source, changed: Changed) {
+        let wake = Wake {
+            source: source.clone(),
+            changed: Arc::new(changed),
+        };
         // Without readers nobody needs to hear of it.
-        let _ = self.wakes.send(source.clone());
+        let _ = self.wakes.send(wake);
     }
 
     /// Reads how a broker is reached: its URL and its certificates.

@@ -84,10 +84,9 @@ fn of(pool: &WorkerPool, context: &Context, sample: &Sample) -> Result<Option<De
 
 /// The slots that this pool, and all pools of the queue, can have at most.
 fn slots(pool: &WorkerPool, context: &Context, queue: &str) -> (u64, u64) {
-    let namespace = pool.namespace();
     let serves = |other: &WorkerPool| {
-        other.namespace() == namespace
-            && other.uid() != pool.uid()
+        other.metadata.namespace == pool.metadata.namespace
+            && other.metadata.uid != pool.metadata.uid
             && other.spec.queues.iter().any(|share| share.name == queue)
     };
     // By itself, whether it is listed or not: a pool that was just deleted has no more than its part.

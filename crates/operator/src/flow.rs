@@ -27,24 +27,28 @@ impl Meters {
     /// Takes a sample in, and answers how its queues fare.
     pub(crate) fn measure(&mut self, sample: &Sample) -> BTreeMap<String, Flow> {
         self.0.retain(|queue, _| sample.queues.contains_key(queue));
-        let mut flows = BTreeMap::new();
-        for (queue, depth) in &sample.queues {
-            let Ok(depth) = depth else { continue };
-            let done = sample.workers.iter().filter_map(|record| {
+        let mut all: HashMap<&str, Vec<(&str, Done)>> = HashMap::new();
+        for record in &sample.workers {
+            for (queue, done) in record.heartbeat.iter().flat_map(|beat| &beat.done) {
                 let umbel_broker::Done {
                     started,
                     succeeded,
                     failed,
                     gone,
-                } = *record.heartbeat.as_ref()?.done.get(queue)?;
+                } = *done;
                 let done = Done {
                     started,
                     succeeded,
                     failed,
                     gone,
                 };
-                Some((record.worker.as_str(), done))
-            });
+                all.entry(queue).or_default().push((&record.worker, done));
+            }
+        }
+        let mut flows = BTreeMap::new();
+        for (queue, depth) in &sample.queues {
+            let Ok(depth) = depth else { continue };
+            let done = all.remove(queue.as_str()).unwrap_or_default();
             let head = depth.tail.as_deref().map(|hash| Head {
                 hash,
                 sent: depth.tail_sent_at,
@@ -92,9 +96,9 @@ impl Foreign {
 
 /// Who takes the messages of a queue.
 pub(crate) fn consumers(ctx: &Context, queue: &TaskQueue, sample: &Sample) -> Consumers {
-    let (name, namespace) = (queue.queue_name(), queue.namespace());
+    let (name, own) = (queue.queue_name(), queue.name_any());
     let serves = |pool: &umbel_api::WorkerPool| {
-        pool.namespace() == namespace && pool.spec.queues.iter().any(|share| share.name == queue.name_any())
+        pool.metadata.namespace == queue.metadata.namespace && pool.spec.queues.iter().any(|share| share.name == own)
     };
     let pools: BTreeSet<String> = ctx
         .pools()

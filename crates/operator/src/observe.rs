@@ -1,17 +1,17 @@
 //! What a pool looks like: from the watched stores, or read consistently before something is written.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::api::ListParams;
-use kube::runtime::reflector::Store;
 use kube::{Api, Resource, ResourceExt};
 use umbel_api::WorkerPool;
 use umbel_api::names::{
     ANNOTATION_BUSY_SINCE, ANNOTATION_DELETION_COST, ANNOTATION_DO_NOT_DISRUPT, ANNOTATION_GATE,
-    ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY, LABEL_POOL, MANAGER, MANAGER_SCALE,
+    ANNOTATION_SAFE_TO_EVICT, LABEL_BUSY, MANAGER, MANAGER_SCALE,
 };
 use umbel_broker::{Gate, WorkerRecord};
 use umbel_plan::deployment::Revision;
@@ -159,27 +159,16 @@ pub fn watched(context: &Context, pool: &WorkerPool) -> Vec<Fleet> {
     let Some(scope) = context.scope(&namespace) else {
         return Vec::new();
     };
-    let deployments = of_pool(&scope.deployments.store, &namespace, &name);
+    let deployments = own(scope.deployments.of_pool(&namespace, &name));
     let (sets, pods) = (
-        of_pool(&scope.sets.store, &namespace, &name),
-        of_pool(&scope.pods.store, &namespace, &name),
+        own(scope.sets.of_pool(&namespace, &name)),
+        own(scope.pods.of_pool(&namespace, &name)),
     );
     fleets(pool, deployments, &sets, &pods)
 }
 
-fn of_pool<K>(store: &Store<K>, namespace: &str, pool: &str) -> Vec<K>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    let ours = |object: &K| {
-        object.meta().namespace.as_deref() == Some(namespace)
-            && object.labels().get(LABEL_POOL).is_some_and(|name| name == pool)
-    };
-    store
-        .state_filter(ours)
-        .iter()
-        .map(|object| object.as_ref().clone())
-        .collect()
+fn own<K: Clone>(shared: Vec<Arc<K>>) -> Vec<K> {
+    shared.into_iter().map(Arc::unwrap_or_clone).collect()
 }
 
 /// The pool's fleets as the API server has them now, in no order.

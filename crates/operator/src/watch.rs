@@ -5,8 +5,10 @@
 //! So changes go through a lossy broadcast instead: whoever lags, or begins,
 //! looks at everything once. The store is the truth; a change only wakes.
 
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt, future};
@@ -45,6 +47,51 @@ where
     /// What is there now.
     pub store: Store<K>,
     changes: broadcast::Sender<Change<K>>,
+    of_pools: Arc<Mutex<OfPools>>,
+}
+
+/// Names by the namespace and the pool that their objects are labelled with: among those of thousands of pools nobody
+/// finds his own by looking at each.
+#[derive(Default)]
+struct OfPools {
+    names: HashMap<(String, String), BTreeSet<String>>,
+    /// What was listed anew so far.
+    listed: HashMap<(String, String), BTreeSet<String>>,
+}
+
+impl OfPools {
+    /// Takes an event in. A name may stay where it does not belong any more: the store tells.
+    fn see<K: Resource>(&mut self, event: &Event<K>) {
+        let place = |object: &K| {
+            let pool = object.labels().get(LABEL_POOL)?;
+            let place = (ResourceExt::namespace(object)?, pool.clone());
+            Some((place, object.name_any()))
+        };
+        match event {
+            Event::Apply(object) => {
+                if let Some((place, name)) = place(object) {
+                    self.names.entry(place).or_default().insert(name);
+                }
+            }
+            Event::Delete(object) => {
+                if let Some((place, name)) = place(object)
+                    && let Entry::Occupied(mut known) = self.names.entry(place)
+                {
+                    known.get_mut().remove(&name);
+                    if known.get().is_empty() {
+                        known.remove();
+                    }
+                }
+            }
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => {
+                if let Some((place, name)) = place(object) {
+                    self.listed.entry(place).or_default().insert(name);
+                }
+            }
+            Event::InitDone => self.names = std::mem::take(&mut self.listed),
+        }
+    }
 }
 
 impl<K> Watched<K>
@@ -68,10 +115,15 @@ where
         let (store, writer) = reflector::store();
         let (changes, _) = broadcast::channel(CHANGES);
         let sender = changes.clone();
+        let of_pools = Arc::<Mutex<OfPools>>::default();
+        let seen = of_pools.clone();
         let events = watcher(api, config)
             .default_backoff()
             .try_filter_map(|event| future::ready(Ok(guard(event))));
         let run = reflector::reflector(writer, events).for_each(move |event| {
+            if let Ok(event) = &event {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).see(event);
+            }
             match event {
                 // Without readers nobody needs to hear of it.
                 Ok(Event::Apply(object) | Event::Delete(object)) => drop(sender.send(Change::One(Arc::new(object)))),
@@ -88,7 +140,11 @@ where
                 () = stop.cancelled() => {}
             }
         });
-        Self { store, changes }
+        Self {
+            store,
+            changes,
+            of_pools,
+        }
     }
 
     /// Changes from here on, beginning with a look at everything.
@@ -123,6 +179,19 @@ where
     /// The object of this name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.store.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// The objects that are labelled with this pool.
+    pub fn of_pool(&self, namespace: &str, pool: &str) -> Vec<Arc<K>> {
+        let place = (namespace.to_owned(), pool.to_owned());
+        let names = {
+            let of_pools = self.of_pools.lock().unwrap_or_else(PoisonError::into_inner);
+            of_pools.names.get(&place).cloned().unwrap_or_default()
+        };
+        let found = names.iter().filter_map(|name| self.get(namespace, name));
+        found
+            .filter(|object| object.labels().get(LABEL_POOL).is_some_and(|name| name == pool))
+            .collect()
     }
 
     /// All objects in this namespace.

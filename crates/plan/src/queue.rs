@@ -10,7 +10,7 @@ use umbel_api::{
     names::queue_condition::{
         BACKLOGGED, BROKER_DATA_LOST, BROKER_REACHABLE, DEAD_LETTER_GROWING, EVICTION_RISK, PAUSED, READY,
     },
-    taskqueue::{BrokerSeen, Consumers, Depth},
+    taskqueue::{BrokerSeen, Consumers, Depth, Rates},
 };
 
 use crate::flow::Flow;
@@ -413,10 +413,32 @@ fn data_lost(old: &TaskQueueStatus, facts: &BrokerFacts, now: Timestamp) -> Find
     }
 }
 
+/// A status without what moves while the same goes on: ages, and rates, of which only counts whether there are any.
+fn lasting(status: &TaskQueueStatus) -> TaskQueueStatus {
+    let Rates {
+        enqueued,
+        started,
+        succeeded,
+        failed,
+    } = status.rates.unwrap_or_default();
+    let is_moving = enqueued + started + succeeded + failed > 0.0;
+    let mut lasting = TaskQueueStatus {
+        oldest_waiting_seconds: status.oldest_waiting_seconds.map(|_| 0),
+        rates: is_moving.then(Rates::default),
+        estimated_drain_seconds: None,
+        last_sample_time: None,
+        ..tokenless(status)
+    };
+    // It tells one of these times.
+    let backlogged = lasting.conditions.iter_mut().filter(|one| one.type_ == BACKLOGGED);
+    backlogged.for_each(|one| one.message.clear());
+    lasting
+}
+
 /// When a status is worth writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
-    /// It says nothing new.
+    /// It says nothing new: an age or a rate that moves is none by itself.
     Never,
     /// A condition or the generation changed.
     Now,
@@ -426,7 +448,7 @@ pub enum Worth {
 
 /// Whether `new` is worth writing, when the last write was `since` ago (`None`: not by this leader).
 pub fn worth(old: &TaskQueueStatus, new: &TaskQueueStatus, since: Option<Duration>) -> Worth {
-    if old == new {
+    if old == new || lasting(old) == lasting(new) {
         return Worth::Never;
     }
     let same_findings = |kind: &str| match (find(&old.conditions, kind), find(&new.conditions, kind)) {
@@ -750,6 +772,41 @@ mod tests {
             let new = status(&TaskQueueStatus::default(), &found(1, seen), None, &about, at(1));
             assert_eq!(says(&new, PAUSED), of(broker, reason));
         }
+    }
+
+    #[test]
+    fn an_age_or_a_rate_that_moves_is_no_news_but_that_nothing_moves_any_more_is() {
+        let seen = |second, waiting, oldest, started, drain| {
+            let flow = Flow {
+                oldest: Some((oldest, true)),
+                drain,
+                rates: Some(Rates {
+                    started,
+                    ..Rates::default()
+                }),
+            };
+            let depth = Depth {
+                waiting,
+                ..Depth::default()
+            };
+            let seen = Found {
+                depth,
+                flow,
+                ..Found::default()
+            };
+            found(second, seen)
+        };
+        let step = |old: &TaskQueueStatus, seen: &Seen, second| {
+            let new = status(old, seen, None, &about("n", Some(1)), at(second));
+            (worth(old, &new, None), new)
+        };
+        let (_, first) = step(&TaskQueueStatus::default(), &seen(100, 5, 300, 1.0, Some(30)), 100);
+        assert_eq!(step(&first, &seen(200, 5, 360, 2.0, Some(60)), 200).0, Worth::Never);
+        assert_eq!(step(&first, &seen(200, 5, 360, 1.0, None), 200).0, Worth::Never);
+        assert_eq!(step(&first, &seen(200, 5, 300, 0.0, Some(30)), 200).0, Worth::Now);
+        assert_eq!(step(&first, &seen(200, 6, 300, 1.0, Some(30)), 200).0, Worth::Now);
+        // A condition turns by an age alone.
+        assert_eq!(step(&first, &seen(200, 5, 299, 1.0, Some(30)), 200).0, Worth::Now);
     }
 
     #[test]

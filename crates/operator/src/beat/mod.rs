@@ -190,7 +190,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             Some(done) = work.join_next() => settle(&mut agenda, done),
             wake = wakes.recv() => {
                 let recovered = match wake {
-                    Ok(source) => watch.note(&source, &ctx.brokers.view(&source)),
+                    Ok(wake) => watch.note(&wake.source, &ctx.brokers.view(&wake.source)),
                     // Too many to tell which.
                     Err(RecvError::Lagged(_)) => true,
                     Err(RecvError::Closed) => break,

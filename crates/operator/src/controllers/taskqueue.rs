@@ -28,12 +28,14 @@ use umbel_plan::queue::{
 use umbel_telemetry::chain;
 
 use crate::apply;
-use crate::brokers::{Sample, View};
+use crate::brokers::{Sample, View, Wake};
 use crate::context::Context;
 use crate::{failpoint, flow};
 
 /// Calls in one look that move what is too much, of about 256 KiB each.
 const RELIEVES: usize = 40;
+/// After a write that met a newer object: the watch is about to bring it.
+const SOON: Duration = Duration::from_millis(100);
 /// A look without a wake: who owns a queue also depends on brokers whose samples wake others.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -75,16 +77,16 @@ pub async fn run(ctx: Arc<Context>, scope: usize, stop: CancellationToken) {
     let everyone = ctx.clone();
     let sampled = stream::unfold(ctx.brokers.wakes(), |mut wakes| async move {
         match wakes.recv().await {
-            Ok(source) => Some((Some(source), wakes)),
+            Ok(wake) => Some((Some(wake), wakes)),
             Err(RecvError::Lagged(_)) => Some((None, wakes)),
             Err(RecvError::Closed) => None,
         }
     })
-    .flat_map(move |source| {
+    .flat_map(move |wake: Option<Wake>| {
         let concerned = everyone.queues().into_iter().filter(|queue| {
-            source
-                .as_ref()
-                .is_none_or(|source| everyone.brokers.source(queue).as_ref() == Ok(source))
+            wake.as_ref().is_none_or(|Wake { source, changed }| {
+                changed.has_queue(&queue.queue_name()) && everyone.brokers.source(queue).as_ref() == Ok(source)
+            })
         });
         stream::iter(
             concerned
@@ -115,10 +117,12 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
     let namespace = queue.namespace().unwrap_or_default();
     let mine = claim(&ctx, &queue);
     let (mut claims, mut unseen) = (Vec::new(), Vec::new());
-    for other in ctx.queues() {
-        let seen = claim(&ctx, &other);
-        if (seen.is_none() || mine.is_none()) && ctx.brokers.source(&other).is_ok() {
-            unseen.push(claim_on(String::new(), &other));
+    let name = queue.queue_name();
+    // Those of other names claim something else.
+    for other in ctx.queues().iter().filter(|other| other.queue_name() == name) {
+        let seen = claim(&ctx, other);
+        if (seen.is_none() || mine.is_none()) && ctx.brokers.source(other).is_ok() {
+            unseen.push(claim_on(String::new(), other));
         }
         claims.extend(seen);
     }
@@ -167,9 +171,12 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
         Worth::After(rest) => return Ok(Action::requeue(rest)),
         Worth::Now => {}
     }
-    apply::status(&ctx.client, queue.as_ref(), queue.status.as_ref(), &new)
-        .await
-        .map_err(|source| Error::WriteStatus(format!("{namespace}/{}", queue.name_any()), source))?;
+    match apply::status(&ctx.client, queue.as_ref(), queue.status.as_ref(), &new).await {
+        Ok(_) => {}
+        // The object changed since: the watch brings it, and then it is written.
+        Err(error) if matches!(apply::code(&error), Some(404 | 409)) => return Ok(Action::requeue(SOON)),
+        Err(source) => return Err(Error::WriteStatus(format!("{namespace}/{}", queue.name_any()), source)),
+    }
     ctx.metrics.wrote("patch", "taskqueues/status");
     written
         .lock()
@@ -253,8 +260,20 @@ async fn allow(ctx: &Context, queue: &TaskQueue) -> bool {
             },
         }),
     };
+    let name = queue.queue_name();
+    let sample = ctx
+        .brokers
+        .source(queue)
+        .ok()
+        .and_then(|source| ctx.brokers.view(&source).sample);
+    let seen = sample
+        .as_ref()
+        .and_then(|sample| sample.queues.get(&name)?.as_ref().ok());
+    if seen.is_some_and(|depth| broker.has_said(&policy, depth.said.as_deref())) {
+        return false;
+    }
     failpoint::reach("before-policy");
-    let applied = broker.apply_queue_policy(&queue.queue_name(), &policy).await;
+    let applied = broker.apply_queue_policy(&name, &policy).await;
     failpoint::reach("after-policy");
     match applied {
         Ok(false) => false,

@@ -1,6 +1,6 @@
 //! WorkerPool → its children, its size, and who may work.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use umbel_api::workerpool::{LastScale, RevisionStatus, Runtime};
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool, condition};
@@ -20,7 +21,7 @@ use umbel_plan::pool::{Defaults, Pool, QueueFacts, Referred, validate};
 use umbel_plan::scaling::{self, History, Limits, Reading, Scale, calendar};
 use umbel_plan::{explain, grace, rollout, shield};
 
-use crate::brokers::{Sample, Source, View};
+use crate::brokers::{Changed, Sample, Source, View, Wake};
 use crate::carry::{self, Done, Pass};
 use crate::children::{self, Applied, Outcome};
 use crate::context::Context;
@@ -148,41 +149,35 @@ enum Error {
 pub async fn run(context: Arc<Context>, scope: usize, stop: CancellationToken) {
     let memories: Arc<Memories> = Arc::default();
     let here = &context.scopes[scope];
-    let pools = here.pools.store.clone();
-    let of_namespace = move |namespace: Option<String>| -> Vec<ObjectRef<WorkerPool>> {
-        pools
-            .state_filter(|pool: &WorkerPool| pool.namespace() == namespace)
-            .iter()
-            .map(|pool| ObjectRef::from_obj(pool.as_ref()))
-            .collect()
+    let (all, near) = (context.clone(), here.pools.store.clone());
+    let concerned = move |is_so: &dyn Fn(&WorkerPool) -> bool| -> Vec<ObjectRef<WorkerPool>> {
+        let pools = near.state_filter(is_so);
+        pools.iter().map(|pool| ObjectRef::from_obj(pool.as_ref())).collect()
     };
-    let (by_queue, by_cluster) = (of_namespace.clone(), of_namespace);
-    let (samples, store) = (context.brokers.wakes(), here.pools.store.clone());
+    let (by_pool, by_queue, by_cluster, by_sample) =
+        (concerned.clone(), concerned.clone(), concerned.clone(), concerned);
+    let samples = context.brokers.wakes();
     let sampled = stream::unfold(samples, |mut samples| async move {
         match samples.recv().await {
-            Ok(source) => Some((Some(source), samples)),
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => Some((None, samples)),
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => None,
+            Ok(wake) => Some((Some(wake), samples)),
+            Err(RecvError::Lagged(_)) => Some((None, samples)),
+            Err(RecvError::Closed) => None,
         }
     })
-    .flat_map(move |source: Option<Source>| {
-        let concerned = |pool: &WorkerPool| {
-            source
-                .as_ref()
-                .is_none_or(|source| pool.namespace().as_deref() == Some(&source.namespace))
-        };
-        let pools: Vec<_> = store
-            .state_filter(concerned)
-            .iter()
-            .map(|pool| ObjectRef::from_obj(pool.as_ref()))
-            .collect();
-        stream::iter(pools)
-    });
+    .flat_map(move |wake: Option<Wake>| stream::iter(by_sample(&*concerns(&all, scope, wake))));
     let wakes = stream::select_all([
-        here.pools.wakes(|pool| vec![ObjectRef::from_obj(pool)]),
-        here.queues.wakes(move |queue: &TaskQueue| by_queue(queue.namespace())),
-        here.clusters
-            .wakes(move |cluster: &TargetCluster| by_cluster(cluster.namespace())),
+        // Pools of one queue share its work by what each may have.
+        here.pools.wakes(move |changed: &WorkerPool| {
+            by_pool(&|pool| pool.metadata.uid == changed.metadata.uid || shares_queue(pool, changed))
+        }),
+        here.queues.wakes(move |queue: &TaskQueue| {
+            let (namespace, name) = (queue.namespace(), queue.name_any());
+            by_queue(&|pool| pool.metadata.namespace == namespace && serves(pool, &name))
+        }),
+        here.clusters.wakes(move |cluster: &TargetCluster| {
+            let namespace = cluster.namespace();
+            by_cluster(&|pool| pool.metadata.namespace == namespace)
+        }),
         here.deployments.wakes(pool_of),
         here.sets.wakes(pool_of),
         here.pods.wakes(pool_of),
@@ -194,9 +189,11 @@ pub async fn run(context: Arc<Context>, scope: usize, stop: CancellationToken) {
         async move {
             let uid = pool.uid().unwrap_or_default();
             let memory = {
-                let known: BTreeSet<String> = context.pools().iter().filter_map(|pool| pool.uid()).collect();
                 let mut all = memories.lock().unwrap_or_else(PoisonError::into_inner);
-                all.retain(|uid, _| known.contains(uid));
+                if !all.contains_key(&uid) {
+                    let known: BTreeSet<String> = context.pools().iter().filter_map(|pool| pool.uid()).collect();
+                    all.retain(|uid, _| known.contains(uid));
+                }
                 all.entry(uid)
                     .or_insert_with(|| Arc::new(tokio::sync::Mutex::new(Memory::new())))
                     .clone()
@@ -206,6 +203,47 @@ pub async fn run(context: Arc<Context>, scope: usize, stop: CancellationToken) {
         }
     };
     super::drive("workerpool", store, wakes.boxed(), context.clone(), reconcile, stop).await;
+}
+
+fn serves(pool: &WorkerPool, queue: &str) -> bool {
+    pool.spec.queues.iter().any(|share| share.name == queue)
+}
+
+fn shares_queue(one: &WorkerPool, other: &WorkerPool) -> bool {
+    one.metadata.namespace == other.metadata.namespace && other.spec.queues.iter().any(|share| serves(one, &share.name))
+}
+
+/// The pools that a change at a broker concerns; `None`: nobody can tell what changed.
+fn concerns(context: &Context, scope: usize, wake: Option<Wake>) -> Box<dyn Fn(&WorkerPool) -> bool> {
+    let Some(Wake { source, changed }) = wake else {
+        return Box::new(|_| true);
+    };
+    let namespace = source.namespace.clone();
+    let Changed::These(parts) = changed.as_ref() else {
+        return Box::new(move |pool| pool.metadata.namespace.as_ref() == Some(&namespace));
+    };
+    let here = &context.scopes[scope];
+    let is_named = |queue: &TaskQueue| {
+        parts.queues.contains(&queue.queue_name()) && context.brokers.source(queue).as_ref() == Ok(&source)
+    };
+    let queues = here.queues.store.state_filter(is_named);
+    let queues: BTreeSet<String> = queues.iter().map(|queue| queue.name_any()).collect();
+    let uids = parts.pools.clone();
+    let mut pools: HashSet<ObjectRef<WorkerPool>> = HashSet::new();
+    if !parts.pods.is_empty() {
+        let pods = here
+            .pods
+            .store
+            .state_filter(|pod| pod.metadata.uid.as_ref().is_some_and(|uid| parts.pods.contains(uid)));
+        pools.extend(pods.iter().flat_map(|pod| pool_of(pod.as_ref())));
+    }
+    Box::new(move |pool| {
+        let is_here = pool.metadata.namespace.as_ref() == Some(&namespace);
+        let is_served = is_here && pool.spec.queues.iter().any(|share| queues.contains(&share.name));
+        is_served
+            || pool.metadata.uid.as_ref().is_some_and(|uid| uids.contains(uid))
+            || (!pools.is_empty() && pools.contains(&ObjectRef::from_obj(pool)))
+    })
 }
 
 async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) -> Result<Action, Error> {
