@@ -13,6 +13,7 @@ impl Chance {
     }
 
     /// Another line of the same seed: what happens beside each other must not share one.
+    #[must_use]
     pub fn branch(&mut self) -> Chance {
         Chance(self.next())
     }
