@@ -179,7 +179,7 @@ CRASHES ?= 2
 CAMPAIGN = cargo test --locked -p umbel-operator --test campaigns -- --ignored --nocapture
 
 .PHONY: campaign-scaling
-campaign-scaling: setup ## Step down SCALE_DOWNS times under load in bad weather, by SEED, and count busy pods removed; with DEFAULT_TIMES=1 at the default leases
+campaign-scaling: setup ## Step down SCALE_DOWNS times under load in bad weather, by SEED, and count busy pods removed; MINUTES=30 ends it earlier, DEFAULT_TIMES=1 is at the default leases
 	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --bins --example test_tasks; \
 	SCALE_DOWNS=$(SCALE_DOWNS) SEED=$(SEED) $(CAMPAIGN) no_step_down
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::{Api, ResourceExt};
@@ -186,8 +187,15 @@ async fn anew(api: &Api<DynamicObject>, kind: &Kind) {
     let generation = generation.expect("it has a generation");
     let _ = answer(api, kind, generation).await;
     api.delete(MUTANT, &DeleteParams::default()).await.expect("it goes");
-    eventually(LONG, "it is gone", async || {
-        api.get_opt(MUTANT).await.expect("an answer").is_none()
+    let accounts: Api<ServiceAccount> = Api::namespaced(api.clone().into_client(), NAMESPACE);
+    eventually(LONG, "it is gone, and its children with it", async || {
+        let account = accounts
+            .get_opt(&format!("umbel-pool-{MUTANT}"))
+            .await
+            .expect("an answer");
+        let is_gone = api.get_opt(MUTANT).await.expect("an answer").is_none();
+        // Children of another object of this name are in the way for 20 s.
+        is_gone && (account.is_none() || kind.resource.kind != "WorkerPool")
     })
     .await;
 }
@@ -264,6 +272,8 @@ struct Write {
     child: String,
     what: What,
     is_done: bool,
+    /// It was a deletion.
+    is_end: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -292,6 +302,7 @@ impl Write {
             at: text("/requestReceivedTimestamp").parse().ok()?,
             child: format!("{} {name}", text("/objectRef/resource")),
             what,
+            is_end: text("/verb") == "delete",
             is_done: line.pointer("/responseStatus/code").and_then(Value::as_u64)? < 300,
         })
     }
@@ -307,17 +318,21 @@ struct Written {
 }
 
 fn count(writes: &[Write], asked: &[Timestamp], what: What) -> Written {
-    let mut counts: BTreeMap<(usize, &str), usize> = BTreeMap::new();
+    // By change, by child, and by how often a child of this name had been deleted: what is made anew is another one.
+    let mut counts: BTreeMap<((usize, usize), &str), usize> = BTreeMap::new();
+    let mut deleted: BTreeMap<&str, usize> = BTreeMap::new();
     let mine = || writes.iter().filter(|one| one.what == what);
     for one in mine().filter(|one| one.is_done) {
-        let generation = asked.partition_point(|at| *at <= one.at);
-        *counts.entry((generation, &one.child)).or_default() += 1;
+        let change = asked.partition_point(|at| *at <= one.at);
+        let life = deleted.entry(&one.child).or_default();
+        *counts.entry(((change, *life), &one.child)).or_default() += 1;
+        *life += usize::from(one.is_end);
     }
     let most = counts.iter().max_by_key(|(_, count)| **count);
     Written {
         most: most.map_or(0, |(_, count)| *count),
         whose: most
-            .map(|((generation, child), _)| format!("{child} at change {generation}"))
+            .map(|(((change, _), child), _)| format!("{child} at change {change}"))
             .unwrap_or_default(),
         all: mine().filter(|one| one.is_done).count(),
         refused: mine().filter(|one| !one.is_done).count(),

@@ -36,12 +36,17 @@ const LEFT_BEHIND: &str = "keys of the queue that went";
 const KNOWN: &[(&str, &str)] = &[("before-lift", LEFT_BEHIND)];
 
 /// Counts of steps, what is measured, and times inside of words.
-const NUMBERS: [&str; 6] = [
+const NUMBERS: [&str; 10] = [
     "/status/counters",
     "/status/lastScale",
     "/status/broker",
     "/status/consumers",
     "/status/rates",
+    // Written every 15 s at most: of any moment since.
+    "/status/depth",
+    "/status/estimatedDrainSeconds",
+    "/status/oldestWaitingSeconds",
+    "/status/oldestWaitingIsLowerBound",
     "/status/effective",
 ];
 

@@ -1,6 +1,9 @@
 //! Campaigns: what the other tests show a few times, counted by the thousand, by a seed, with a verdict. Those that take
 //! long are ignored here and run by `make campaign-…`; their quick forms are part of the suite.
 
+#![allow(clippy::panic, reason = "a failure here is the failure of the test")]
+#![allow(clippy::large_futures, reason = "there is one of each")]
+
 #[path = "../common/mod.rs"]
 mod common;
 
