@@ -14,15 +14,17 @@ use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt, future};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::Lookup};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use umbel_api::names::LABEL_POOL;
+use umbel_api::names::{ANNOTATION_DELETION_COST, LABEL_POOL, MANAGER_SCALE};
 use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
 use umbel_telemetry::chain;
 
@@ -104,7 +106,14 @@ where
         + Sync
         + 'static,
 {
-    fn start(client: &Client, namespace: Option<&str>, labels: Option<&str>, stop: &CancellationToken) -> Self {
+    /// `trim` takes away what nobody reads: thousands of objects are kept.
+    fn start(
+        client: &Client,
+        namespace: Option<&str>,
+        labels: Option<&str>,
+        trim: fn(&mut K),
+        stop: &CancellationToken,
+    ) -> Self {
         let api: Api<DeserializeGuard<K>> = match namespace {
             Some(namespace) => Api::namespaced(client.clone(), namespace),
             None => Api::all(client.clone()),
@@ -119,7 +128,7 @@ where
         let seen = of_pools.clone();
         let events = watcher(api, config)
             .default_backoff()
-            .try_filter_map(|event| future::ready(Ok(guard(event))));
+            .try_filter_map(move |event| future::ready(Ok(guard(event, trim))));
         let run = reflector::reflector(writer, events).for_each(move |event| {
             if let Ok(event) = &event {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).see(event);
@@ -203,9 +212,12 @@ where
 
 /// One object that cannot be read must not stop the watch of all others: it is
 /// said so and left out, and what was known of it before stays.
-fn guard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
+fn guard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>, trim: fn(&mut K)) -> Option<Event<K>> {
     let readable = |DeserializeGuard(object): DeserializeGuard<K>| match object {
-        Ok(object) => Some(object),
+        Ok(mut object) => {
+            trim(&mut object);
+            Some(object)
+        }
         Err(fault) => {
             let (namespace, name) = (
                 fault.metadata.namespace.unwrap_or_default(),
@@ -222,6 +234,60 @@ fn guard<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Op
         Event::Init => Some(Event::Init),
         Event::InitDone => Some(Event::InitDone),
     }
+}
+
+/// Who wrote what: as large as the rest of an object, and a map for each field. Nobody asks for it here.
+fn no_owners<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
+
+/// A ReplicaSet's template is its Deployment's.
+fn no_template(set: &mut ReplicaSet) {
+    no_owners(set);
+    set.spec.template = None;
+}
+
+/// Of a Deployment's owners it is asked who has its size and who its template; and all of it where the size's owner must
+/// let go of the template.
+fn owners_of_size(deployment: &mut Deployment) {
+    const TEMPLATE: &str = "/f:spec/f:template";
+    let entries = deployment.metadata.managed_fields.iter_mut().flatten();
+    let mut entries: Vec<&mut ManagedFieldsEntry> = entries.collect();
+    let is_to_let_go =
+        |entry: &&mut ManagedFieldsEntry| entry.manager.as_deref() == Some(MANAGER_SCALE) && holds(entry, TEMPLATE);
+    if !entries.iter().any(is_to_let_go) {
+        entries
+            .iter_mut()
+            .for_each(|entry| keep(entry, &["/f:spec/f:replicas", TEMPLATE]));
+    }
+}
+
+/// Of a pod's owners it is asked who has its deletion cost, and who made it.
+fn owners_of_cost(pod: &mut Pod) {
+    let cost = format!(
+        "/f:metadata/f:annotations/f:{}",
+        ANNOTATION_DELETION_COST.replace('/', "~1")
+    );
+    let entries = pod.metadata.managed_fields.iter_mut().flatten();
+    entries.for_each(|entry| keep(entry, &["/f:metadata/f:ownerReferences", &cost]));
+}
+
+fn holds(entry: &ManagedFieldsEntry, field: &str) -> bool {
+    let fields = entry.fields_v1.as_ref();
+    fields.is_some_and(|fields| fields.0.pointer(field).is_some())
+}
+
+/// Keeps of what is owned that these fields are, where they are.
+fn keep(entry: &mut ManagedFieldsEntry, fields: &[&str]) {
+    let mut kept = json!({});
+    for field in fields.iter().filter(|field| holds(entry, field)) {
+        let mut place = &mut kept;
+        for part in field.split('/').skip(1) {
+            place = &mut place[part.replace("~1", "/")];
+        }
+        *place = json!({});
+    }
+    entry.fields_v1 = Some(FieldsV1(kept));
 }
 
 /// Everything that is watched in one namespace, or in all.
@@ -249,13 +315,13 @@ impl Scope {
         let within = namespace.as_deref();
         let ours = Some(LABEL_POOL);
         Self {
-            queues: Watched::start(client, within, None, stop),
-            pools: Watched::start(client, within, None, stop),
-            periodic: Watched::start(client, within, None, stop),
-            clusters: Watched::start(client, within, None, stop),
-            deployments: Watched::start(client, within, ours, stop),
-            sets: Watched::start(client, within, ours, stop),
-            pods: Watched::start(client, within, ours, stop),
+            queues: Watched::start(client, within, None, no_owners, stop),
+            pools: Watched::start(client, within, None, no_owners, stop),
+            periodic: Watched::start(client, within, None, no_owners, stop),
+            clusters: Watched::start(client, within, None, no_owners, stop),
+            deployments: Watched::start(client, within, ours, owners_of_size, stop),
+            sets: Watched::start(client, within, ours, no_template, stop),
+            pods: Watched::start(client, within, ours, owners_of_cost, stop),
             namespace,
         }
     }
@@ -288,4 +354,45 @@ pub fn pool_of<K: Resource<DynamicType = ()>>(object: &K) -> Vec<ObjectRef<Worke
         .map(|(name, namespace)| ObjectRef::new(name).within(&namespace))
         .into_iter()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(manager: &str, fields: &serde_json::Value) -> serde_json::Value {
+        json!({ "manager": manager, "operation": "Update", "fieldsV1": fields })
+    }
+
+    fn kept<K: Resource + serde::de::DeserializeOwned>(
+        trim: fn(&mut K),
+        entries: &[serde_json::Value],
+    ) -> Vec<serde_json::Value> {
+        let mut object: K =
+            serde_json::from_value(json!({ "metadata": { "managedFields": entries } })).expect("an object");
+        trim(&mut object);
+        let entries = object.meta().managed_fields.iter().flatten();
+        entries
+            .map(|entry| entry.fields_v1.as_ref().expect("fields").0.clone())
+            .collect()
+    }
+
+    #[test]
+    fn of_owners_stays_what_is_asked_of_them() {
+        let whole = json!({ "f:spec": { "f:replicas": {}, "f:template": { "f:spec": { "f:containers": {} } }, "f:paused": {} } });
+        let short = json!({ "f:spec": { "f:replicas": {}, "f:template": {} } });
+        let (others, none) = (json!({ "f:status": { "f:replicas": {} } }), json!({}));
+        let entries = [entry("kubectl", &whole), entry("controller", &others)];
+        assert_eq!(kept(owners_of_size, &entries), [short, none]);
+        // Its template is to be let go of, by sending all that stands there.
+        let entries = [entry(MANAGER_SCALE, &whole), entry("controller", &others)];
+        assert_eq!(kept(owners_of_size, &entries), [whole, others]);
+
+        let cost = format!("f:{ANNOTATION_DELETION_COST}");
+        let owned = json!({ "f:metadata": {
+            "f:ownerReferences": { "k:{}": {} }, "f:annotations": { &cost: {}, "f:other": {} }, "f:labels": {},
+        } });
+        let short = json!({ "f:metadata": { "f:ownerReferences": {}, "f:annotations": { &cost: {} } } });
+        assert_eq!(kept(owners_of_cost, &[entry("k3s", &owned)]), [short]);
+    }
 }
