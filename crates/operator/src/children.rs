@@ -15,7 +15,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use umbel_api::names::{ANNOTATION_FROZEN, LABEL_POOL, MANAGER, MANAGER_SCALE};
+use umbel_api::names::{ANNOTATION_FROZEN, LABEL_POOL, LABEL_TERM, MANAGER, MANAGER_SCALE};
 use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::Pool;
 use umbel_plan::{access, deployment, shield};
@@ -268,13 +268,7 @@ impl Applied {
 
     async fn update(&mut self, context: &Context, wanted: &Value, stored: &Deployment) -> Result<Outcome, Error> {
         let shown = serde_json::to_value(stored).unwrap_or_default();
-        let now = (
-            hash(wanted),
-            hash(&json!([
-                shown.pointer("/spec/template"),
-                shown.pointer("/metadata/labels")
-            ])),
-        );
+        let now = (hash(wanted), hash(&kept(&shown)));
         let is_whole = !holds_template(stored, MANAGER_SCALE);
         if is_whole && (contains(&shown, wanted) || self.deployment == Some(now)) {
             return Ok(Outcome::Good { wrote: false });
@@ -316,8 +310,7 @@ impl Applied {
         match written {
             Ok(after) => {
                 let shown = serde_json::to_value(&after).unwrap_or_default();
-                let shown = json!([shown.pointer("/spec/template"), shown.pointer("/metadata/labels")]);
-                self.deployment = Some((hash(wanted), hash(&shown)));
+                self.deployment = Some((hash(wanted), hash(&kept(&shown))));
                 Ok(Outcome::Good {
                     wrote: after.resource_version() != stored.resource_version(),
                 })
@@ -511,6 +504,15 @@ fn failed<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Err
         name: name.to_owned(),
         source,
     }
+}
+
+/// What a Deployment shows of what is applied to it. Its leader's term is somebody else's to write.
+fn kept(shown: &Value) -> Value {
+    let mut labels = shown.pointer("/metadata/labels").cloned().unwrap_or_default();
+    if let Some(labels) = labels.as_object_mut() {
+        labels.remove(LABEL_TERM);
+    }
+    json!([shown.pointer("/spec/template"), labels])
 }
 
 fn hash(value: &Value) -> u64 {
