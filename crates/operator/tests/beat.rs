@@ -970,6 +970,7 @@ async fn each_request_begins_one_run_and_says_who_asked() {
     )
     .await;
     assert!(last.answer.contains("overlap: Forbid"), "{last:?}");
+    assert_eq!(last.by.as_deref(), Some("alices-program"));
     beat.has_event("RunRefused").await;
     assert_eq!(beat.sent("rare").await.len(), 1);
 
@@ -980,6 +981,21 @@ async fn each_request_begins_one_run_and_says_who_asked() {
     ] {
         ask(json!({ "umbel.dev/run-now": asked }), answer).await;
     }
+    // By a clock that is ahead it begins then, and slots go on meanwhile.
+    beat.schedule("ticking", json!({ "every": "1s" }), json!({ "overlap": "Allow" }))
+        .await;
+    beat.sends("ticking", 1, LONG).await;
+    let ahead = Timestamp::now() + SignedDuration::from_secs(10);
+    beat.annotate("ticking", json!({ "umbel.dev/run-now": ahead.to_string() }))
+        .await;
+    let count = beat.sent("ticking").await.len();
+    beat.sends("ticking", count + 4, LONG).await;
+    assert_eq!(beat.status("ticking").await.last_request, None, "not yet");
+    eventually(LONG, "it begins", async || {
+        let last = beat.status("ticking").await.last_request;
+        last.is_some_and(|last| last.answer.starts_with("fired"))
+    })
+    .await;
     // Whose status was lost asks the broker, who knows.
     beat.change("rare", json!({ "overlap": "Allow" })).await;
     drop(operator);

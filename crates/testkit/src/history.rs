@@ -25,18 +25,22 @@ pub enum Event {
     Started,
     /// The run did what must not be done by two at a time.
     Effect,
+    /// The same, but the process was held between the look at its lease and this: no look helps against that, only a token
+    /// that the other side compares.
+    Held,
     /// The run came to its end.
     Done,
 }
 
 impl Event {
-    const ALL: [Event; 4] = [Event::Enqueued, Event::Started, Event::Effect, Event::Done];
+    const ALL: [Event; 5] = [Event::Enqueued, Event::Started, Event::Effect, Event::Held, Event::Done];
 
     fn name(self) -> &'static str {
         match self {
             Event::Enqueued => "enqueued",
             Event::Started => "started",
             Event::Effect => "effect",
+            Event::Held => "held",
             Event::Done => "done",
         }
     }
@@ -75,9 +79,15 @@ impl Log {
     /// # Panics
     /// When the disk is full: a history with holes proves nothing.
     pub fn write(&self, event: Event, id: &str, token: u64) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_micros());
+        self.write_at(SystemTime::now(), event, id, token);
+    }
+
+    /// The same, of an event at that time.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn write_at(&self, at: SystemTime, event: Event, id: &str, token: u64) {
+        let now = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
         let line = format!("{now} {} {} {token} {id}\n", std::process::id(), event.name());
         (&*self.file)
             .write_all(line.as_bytes())
@@ -206,7 +216,7 @@ impl History {
             verdict.enqueued += usize::from(count(Event::Enqueued) > 0);
             verdict.done += usize::from(count(Event::Done) > 0);
             verdict.rerun += count(Event::Started).saturating_sub(1);
-            verdict.repeated_effects += count(Event::Effect).saturating_sub(1);
+            verdict.repeated_effects += (count(Event::Effect) + count(Event::Held)).saturating_sub(1);
             if count(Event::Enqueued) == 0 {
                 verdict.unknown.push(id.clone());
             } else if count(Event::Done) == 0 && !elsewhere.contains(id.as_str()) {
@@ -218,7 +228,8 @@ impl History {
                 match entry.event {
                     Event::Started => newest = newest.max(entry.token),
                     Event::Effect if entry.token < newest => verdict.stale.push(id.clone()),
-                    Event::Effect | Event::Enqueued | Event::Done => {}
+                    Event::Held if entry.token < newest => verdict.held += 1,
+                    Event::Effect | Event::Held | Event::Enqueued | Event::Done => {}
                 }
             }
         }
@@ -259,6 +270,8 @@ pub struct Verdict {
     pub repeated_effects: usize,
     /// Tasks with an effect of an older delivery after a newer one had begun.
     pub stale: Vec<String>,
+    /// The same by processes that were held between their look at the lease and the effect.
+    pub held: usize,
     /// Tasks that ran although nobody sent them.
     pub unknown: Vec<String>,
 }
@@ -272,6 +285,7 @@ impl fmt::Display for Verdict {
             rerun,
             repeated_effects,
             stale,
+            held,
             unknown,
         } = self;
         write!(
@@ -281,7 +295,7 @@ impl fmt::Display for Verdict {
         )?;
         write!(
             f,
-            "effects repeated {repeated_effects}, stale {}, unknown {}",
+            "effects repeated {repeated_effects}, stale {} and {held} of held processes, unknown {}",
             stale.len(),
             unknown.len()
         )?;
@@ -312,6 +326,7 @@ mod tests {
             (Event::Started, "c", 4),
             (Event::Effect, "c", 4),
             (Event::Effect, "c", 3), // stale, and repeated
+            (Event::Held, "c", 3),
             (Event::Done, "c", 4),
             (Event::Started, "nobody sent this", 5),
             (Event::Done, "nobody sent this", 5),
@@ -325,8 +340,9 @@ mod tests {
         assert_eq!(verdict.unknown, ids(&["nobody sent this"]));
         assert_eq!(
             (verdict.enqueued, verdict.done, verdict.rerun, verdict.repeated_effects),
-            (5, 3, 1, 1)
+            (5, 3, 1, 2)
         );
+        assert_eq!(verdict.held, 1);
         assert_eq!(history.order(Event::Started), ids(&["a", "b", "c", "nobody sent this"]));
     }
 }

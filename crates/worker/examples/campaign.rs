@@ -66,6 +66,7 @@ struct Outcome {
     repeated: usize,
     allowed: usize,
     stale: usize,
+    held: usize,
     unknown: usize,
 }
 
@@ -190,6 +191,7 @@ impl Stage {
             repeated: verdict.repeated_effects,
             allowed,
             stale: verdict.stale.len(),
+            held: verdict.held,
             unknown: verdict.unknown.len(),
         }
     }
@@ -331,12 +333,24 @@ async fn swaps(count: usize, other: &Path, chance: &mut Chance) -> anyhow::Resul
 
 fn table(outcomes: &[Outcome], seed: u64) {
     println!(
-        "\nseed {seed}\n{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>8}",
-        "part", "faults", "seconds", "sent", "done", "dead", "lost", "rerun", "allowed", "effects+", "stale", "unknown"
+        "\nseed {seed}\n{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>5} {:>8}",
+        "part",
+        "faults",
+        "seconds",
+        "sent",
+        "done",
+        "dead",
+        "lost",
+        "rerun",
+        "allowed",
+        "effects+",
+        "stale",
+        "held",
+        "unknown"
     );
     for one in outcomes {
         println!(
-            "{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>8}{}",
+            "{:<18} {:>6} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>8} {:>8} {:>6} {:>5} {:>8}{}",
             one.name,
             one.faults,
             one.took.as_secs(),
@@ -348,6 +362,7 @@ fn table(outcomes: &[Outcome], seed: u64) {
             one.allowed,
             one.repeated,
             one.stale,
+            one.held,
             one.unknown,
             if one.is_good() { "" } else { "  BAD" }
         );

@@ -14,27 +14,41 @@ fn history() -> Option<&'static Log> {
 }
 
 fn note(ctx: &JobContext, event: Event) {
-    let token = ctx.token();
-    let micros = token
-        .rsplit('.')
-        .next()
-        .and_then(|micros| micros.parse().ok())
-        .unwrap_or(0);
     if let Some(log) = history() {
-        log.write(event, &ctx.id, micros);
+        log.write(event, &ctx.id, token(ctx));
     }
+}
+
+fn token(ctx: &JobContext) -> u64 {
+    let token = ctx.token();
+    let micros = token.rsplit('.').next();
+    micros.and_then(|micros| micros.parse().ok()).unwrap_or(0)
 }
 
 fn lost(lost: Lost) -> Failure {
     Failure::transient(lost.to_string())
 }
 
+/// A process that took longer from its look at the lease to the effect was held in between: normally it takes microseconds.
+const HELD: Duration = Duration::from_millis(100);
+
 /// One effect after so many seconds.
 async fn work(ctx: JobContext, (seconds,): (f64,)) -> Result<f64, Failure> {
     note(&ctx, Event::Started);
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    // The first look may wait for a renewal, the second one does not.
     ctx.checkpoint().await.map_err(lost)?;
-    note(&ctx, Event::Effect);
+    let looked = Instant::now();
+    ctx.checkpoint().await.map_err(lost)?;
+    if let Some(log) = history() {
+        let at = SystemTime::now();
+        let event = if looked.elapsed() > HELD {
+            Event::Held
+        } else {
+            Event::Effect
+        };
+        log.write_at(at, event, &ctx.id, token(&ctx));
+    }
     note(&ctx, Event::Done);
     Ok(seconds)
 }

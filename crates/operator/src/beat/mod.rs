@@ -83,6 +83,8 @@ struct Entry {
     mark: Option<Mark>,
     /// When the open runs were last looked after.
     followed: Option<Instant>,
+    /// A run was asked for, by a clock that is ahead: it begins then.
+    asked: Option<Timestamp>,
     /// The status as it should be, written or not.
     status: Option<PeriodicTaskStatus>,
     /// Whether it was told that the replicas' disks cannot be waited for.
@@ -373,6 +375,7 @@ async fn beat(
     }
     let now = redis_now(&view).unwrap_or(now);
     let follow = pace(status, now);
+    let follow = entry.asked.map_or(follow, |at| follow.min(until(at, now)));
     if task.spec.suspend {
         stand(task, status, &Standing::Suspended, now);
         return follow;

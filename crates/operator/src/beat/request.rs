@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::runtime::events::EventType;
+use kube::{Api, ResourceExt};
 use umbel_api::condition::whole_seconds;
 use umbel_api::names::{RUN_NOW, RUN_NOW_BY};
 use umbel_api::periodictask::{Overlap, Request};
@@ -16,6 +17,7 @@ use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::{Verdict, overlap};
 
 use super::{Beat, Entry, Halt};
+use crate::context::Context;
 
 /// A request that could not be fired for so long is given up.
 const KEPT: Duration = Duration::from_secs(600);
@@ -32,6 +34,7 @@ impl Beat<'_> {
         entry: &mut Entry,
         status: &mut PeriodicTaskStatus,
     ) -> Result<(), Halt> {
+        entry.asked = None;
         let Some(asked) = self.task.annotations().get(RUN_NOW) else {
             return Ok(());
         };
@@ -39,18 +42,17 @@ impl Beat<'_> {
         if status.last_request.as_ref().is_some_and(|last| last.asked == asked) {
             return Ok(());
         }
-        let by = who(self.task);
         let at = match judge(&asked, now) {
             Ok(at) => at,
             Err(why) => {
-                self.refuse(status, asked, by, why).await;
+                self.refuse(status, asked, why).await;
                 return Ok(());
             }
         };
-        if at > now {
-            return Err(Halt::Again(
-                Duration::try_from(at.duration_since(now)).unwrap_or_default(),
-            ));
+        // Slots do not wait for it.
+        entry.asked = Some(at).filter(|at| *at > now);
+        if entry.asked.is_some() {
+            return Ok(());
         }
         let policy = self.understood.policy.overlap;
         let is_active = policy != Overlap::Allow && self.is_active(status).await?;
@@ -61,7 +63,7 @@ impl Beat<'_> {
             Verdict::Keep => return Ok(()),
             Verdict::Skip => {
                 let why = format!("an earlier run has not ended (overlap: {policy:?})");
-                self.refuse(status, asked, by, why).await;
+                self.refuse(status, asked, why).await;
                 return Ok(());
             }
         }
@@ -72,6 +74,7 @@ impl Beat<'_> {
         } else {
             format!("looked at {now}: it had begun before, or no message was to be sent")
         };
+        let by = who(self.ctx, self.task).await;
         let asker = by.as_deref().unwrap_or("somebody");
         let note = format!("{asker} asked for a run at {at}: {answer}");
         self.ctx.event(self.task, EventType::Normal, "RunRequested", note).await;
@@ -79,7 +82,8 @@ impl Beat<'_> {
         Ok(())
     }
 
-    async fn refuse(&self, status: &mut PeriodicTaskStatus, asked: String, by: Option<String>, why: String) {
+    async fn refuse(&self, status: &mut PeriodicTaskStatus, asked: String, why: String) {
+        let by = who(self.ctx, self.task).await;
         let note = format!("{RUN_NOW} {asked:?}: not fired: {why}");
         self.ctx.event(self.task, EventType::Warning, "RunRefused", note).await;
         let answer = format!("not fired: {why}");
@@ -107,17 +111,20 @@ fn judge(asked: &str, now: Timestamp) -> Result<Timestamp, String> {
     Ok(at)
 }
 
-/// Who asked: as the request says, or else the field manager that wrote it.
-fn who(task: &PeriodicTask) -> Option<String> {
-    let said = task.annotations().get(RUN_NOW_BY).cloned();
-    let by = said.or_else(|| {
-        let entries = task.metadata.managed_fields.as_deref().unwrap_or_default();
-        let annotation = format!("f:{RUN_NOW}");
-        let wrote = |entry: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry| {
-            let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-            fields.is_some_and(|fields| fields["f:metadata"]["f:annotations"].get(&annotation).is_some())
-        };
-        entries.iter().find(wrote).and_then(|entry| entry.manager.clone())
-    });
+/// Who asked: the user whom the writer of the request has named beside it, or else the field manager that wrote it. The
+/// watch keeps no field managers. Where the API server cannot be asked, nobody is named.
+async fn who(ctx: &Context, task: &PeriodicTask) -> Option<String> {
+    let api: Api<PeriodicTask> = Api::namespaced(ctx.client.clone(), &task.namespace()?);
+    let whole = api.get_metadata(&task.name_any()).await.ok()?;
+    let wrote = |entry: &ManagedFieldsEntry, annotation: &str| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+        let annotation = format!("f:{annotation}");
+        fields.is_some_and(|fields| fields["f:metadata"]["f:annotations"].get(&annotation).is_some())
+    };
+    let entries = whole.metadata.managed_fields.as_deref().unwrap_or_default();
+    let entry = entries.iter().find(|entry| wrote(entry, RUN_NOW))?;
+    // A name that stands there from an earlier request is somebody else's.
+    let named = whole.annotations().get(RUN_NOW_BY).filter(|_| wrote(entry, RUN_NOW_BY));
+    let by = named.cloned().or_else(|| entry.manager.clone());
     by.map(|by| by.chars().take(MOST).collect())
 }

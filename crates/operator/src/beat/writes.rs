@@ -36,7 +36,12 @@ impl Allowance {
         #[allow(clippy::cast_precision_loss)] // Objects of one API server.
         let round = Duration::from_secs_f64(sharers as f64 / RATE);
         let is_fresh = last.is_some_and(|last| now.saturating_duration_since(last) < FAIR.max(round));
-        let least = if is_fresh { BURST / 2.0 } else { 1.0 };
+        let least = match (is_fresh, round > FAIR) {
+            (false, _) => 1.0,
+            (true, false) => BURST / 2.0,
+            // So many that there is never anything left.
+            (true, true) => f64::INFINITY,
+        };
         let may = grown >= least;
         *state = (if may { grown - 1.0 } else { grown }, now.max(at));
         may
