@@ -98,8 +98,8 @@ def watch(server, begin, end):
         now = seconds + micros / 1e6
         length = server.client.llen("q")
         if length > seen:
-            # New ones are at the head.
-            raws = server.client.lrange("q", 0, length - seen - 1)
+            # New ones are at the head, and more of them come: counted from the tail, places stay.
+            raws = server.client.lrange("q", -length, -seen - 1)
             seconds, micros = server.client.time()
             found += [(seconds + micros / 1e6, raw) for raw in raws]
             seen = length
