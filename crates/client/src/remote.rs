@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use umbel_protocol::control::Call;
-use umbel_protocol::json::Json;
 
 use crate::{Client, Handle, ResultError};
 
@@ -49,12 +48,7 @@ impl Client {
                 .await
                 .map_err(unread)?;
         }
-        let arguments = Json::object([
-            ("task_id", &Json::of(ids)),
-            ("terminate", &Json::of(&how.terminate)),
-            ("signal", &Json::string(&how.signal)),
-        ]);
-        let mut call = Call::new("revoke", arguments);
+        let mut call = Call::revoke(ids, how.terminate, &how.signal);
         call.destination = (!how.destination.is_empty()).then(|| how.destination.clone());
         call.clock = self.next_clock();
         let request = call.publication(broker.control(), &self.new_id());

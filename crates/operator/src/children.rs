@@ -24,6 +24,7 @@ use crate::apply::{code, words};
 use crate::context::Context;
 use crate::failpoint;
 use crate::observe::Fleet;
+use crate::owners::holds;
 
 /// What the API server refused is sent again after this, should the cause be elsewhere (a quota, a webhook).
 const REFUSAL_LASTS: Duration = Duration::from_secs(20);
@@ -371,8 +372,8 @@ fn without_template(stored: &Deployment) -> Vec<ManagedFieldsEntry> {
     entries
         .filter_map(|entry| {
             let mut entry = entry.clone();
-            if entry.manager.as_deref() == Some(MANAGER_SCALE) && entry_holds(&entry, "/f:spec/f:template") {
-                if !entry_holds(&entry, "/f:spec/f:replicas") {
+            if entry.manager.as_deref() == Some(MANAGER_SCALE) && holds(&entry, "/f:spec/f:template") {
+                if !holds(&entry, "/f:spec/f:replicas") {
                     return None;
                 }
                 entry.fields_v1 = Some(FieldsV1(json!({ "f:spec": { "f:replicas": {} } })));
@@ -385,12 +386,7 @@ fn without_template(stored: &Deployment) -> Vec<ManagedFieldsEntry> {
 /// Whether this field manager owns a part of the template.
 fn holds_template(stored: &Deployment, manager: &str) -> bool {
     let mut entries = stored.metadata.managed_fields.iter().flatten();
-    entries.any(|entry| entry.manager.as_deref() == Some(manager) && entry_holds(entry, "/f:spec/f:template"))
-}
-
-fn entry_holds(entry: &ManagedFieldsEntry, field: &str) -> bool {
-    let fields = entry.fields_v1.as_ref();
-    fields.is_some_and(|fields| fields.0.pointer(field).is_some())
+    entries.any(|entry| entry.manager.as_deref() == Some(manager) && holds(entry, "/f:spec/f:template"))
 }
 
 async fn bring<K>(context: &Context, pool: &Pool, wanted: &Value) -> Result<Outcome, Error>

@@ -24,6 +24,7 @@ mod flow;
 pub mod leader;
 pub mod metrics;
 pub mod observe;
+mod owners;
 pub mod report;
 mod rotate;
 pub mod sampler;

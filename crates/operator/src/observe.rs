@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use umbel_api::WorkerPool;
@@ -18,6 +19,7 @@ use umbel_plan::deployment::Revision;
 use umbel_plan::{deployment, drain, rollout, shield};
 
 use crate::context::Context;
+use crate::owners::{holds, holds_annotation};
 
 /// The pods of one revision of a pool's template, read in this order: Deployment, ReplicaSets, pods.
 #[derive(Clone, Debug)]
@@ -249,10 +251,7 @@ impl Fleet {
             .managed_fields
             .iter()
             .flatten()
-            .filter(|entry| {
-                let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-                fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
-            });
+            .filter(|entry| holds(entry, "/f:spec/f:replicas"));
         let managers = owners.filter_map(|entry| entry.manager.as_deref());
         managers
             .filter(|manager| ![MANAGER, MANAGER_SCALE].contains(manager))
@@ -420,17 +419,14 @@ fn trouble(pod: &Pod, now: jiff::Timestamp) -> Option<String> {
 
 /// Who else wrote this pod's deletion cost last, if anybody did.
 pub fn foreign_cost_writer(pod: &Pod) -> Option<String> {
-    let key = format!("f:{ANNOTATION_DELETION_COST}");
-    let wrote = |fields: &serde_json::Value| {
-        let annotations = fields.pointer("/f:metadata/f:annotations");
-        // Who owns the owner references is the ReplicaSet controller, whatever its program is called: it made the pod, and
-        // the cost is the template's.
-        fields.pointer("/f:metadata/f:ownerReferences").is_none()
-            && annotations.is_some_and(|annotations| annotations.get(&key).is_some())
+    // Who owns the owner references is the ReplicaSet controller, whatever its program is called: it made the pod, and the
+    // cost is the template's.
+    let wrote = |entry: &&ManagedFieldsEntry| {
+        !holds(entry, "/f:metadata/f:ownerReferences") && holds_annotation(entry, ANNOTATION_DELETION_COST)
     };
     let owners = pod.metadata.managed_fields.iter().flatten();
     owners
-        .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| wrote(&fields.0)))
+        .filter(wrote)
         .filter_map(|entry| entry.manager.clone())
         .find(|manager| manager != MANAGER)
 }

@@ -28,6 +28,8 @@ use umbel_api::names::{ANNOTATION_DELETION_COST, LABEL_POOL, MANAGER_SCALE};
 use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
 use umbel_telemetry::chain;
 
+use crate::owners::holds;
+
 /// Changes kept for a reader that is busy; one that lags further looks at everything,
 /// so this only has to cover an ordinary burst (a fleet of some hundred pods that starts).
 const CHANGES: usize = 1024;
@@ -270,11 +272,6 @@ fn owners_of_cost(pod: &mut Pod) {
     );
     let entries = pod.metadata.managed_fields.iter_mut().flatten();
     entries.for_each(|entry| keep(entry, &["/f:metadata/f:ownerReferences", &cost]));
-}
-
-fn holds(entry: &ManagedFieldsEntry, field: &str) -> bool {
-    let fields = entry.fields_v1.as_ref();
-    fields.is_some_and(|fields| fields.0.pointer(field).is_some())
 }
 
 /// Keeps of what is owned that these fields are, where they are.

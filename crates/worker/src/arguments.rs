@@ -5,6 +5,7 @@ use serde::de::{
     Visitor,
 };
 use umbel_protocol::json::Json;
+use umbel_protocol::message::TaskMessage;
 
 use crate::failure::Failure;
 
@@ -20,6 +21,14 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// Those of a message, as they came.
+    pub(crate) fn of(message: &TaskMessage) -> Arguments {
+        Arguments {
+            args: message.args.clone(),
+            kwargs: message.kwargs.clone(),
+        }
+    }
+
     /// The positional arguments as one type, e.g. a tuple.
     ///
     /// # Errors

@@ -66,10 +66,7 @@ pub(crate) async fn call(shared: &Shared, message: &TaskMessage, errback: Errbac
         kwargs: errback.signature.kwargs,
     };
     let failed = Failed {
-        arguments: (errback.id == message.id).then(|| Arguments {
-            args: message.args.clone(),
-            kwargs: message.kwargs.clone(),
-        }),
+        arguments: (errback.id == message.id).then(|| Arguments::of(message)),
         id: errback.id,
         root_id: errback.root_id,
         task: errback.task,

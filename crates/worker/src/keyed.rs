@@ -50,10 +50,7 @@ impl KeyOf {
             KeyOf::Argument(name) => Ok(argument(message, name, parameters).map(of_task)),
             KeyOf::Template(template) => Ok(template.fill(message, parameters).map(bounded)),
             KeyOf::Function(key) => {
-                let arguments = Arguments {
-                    args: message.args.clone(),
-                    kwargs: message.kwargs.clone(),
-                };
+                let arguments = Arguments::of(message);
                 let key = catch_unwind(AssertUnwindSafe(|| key(&arguments)));
                 match key {
                     Ok(key) => Ok(key.map(of_task)),

@@ -66,10 +66,7 @@ pub(crate) fn begin(
     if asks_first(shared, &started.delivery.message) {
         return unless_done(async move { go_on(&this, started, job).await }, cx);
     }
-    let args = Arguments {
-        args: started.delivery.message.args.clone(),
-        kwargs: started.delivery.message.kwargs.clone(),
-    };
+    let args = Arguments::of(&started.delivery.message);
     let mut running = Running::new(shared, started, job, args);
     let Poll::Ready(outcome) = running.attempt.poll(cx) else {
         return Some(async move { running.finish(&this).await }.boxed());
@@ -163,11 +160,7 @@ async fn go_on(shared: &Arc<Shared>, mut started: Started, job: Arc<dyn Job>) {
     match shared.secrets.arguments(&message).await {
         Ok(args) => Running::new(shared, started, job, args).finish(shared).await,
         Err(failure) => {
-            let args = Arguments {
-                args: message.args.clone(),
-                kwargs: message.kwargs.clone(),
-            };
-            let running = Running::new(shared, started, job, args);
+            let running = Running::new(shared, started, job, Arguments::of(&message));
             let (started, ending, order, trail) = running.ended(Ending::Outcome(Outcome::Failed(failure)));
             finish(shared, started, ending, order, trail).await;
         }

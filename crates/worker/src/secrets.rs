@@ -51,9 +51,9 @@ impl Secrets {
     /// # Errors
     /// A failure that is not retried where the pool does not allow it, and one that is where the value is not there (yet).
     pub(crate) async fn arguments(&self, message: &TaskMessage) -> Result<Arguments, Failure> {
-        let (args, mut kwargs) = (message.args.clone(), message.kwargs.clone());
+        let mut arguments = Arguments::of(message);
         let Some(header) = message.own_header(HEADER) else {
-            return Ok(Arguments { args, kwargs });
+            return Ok(arguments);
         };
         let wanted: Vec<ArgFrom> = header
             .to()
@@ -61,14 +61,14 @@ impl Secrets {
         if wanted.len() > MOST {
             return Err(refused(format!("the header {HEADER} names more than {MOST} arguments")));
         }
-        let mut entries = kwargs.entries();
+        let mut entries = arguments.kwargs.entries();
         for one in wanted {
             let value = Json::string(&self.value(&one.secret, &one.key).await?);
             entries.retain(|(name, _)| *name != one.arg);
             entries.push((one.arg, value));
         }
-        kwargs = Json::object(entries.iter().map(|(name, value)| (name.as_str(), value)));
-        Ok(Arguments { args, kwargs })
+        arguments.kwargs = Json::object(entries.iter().map(|(name, value)| (name.as_str(), value)));
+        Ok(arguments)
     }
 
     async fn value(&self, secret: &str, key: &str) -> Result<String, Failure> {

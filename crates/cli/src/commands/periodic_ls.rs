@@ -1,46 +1,17 @@
 //! `umbel periodic ls`.
 
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams};
 use serde_json::json;
 use umbel_api::PeriodicTask;
 use umbel_api::names::periodic_condition::{FAILING, SCHEDULED, STALLED};
 
 use crate::args::{Global, PeriodicLs};
-use crate::home::{Home, said};
+use crate::home::{Home, objects};
 use crate::output::{self, Column, Row};
-use crate::usage;
 
 pub(crate) async fn run(global: &Global, ls: &PeriodicLs) -> anyhow::Result<()> {
     let home = Home::open(global).await?;
-    let api: Api<PeriodicTask> = if ls.all_namespaces {
-        Api::all(home.client.clone())
-    } else {
-        Api::namespaced(home.client.clone(), &home.namespace)
-    };
-    let mut tasks = api
-        .list(&ListParams::default())
-        .await
-        .map_err(|err| said(err, "list PeriodicTasks"))?
-        .items;
-    if let Some(absent) = ls
-        .names
-        .iter()
-        .find(|name| tasks.iter().all(|task| task.name_any() != **name))
-    {
-        return usage(format!("there is no PeriodicTask {absent}"));
-    }
-    if !ls.names.is_empty() {
-        tasks.retain(|task| ls.names.contains(&task.name_any()));
-    }
-    if tasks.is_empty() {
-        let place = if ls.all_namespaces {
-            "the cluster".to_owned()
-        } else {
-            format!("namespace {}", home.namespace)
-        };
-        output::say(&format!("{place} has no PeriodicTask"));
-    }
+    let tasks: Vec<PeriodicTask> = objects(&home, &ls.names, ls.all_namespaces).await?;
     let columns = [
         Column("NAMESPACE", !ls.all_namespaces),
         Column("NAME", false),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use umbel_api::periodictask::{Outcome, PastRun, Request};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus, condition::whole_seconds};
 
 use crate::args::{Global, PeriodicRun};
-use crate::home::{Home, said};
+use crate::home::{Home, manager, said};
 use crate::output::{self, Column, Row};
 
 /// Pause between two looks at the status.
@@ -104,13 +104,6 @@ async fn who(home: &Home) -> Option<String> {
         .await
         .ok()?;
     review.status?.user_info?.username
-}
-
-fn manager() -> PatchParams {
-    PatchParams {
-        field_manager: Some("umbel-cli".into()),
-        ..PatchParams::default()
-    }
 }
 
 pub(crate) async fn suspend(global: &Global, names: &[String], is_suspended: bool) -> anyhow::Result<()> {

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use serde_json::json;
 use tokio::time::Instant;
 use umbel_api::WorkerPool;
 use umbel_api::names::pool_condition;
 
 use crate::args::{Global, PoolDrain};
-use crate::home::{Home, said};
+use crate::home::{Home, manager, said};
 use crate::output;
 
 /// The pool is looked at this often: its status is written as things change.
@@ -70,11 +70,7 @@ pub(crate) async fn resume(global: &Global, name: &str) -> anyhow::Result<()> {
 
 async fn suspend(api: &Api<WorkerPool>, namespace: &str, name: &str, is_suspended: bool) -> anyhow::Result<WorkerPool> {
     let patch = json!({ "spec": { "suspend": is_suspended } });
-    let params = PatchParams {
-        field_manager: Some("umbel-cli".to_owned()),
-        ..PatchParams::default()
-    };
-    api.patch(name, &params, &Patch::Merge(patch))
+    api.patch(name, &manager(), &Patch::Merge(patch))
         .await
         .map_err(|err| said(err, format!("write WorkerPool {namespace}/{name}")))
 }

@@ -1,46 +1,17 @@
 //! `umbel pool ls`.
 
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams};
 use serde_json::json;
 use umbel_api::WorkerPool;
 use umbel_api::names::pool_condition;
 
 use crate::args::{Global, PoolLs};
-use crate::home::{Home, said};
+use crate::home::{Home, objects};
 use crate::output::{self, Column, Row};
-use crate::usage;
 
 pub(crate) async fn run(global: &Global, ls: &PoolLs) -> anyhow::Result<()> {
     let home = Home::open(global).await?;
-    let api: Api<WorkerPool> = if ls.all_namespaces {
-        Api::all(home.client.clone())
-    } else {
-        Api::namespaced(home.client.clone(), &home.namespace)
-    };
-    let mut pools = api
-        .list(&ListParams::default())
-        .await
-        .map_err(|err| said(err, "list WorkerPools"))?
-        .items;
-    if let Some(absent) = ls
-        .names
-        .iter()
-        .find(|name| pools.iter().all(|pool| pool.name_any() != **name))
-    {
-        return usage(format!("there is no WorkerPool {absent}"));
-    }
-    if !ls.names.is_empty() {
-        pools.retain(|pool| ls.names.contains(&pool.name_any()));
-    }
-    if pools.is_empty() {
-        let place = if ls.all_namespaces {
-            "the cluster".to_owned()
-        } else {
-            format!("namespace {}", home.namespace)
-        };
-        output::say(&format!("{place} has no WorkerPool"));
-    }
+    let pools: Vec<WorkerPool> = objects(&home, &ls.names, ls.all_namespaces).await?;
     let columns = [
         Column("NAMESPACE", !ls.all_namespaces),
         Column("NAME", false),

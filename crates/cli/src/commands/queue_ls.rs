@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams};
 use serde_json::json;
 use umbel_api::TaskQueue;
 use umbel_api::names::queue_condition::{BROKER_REACHABLE, READY};
@@ -12,9 +11,9 @@ use umbel_api::taskqueue::{Depth, Step};
 use umbel_broker::{Broker, QueueDepth};
 
 use crate::args::{Global, QueueLs};
-use crate::home::{Home, said};
+use crate::broker;
+use crate::home::{Home, objects};
 use crate::output::{self, Column, Row, ago};
-use crate::{broker, usage};
 
 /// What is known of a queue now.
 struct Seen {
@@ -145,34 +144,7 @@ fn written(depth: &QueueDepth) -> Depth {
 }
 
 async fn of_objects(global: &Global, home: &Home, ls: &QueueLs) -> anyhow::Result<Vec<Seen>> {
-    let api: Api<TaskQueue> = if ls.all_namespaces {
-        Api::all(home.client.clone())
-    } else {
-        Api::namespaced(home.client.clone(), &home.namespace)
-    };
-    let mut queues = api
-        .list(&ListParams::default())
-        .await
-        .map_err(|err| said(err, "list TaskQueues"))?
-        .items;
-    if !ls.names.is_empty() {
-        if let Some(absent) = ls
-            .names
-            .iter()
-            .find(|name| queues.iter().all(|queue| queue.name_any() != **name))
-        {
-            return usage(format!("there is no TaskQueue {absent}"));
-        }
-        queues.retain(|queue| ls.names.contains(&queue.name_any()));
-    }
-    if queues.is_empty() {
-        let place = if ls.all_namespaces {
-            "the cluster".to_owned()
-        } else {
-            format!("namespace {}", home.namespace)
-        };
-        output::say(&format!("{place} has no TaskQueue"));
-    }
+    let queues: Vec<TaskQueue> = objects(home, &ls.names, ls.all_namespaces).await?;
     let mut seen = Vec::with_capacity(queues.len());
     for queue in queues {
         let mut one = from_status(&queue, Timestamp::now());

@@ -1,7 +1,7 @@
 //! Which schedule is to be looked at when. A thousand of them may be due in one second: what is asked in between is asked of
 //! those alone.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,28 +25,24 @@ struct One {
 }
 
 impl Agenda {
-    /// Takes the schedules as they are now. New ones, and those that changed, have their turn at once.
+    /// Takes the schedules as they are now.
     pub(super) fn refresh(&mut self, tasks: Vec<Arc<PeriodicTask>>, now: Instant) {
-        let mut before = std::mem::take(&mut self.all);
-        self.turns.clear();
+        let present: HashSet<String> = tasks.iter().map(|task| uid(task)).collect();
+        let gone: Vec<Arc<str>> = self
+            .all
+            .keys()
+            .filter(|uid| !present.contains(&***uid))
+            .cloned()
+            .collect();
+        for uid in gone {
+            self.remove(&uid);
+        }
         for task in tasks {
-            let uid: Arc<str> = uid(&task).into();
-            let mut one = before.remove(&uid).unwrap_or_else(|| One {
-                task: task.clone(),
-                rest: Some((now, Entry::default())),
-            });
-            one.task = task;
-            if let Some((turn, entry)) = &mut one.rest {
-                if entry.seen.as_ref() != Some(&seen(&one.task)) {
-                    *turn = now;
-                }
-                self.turns.insert((*turn, uid.clone()));
-            }
-            self.all.insert(uid, one);
+            self.put(task, now);
         }
     }
 
-    /// Takes one schedule as it is now.
+    /// Takes one schedule as it is now. A new one, and one that changed, has its turn at once.
     pub(super) fn put(&mut self, task: Arc<PeriodicTask>, now: Instant) {
         let uid: Arc<str> = uid(&task).into();
         let one = self.all.entry(uid.clone()).or_insert_with(|| One {

@@ -737,9 +737,8 @@ impl Beat<'_> {
             FireAnswer::WrongType { key } => return Err(Halt::Stall(Stall::WrongKeyType(key))),
             FireAnswer::Full { queue, most } => return Err(Halt::Full { queue, most }),
         };
-        match (&mut entry.mark, occasion) {
-            (Some(mark), Occasion::Slot(_)) => mark.last = mark.last.max(Some(last)),
-            (None, _) | (_, Occasion::Request(_)) => {}
+        if let (Some(mark), Occasion::Slot(_)) = (&mut entry.mark, occasion) {
+            mark.last = mark.last.max(Some(last));
         }
         Ok(())
     }

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::runtime::events::EventType;
 use kube::{Api, ResourceExt};
 use umbel_api::condition::whole_seconds;
@@ -18,12 +17,13 @@ use umbel_plan::periodic::{Verdict, overlap};
 
 use super::{Beat, Entry, Halt};
 use crate::context::Context;
+use crate::owners::holds_annotation;
 
 /// A request that could not be fired for so long is given up.
 const KEPT: Duration = Duration::from_secs(600);
 /// The clocks of people differ from Redis's by no more than this.
 const AHEAD: Duration = Duration::from_secs(60);
-/// Bytes of the annotation and of names that are kept.
+/// Characters of the annotation and of names that are kept.
 const MOST: usize = 100;
 
 impl Beat<'_> {
@@ -98,11 +98,12 @@ fn judge(asked: &str, now: Timestamp) -> Result<Timestamp, String> {
         .map_err(|_| "it must be the time of the request, such as 2026-12-01T09:30:00Z".to_owned())?;
     // As slots: times in the API are whole seconds.
     let at = whole_seconds(at);
-    let limit = |limit: Duration| jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX);
-    if now.duration_since(at) > limit(KEPT) {
+    // Of what lies the other way nothing is left.
+    let span = |from: Timestamp, to: Timestamp| Duration::try_from(to.duration_since(from)).unwrap_or_default();
+    if span(at, now) > KEPT {
         return Err(format!("it is older than {} minutes", KEPT.as_secs() / 60));
     }
-    if at.duration_since(now) > limit(AHEAD) {
+    if span(now, at) > AHEAD {
         return Err(format!(
             "it lies more than {} s ahead of the broker's clock",
             AHEAD.as_secs()
@@ -116,15 +117,13 @@ fn judge(asked: &str, now: Timestamp) -> Result<Timestamp, String> {
 async fn who(ctx: &Context, task: &PeriodicTask) -> Option<String> {
     let api: Api<PeriodicTask> = Api::namespaced(ctx.client.clone(), &task.namespace()?);
     let whole = api.get_metadata(&task.name_any()).await.ok()?;
-    let wrote = |entry: &ManagedFieldsEntry, annotation: &str| {
-        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-        let annotation = format!("f:{annotation}");
-        fields.is_some_and(|fields| fields["f:metadata"]["f:annotations"].get(&annotation).is_some())
-    };
     let entries = whole.metadata.managed_fields.as_deref().unwrap_or_default();
-    let entry = entries.iter().find(|entry| wrote(entry, RUN_NOW))?;
+    let entry = entries.iter().find(|entry| holds_annotation(entry, RUN_NOW))?;
     // A name that stands there from an earlier request is somebody else's.
-    let named = whole.annotations().get(RUN_NOW_BY).filter(|_| wrote(entry, RUN_NOW_BY));
+    let named = whole
+        .annotations()
+        .get(RUN_NOW_BY)
+        .filter(|_| holds_annotation(entry, RUN_NOW_BY));
     let by = named.cloned().or_else(|| entry.manager.clone());
     by.map(|by| by.chars().take(MOST).collect())
 }

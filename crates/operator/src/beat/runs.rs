@@ -10,7 +10,6 @@ use umbel_api::periodictask::{Outcome, PastRun};
 use umbel_broker::RunState;
 use umbel_plan::fanout::Occasion;
 use umbel_protocol::control::Call;
-use umbel_protocol::json::Json;
 
 use super::{Beat, FOLLOW, Halt, LOOK};
 use crate::controllers::periodictask::{count_active, note_ended, uid};
@@ -100,12 +99,7 @@ impl Beat<'_> {
                 #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
                 let now = self.broker.time().await? as f64 / 1000.0;
                 self.broker.revoke(&run.open, now, now + CANCELLED).await?;
-                let arguments = Json::object([
-                    ("task_id", &Json::of(&run.open)),
-                    ("terminate", &Json::of(&true)),
-                    ("signal", &Json::string("SIGTERM")),
-                ]);
-                let request = Call::new("revoke", arguments).publication(self.broker.control(), &id);
+                let request = Call::revoke(&run.open, true, "SIGTERM").publication(self.broker.control(), &id);
                 self.broker.request(&request).await?;
             }
             let note = format!(

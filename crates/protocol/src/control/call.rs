@@ -76,6 +76,16 @@ impl Call {
         }
     }
 
+    /// The request to all workers not to run these tasks, and with `terminate` to stop those that run, by this signal.
+    pub fn revoke(ids: &[String], terminate: bool, signal: &str) -> Call {
+        let arguments = Json::object([
+            ("task_id", &Json::of(ids)),
+            ("terminate", &Json::of(&terminate)),
+            ("signal", &Json::string(signal)),
+        ]);
+        Call::new("revoke", arguments)
+    }
+
     /// What to publish.
     pub fn publication(&self, names: &Names, delivery_tag: &str) -> Publication {
         let (pattern, matcher) = match &self.pattern {
