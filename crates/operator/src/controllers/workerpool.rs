@@ -301,8 +301,8 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let mut turns: Vec<Turn> = parts.iter().map(|part| memory.next(part, now)).collect();
     let mut acted = false;
     if turns.iter().any(|turn| turn.action != drain::Action::Wait) || parts.iter().any(Part::is_spent) {
-        // What the watches show was enough to think of something; what is done is decided on what is there now.
-        let fresh = act(pool, context, memory, &refers, &wanted).await?;
+        let sight = Sight::of(&turns, &parts);
+        let fresh = act(pool, context, memory, &refers, &wanted, sight).await?;
         for (part, turn) in parts.iter().zip(&mut turns) {
             if let Some(other) = fresh.get(&part.uid()) {
                 *turn = other.clone();
@@ -451,26 +451,58 @@ fn until(at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(SOON).max(SOON)
 }
 
-/// Reads everything again, decides again, and carries that out; the turns by the uid of the Deployment.
+/// What an action is decided on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// What the watches show. Enough to raise a size: that stops nobody, and meets another resourceVersion where the
+    /// Deployment has changed since.
+    Watched,
+    /// What is there now: what the watches show was enough to think of something.
+    Fresh,
+}
+
+impl Sight {
+    fn of(turns: &[Turn], parts: &[Part<'_>]) -> Self {
+        let raises = |turn: &Turn| matches!(turn.action, drain::Action::Wait | drain::Action::Raise { .. });
+        if turns.iter().all(raises) && !parts.iter().any(Part::is_spent) {
+            Self::Watched
+        } else {
+            Self::Fresh
+        }
+    }
+
+    /// An API server with thousands of Deployments takes long to look for those of one pool.
+    async fn fleets(self, context: &Context, pool: &WorkerPool) -> Result<Vec<Fleet>, Error> {
+        match self {
+            Self::Watched => Ok(watched(context, pool)),
+            Self::Fresh => observe::read(context, pool).await.map_err(Error::Observe),
+        }
+    }
+}
+
+/// Looks at everything again, decides again, and carries that out; the turns by the uid of the Deployment.
 async fn act(
     pool: &WorkerPool,
     context: &Context,
     memory: &mut Memory,
     refers: &Refers,
     wanted: &Wanted<'_>,
+    sight: Sight,
 ) -> Result<BTreeMap<String, Turn>, Error> {
-    let all = observe::read(context, pool).await.map_err(Error::Observe)?;
+    let all = sight.fleets(context, pool).await?;
     let broker = match (&refers.source, context.leader.term()) {
         (Some(source), Some(term)) => context.brokers.writable(source, term).ok(),
         _ => None,
     };
     let celery = refers.celery(pool);
-    if let (Some((source, _)), Some(broker)) = (&celery, &broker)
+    if sight == Sight::Fresh
+        && let (Some((source, _)), Some(broker)) = (&celery, &broker)
         && let Err(error) = context.celery.look(source, broker).await
     {
         tracing::warn!(pool = pool.name_any(), error = %umbel_telemetry::chain(&error), "Celery's workers were not asked");
     }
     let workers = match &broker {
+        _ if sight == Sight::Watched => refers.view().as_ref().and_then(workers_of),
         Some(broker) => match tokio::try_join!(broker.generation(), broker.workers()) {
             // Of a broker that was never sampled the clock is not known: its gates are closed since now.
             Ok((generation, records)) => {
@@ -493,6 +525,9 @@ async fn act(
     let mut turns = BTreeMap::new();
     for part in &parts {
         let turn = memory.next(part, now);
+        if Sight::of(std::slice::from_ref(&turn), std::slice::from_ref(part)) == Sight::Fresh && sight == Sight::Watched {
+            continue; // They show something else by now: the next pass reads it.
+        }
         let pass = Pass {
             context,
             pool,
