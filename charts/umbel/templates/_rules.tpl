@@ -1,15 +1,19 @@
 {{/* What the operator may do in each namespace it works in: the whole list, and nothing by wildcard. */}}
 {{- define "umbel.rules" -}}
 - apiGroups: [umbel.dev]
-  resources: [taskqueues, workerpools, periodictasks, targetclusters]
+  resources: [taskqueues, workerpools, periodictasks, tasks, targetclusters]
   verbs: [get, list, watch]
 # Only the finalizer of a queue whose messages go with it (deletionPolicy: Purge).
 - apiGroups: [umbel.dev]
   resources: [taskqueues]
   verbs: [patch]
 - apiGroups: [umbel.dev]
-  resources: [taskqueues/status, workerpools/status, periodictasks/status, targetclusters/status]
+  resources: [taskqueues/status, workerpools/status, periodictasks/status, tasks/status, targetclusters/status]
   verbs: [patch]
+# Those that ended long enough ago (ttlSecondsAfterFinished).
+- apiGroups: [umbel.dev]
+  resources: [tasks]
+  verbs: [delete]
 # The fleet: the template is applied as one writer, the size goes through the scale subresource as another.
 - apiGroups: [apps]
   resources: [deployments]

@@ -4,7 +4,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use crate::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
+use crate::{PeriodicTask, TargetCluster, Task, TaskQueue, WorkerPool};
 
 /// Every definition, with the file name it is kept under.
 pub fn definitions() -> Vec<(&'static str, CustomResourceDefinition)> {
@@ -13,6 +13,7 @@ pub fn definitions() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("workerpools.yaml", finished::<WorkerPool>()),
         ("periodictasks.yaml", finished::<PeriodicTask>()),
         ("targetclusters.yaml", finished::<TargetCluster>()),
+        ("tasks.yaml", finished::<Task>()),
     ]
 }
 

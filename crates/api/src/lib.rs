@@ -17,6 +17,7 @@ pub mod refs;
 mod schema;
 pub mod span;
 pub mod targetcluster;
+pub mod task;
 pub mod taskqueue;
 pub mod workerpool;
 
@@ -24,5 +25,6 @@ pub use definition::{definitions, to_yaml};
 pub use periodictask::{PeriodicTask, PeriodicTaskSpec, PeriodicTaskStatus};
 pub use span::Span;
 pub use targetcluster::{TargetCluster, TargetClusterSpec, TargetClusterStatus};
+pub use task::{Task, TaskSpec, TaskStatus};
 pub use taskqueue::{TaskQueue, TaskQueueSpec, TaskQueueStatus};
 pub use workerpool::{WorkerPool, WorkerPoolSpec, WorkerPoolStatus};

@@ -119,6 +119,14 @@ pub mod periodic_condition {
     pub const FAILING: &str = "Failing";
 }
 
+/// The `Task` condition types.
+pub mod task_condition {
+    /// All its tasks have succeeded.
+    pub const SUCCEEDED: &str = "Succeeded";
+    /// Something is wrong that a person must repair.
+    pub const STALLED: &str = "Stalled";
+}
+
 /// The `TargetCluster` condition types.
 pub mod cluster_condition {
     /// The kubeconfig keeps to the rules.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     refs::{ConfigMapKeyRef, NameRef, SecretKeyRef, Selector},
     span::Span,
+    workerpool::Amount,
 };
 
 /// A task that is sent at given times, once for each slot.
@@ -261,15 +262,21 @@ pub enum Overlap {
     Replace,
 }
 
-/// What a schedule sends.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+/// What is sent: one task, or several steps.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.task) != has(self.steps)").message("exactly one of task and steps must be given"),
+    validation = Rule::new("!has(self.steps) || !has(self.argsFrom)").message("with steps, each step has its own args, kwargs and argsFrom").field_path(".steps"),
+    validation = Rule::new("!has(self.steps) || self.steps.all(step, !has(step.dependsOn) || step.dependsOn.all(name, name != step.name && self.steps.exists(other, other.name == name)))").message("dependsOn names other steps of the same template").field_path(".steps")
+)]
 pub struct TaskTemplate {
     /// The TaskQueue it goes to.
     pub queue_ref: NameRef,
     /// Name of the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255), pattern(r"^[!-~]+$"))]
-    pub task: String,
+    pub task: Option<String>,
     /// Positional arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::opaque_list")]
@@ -283,11 +290,17 @@ pub struct TaskTemplate {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub args_from: Vec<ArgFrom>,
+    /// Tasks that are sent one after the other: each when those that it depends on have succeeded. With `targets`, all of them
+    /// for each cluster, and a cluster where one fails does not touch the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub steps: Vec<Step>,
     /// Priority from 0, taken first, to 9.
     #[serde(default)]
     #[schemars(range(min = 0, max = 9))]
     pub priority: u8,
-    /// A message that was not started for this long after its slot is dropped.
+    /// A message that was not started for this long after its slot is dropped. That of a later step or wave counts from the time
+    /// at which it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_after: Option<Span>,
     /// After this the task is stopped and fails.
@@ -297,14 +310,45 @@ pub struct TaskTemplate {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
     /// A key of which only one task is on its way at a time, of this schedule or of any: a slot that comes while another task
-    /// has the key is skipped. With `targets` each cluster has its own. It is free when the task has ended, retries included,
-    /// or after `expiresAfter` (24h if absent) and the time limit.
+    /// has the key is skipped. With `targets` each cluster has its own, with `steps` each step. It is free when the task has
+    /// ended, retries included, or after `expiresAfter` (24h if absent) and the time limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub unique_key: Option<String>,
     /// Clusters that the task is sent for, one message each. Without it: one message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,
+}
+
+/// One of several tasks.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Its name among the steps.
+    #[schemars(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Name of the task.
+    #[schemars(length(min = 1, max = 255), pattern(r"^[!-~]+$"))]
+    pub task: String,
+    /// Positional arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::opaque_list")]
+    pub args: Vec<serde_json::Value>,
+    /// Named arguments.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(schema_with = "crate::schema::opaque_object")]
+    pub kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Named arguments whose values stand elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub args_from: Vec<ArgFrom>,
+    /// After this the task is stopped and fails; without it, the template's time limit counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_limit: Option<Span>,
+    /// Steps that must have succeeded before. Without this: the step before it; an empty list: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub depends_on: Option<Vec<String>>,
 }
 
 /// A named argument whose value, a text, stands elsewhere: exactly one of the two says where.
@@ -335,6 +379,80 @@ pub struct Targets {
     /// By label, chosen anew at each slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
+    /// What happens to a cluster that is not reachable when the run begins (condition `Reachable` is False).
+    #[serde(default)]
+    pub unreachable: Unreachable,
+    /// How many clusters at a time, and when to stop. Without it: all at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Waves>,
+}
+
+/// What happens to a cluster that is not reachable.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Unreachable {
+    /// Its tasks are sent like all others, and wait.
+    #[default]
+    Wait,
+    /// It is left out.
+    Skip,
+    /// It counts as failed, and nothing is sent for it.
+    Fail,
+}
+
+/// Waves: which clusters begin when.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.maxConcurrency) || (type(self.maxConcurrency) == int ? self.maxConcurrency >= 1 && self.maxConcurrency <= 100000 : string(self.maxConcurrency).matches('^([1-9][0-9]?|100)%$'))").message("maxConcurrency is a number of clusters from 1 on, or from 1% to 100%").field_path(".maxConcurrency"),
+    validation = Rule::new("!has(self.maxFailures) || (type(self.maxFailures) == int ? self.maxFailures >= 0 && self.maxFailures <= 100000 : string(self.maxFailures).matches('^([0-9]{1,2}|100)%$'))").message("maxFailures is a number of clusters, or from 0% to 100%").field_path(".maxFailures"),
+    validation = Rule::new("self.type != 'ProgressivePerGroup' || has(self.groups)").message("ProgressivePerGroup needs groups").field_path(".groups"),
+    validation = Rule::new("self.type != 'All' || !(has(self.groups) || has(self.maxConcurrency))").message("with type All there are neither groups nor maxConcurrency").field_path(".type")
+)]
+pub struct Waves {
+    /// Which clusters may be under way together.
+    #[serde(default, rename = "type")]
+    pub kind: WavesKind,
+    /// So many clusters at a time: a number, or percent of all, rounded up. Without it, any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::int_or_string")]
+    pub max_concurrency: Option<Amount>,
+    /// When more clusters than this have failed, no other one begins: a number, or percent of all, rounded up. 0 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::int_or_string")]
+    pub max_failures: Option<Amount>,
+    /// A cluster makes room for another this long after its last task has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_success_time: Option<Span>,
+    /// A cluster that has not succeeded this long after it began counts as failed; what it has not begun is not sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_deadline: Option<Span>,
+    /// Groups of clusters, in this order; a cluster belongs to the first that it matches, and those of none come last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 50), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub groups: Vec<ClusterGroup>,
+}
+
+/// Which clusters may be under way together.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum WavesKind {
+    /// All of them.
+    #[default]
+    All,
+    /// As many as `maxConcurrency` says, those of earlier groups first.
+    Progressive,
+    /// Those of one group; the next one begins when all of a group have ended, within the bound of failures.
+    ProgressivePerGroup,
+}
+
+/// Clusters that belong together.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterGroup {
+    /// Its name, for people.
+    #[schemars(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Its clusters, by label.
+    pub selector: Selector,
 }
 
 fn time_zone() -> String {
@@ -432,6 +550,32 @@ pub struct Run {
     /// Tasks that failed, expired or were revoked.
     #[serde(default)]
     pub failed: u32,
+    /// How far its clusters are, where it is for clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<ClusterProgress>,
+}
+
+/// How far the clusters of a run are.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterProgress {
+    /// All of them.
+    pub total: u32,
+    /// Those whose tasks have all succeeded.
+    pub succeeded: u32,
+    /// Those with a task that did not, or that took too long.
+    pub failed: u32,
+    /// Those that have begun.
+    pub running: u32,
+    /// Those of which nothing was sent yet.
+    pub pending: u32,
+    /// Those that never began: too many others had failed, or the run was cancelled.
+    #[serde(default)]
+    pub skipped: u32,
+    /// Names of those that failed, at most 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub failed_names: Vec<String>,
 }
 
 /// A run that has ended.

@@ -97,6 +97,7 @@ macro_rules! scripts {
 scripts! {
     ACK = "ack";
     ADMIT_SELF = "admit_self";
+    ADVANCE = "advance";
     ASIDE = "aside";
     CLOSE_SELF = "close_self";
     DEPTH = "depth";

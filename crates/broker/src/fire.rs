@@ -1,9 +1,9 @@
 //! Slots of schedules: all messages and the mark in one script.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::call::{Args, FIRE};
+use crate::call::{ADVANCE, Args, FIRE};
 use crate::control::failed;
 use crate::{Broker, Error, Replicas};
 
@@ -24,6 +24,19 @@ pub struct Slot {
     pub run: Option<String>,
     /// Slots that were fired and that were missed before this one: a status may lag, the mark does not.
     pub counts: (u64, u64),
+    /// How the run goes on, where that is not by these messages alone.
+    pub plan: Option<RunPlan>,
+}
+
+/// How a run goes on after its first messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunPlan {
+    /// What its leader must know for that; kept as it is.
+    pub text: String,
+    /// Ids that are sent later.
+    pub later: Vec<String>,
+    /// Ids that never are.
+    pub dropped: Vec<String>,
 }
 
 /// One message of a slot.
@@ -80,6 +93,44 @@ pub enum FireAnswer {
     },
 }
 
+/// The answer to an advance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdvanceAnswer {
+    /// Done; so many messages were sent. Those that were sent or dropped before are not again.
+    Done {
+        /// Messages.
+        sent: usize,
+    },
+    /// A newer leader is in charge; nothing was written.
+    Stale {
+        /// Stored term.
+        term: u64,
+    },
+    /// A queue's key is no list; nothing was written.
+    WrongType {
+        /// The key.
+        key: String,
+    },
+    /// A queue has no room for all of them; nothing was written.
+    Full {
+        /// The queue.
+        queue: String,
+        /// The most that may wait there.
+        most: u64,
+    },
+}
+
+/// How a task of a run with a plan ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunEnd {
+    /// `succeeded`, `failed`, `expired`, `revoked` or `skipped`.
+    pub outcome: String,
+    /// Redis time in seconds at which it was sent; none, if it was not.
+    pub sent_at: Option<f64>,
+    /// Redis time in seconds of its end.
+    pub ended_at: Option<f64>,
+}
+
 /// The last slot fired of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastSlot {
@@ -106,10 +157,40 @@ pub struct RunState {
     pub succeeded: u64,
     /// Ended badly: failed, expired or revoked.
     pub failed: u64,
-    /// Ids that have not ended.
-    pub open: Vec<String>,
+    /// Tasks that were never sent: their turn did not come, or another task had their unique key.
+    pub skipped: u64,
+    /// Runs of tasks after their first.
+    pub retries: u64,
+    /// Ids that were sent and have not ended, in order, each with the Redis time in seconds at which it was sent (0 by a
+    /// version that did not note it).
+    pub open: BTreeMap<String, f64>,
+    /// Ids that are sent later.
+    pub later: BTreeSet<String>,
+    /// How ids of a run with a plan ended.
+    pub ended: BTreeMap<String, RunEnd>,
+    /// The plan.
+    pub plan: Option<String>,
     /// Redis time in seconds of the last end.
     pub settled_at: Option<f64>,
+}
+
+impl RunState {
+    /// Nothing of it goes on, and nothing of it is to come.
+    pub fn is_over(&self) -> bool {
+        self.open.is_empty() && self.later.is_empty()
+    }
+
+    /// Ids that were sent and have not ended.
+    pub fn open_ids(&self) -> Vec<String> {
+        self.open.keys().cloned().collect()
+    }
+}
+
+fn push_ids(args: &mut Args<'_>, ids: &[String]) {
+    args.push(ids.len());
+    for id in ids {
+        args.push(id);
+    }
 }
 
 fn ids_of(text: &str) -> Vec<String> {
@@ -131,14 +212,12 @@ impl Broker {
             .arg(slot.run.as_deref().unwrap_or(""))
             .arg(slot.counts.0)
             .arg(slot.counts.1);
-        for message in messages {
-            args.push(self.keys.list(&message.queue, message.priority));
-            args.push(&message.id);
-            args.push(message.raw.as_slice());
-            let unique = message.unique.as_ref();
-            args.push(unique.map_or("", |(key, _)| key));
-            args.push(unique.map_or(1, |(_, kept)| kept.as_secs().max(1)));
-        }
+        let nothing = RunPlan::default();
+        let RunPlan { text, later, dropped } = slot.plan.as_ref().unwrap_or(&nothing);
+        args.push(text);
+        push_ids(&mut args, later);
+        push_ids(&mut args, dropped);
+        self.push_messages(&mut args, messages);
         let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
         Ok(match reply.text()?.as_str() {
             "fired" => FireAnswer::Fired {
@@ -158,6 +237,58 @@ impl Broker {
             },
             _ => FireAnswer::WrongType { key: reply.text()? },
         })
+    }
+
+    fn push_messages(&self, args: &mut Args<'_>, messages: &[SlotMessage]) {
+        for message in messages {
+            args.push(self.keys.list(&message.queue, message.priority));
+            args.push(&message.id);
+            args.push(message.raw.as_slice());
+            let unique = message.unique.as_ref();
+            args.push(unique.map_or("", |(key, _)| key));
+            args.push(unique.map_or(1, |(_, kept)| kept.as_secs().max(1)));
+        }
+    }
+
+    /// Sends tasks of a run whose turn has come and drops others: each once, whoever asks how often.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: ask again, the record tells.
+    pub async fn advance(
+        &self,
+        (install, term): (&str, u64),
+        run: &str,
+        dropped: &[String],
+        messages: &[SlotMessage],
+    ) -> Result<AdvanceAnswer, Error> {
+        let mut args = Args::new(&ADVANCE, self.keys.scope()).arg(install).arg(term).arg(run);
+        push_ids(&mut args, dropped);
+        self.push_messages(&mut args, messages);
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
+        Ok(match reply.text()?.as_str() {
+            "ok" => AdvanceAnswer::Done {
+                sent: usize::try_from(reply.count()?).unwrap_or(0),
+            },
+            "full" => AdvanceAnswer::Full {
+                queue: self.keys.queue_of(&reply.text()?).to_owned(),
+                most: reply.count()?,
+            },
+            "stale" => AdvanceAnswer::Stale { term: reply.count()? },
+            _ => AdvanceAnswer::WrongType { key: reply.text()? },
+        })
+    }
+
+    /// A run is over and was seen to be: its record is kept for so long, for people.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn close_run(&self, run: &str, kept: Duration) -> Result<(), Error> {
+        redis::cmd("EXPIRE")
+            .arg(self.keys.umbel(&format!("run:{run}")))
+            .arg(kept.as_secs().max(1))
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("EXPIRE umbel:run"))
     }
 
     /// Waits until so many replicas have what this connection has written: a slot that was fired then outlives a failover.
@@ -207,18 +338,36 @@ impl Broker {
             return Ok(None);
         }
         let number = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        let mut open: Vec<String> = fields
-            .keys()
-            .filter_map(|key| key.strip_prefix("i:"))
-            .map(str::to_owned)
-            .collect();
-        open.sort();
+        let named = |kind: &'static str| {
+            fields
+                .iter()
+                .filter_map(move |(key, value)| Some((key.strip_prefix(kind)?.to_owned(), value)))
+        };
+        let end = |(id, text): (String, &String)| {
+            let mut parts = text.split('|');
+            let outcome = parts.next()?.to_owned();
+            let mut time = || parts.next().and_then(|text| text.parse().ok());
+            let (sent_at, ended_at) = (time(), time());
+            let end = RunEnd {
+                outcome,
+                sent_at,
+                ended_at,
+            };
+            Some((id, end))
+        };
         Ok(Some(RunState {
             slot_ms: fields.get("slot").and_then(|text| text.parse().ok()).unwrap_or(0),
             total: number("total"),
             succeeded: number("succeeded"),
             failed: number("failed") + number("expired") + number("revoked"),
-            open,
+            skipped: number("skipped"),
+            retries: number("retries"),
+            open: named("i:")
+                .map(|(id, sent)| (id, sent.parse().unwrap_or(0.0)))
+                .collect(),
+            later: named("p:").map(|(id, _)| id).collect(),
+            ended: named("e:").filter_map(end).collect(),
+            plan: fields.get("plan").cloned(),
             settled_at: fields.get("settled_at").and_then(|text| text.parse().ok()),
         }))
     }

@@ -185,6 +185,7 @@ async fn a_slot_waits_for_room_and_leaves_out_what_has_its_unique_key() {
         generation: 1,
         run: Some("run".into()),
         counts: (0, 0),
+        plan: None,
     };
     let messages = |ids: &[&str]| -> Vec<SlotMessage> {
         let of = |id: &&str| SlotMessage {

@@ -131,6 +131,7 @@ fn lead(context: &Arc<Context>, interval: Duration, stop: &CancellationToken) ->
         work.spawn(controllers::workerpool::run(context.clone(), scope, stop.clone()));
         work.spawn(controllers::taskqueue::run(context.clone(), scope, stop.clone()));
         work.spawn(controllers::targetcluster::run(context.clone(), scope, stop.clone()));
+        work.spawn(controllers::task::run(context.clone(), scope, stop.clone()));
     }
     work
 }

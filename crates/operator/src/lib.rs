@@ -28,4 +28,5 @@ mod owners;
 pub mod report;
 mod rotate;
 pub mod sampler;
+mod send;
 pub mod watch;

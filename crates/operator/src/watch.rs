@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use umbel_api::names::{ANNOTATION_DELETION_COST, LABEL_POOL, MANAGER_SCALE};
-use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
+use umbel_api::{PeriodicTask, TargetCluster, Task, TaskQueue, WorkerPool};
 use umbel_telemetry::chain;
 
 use crate::owners::holds;
@@ -295,6 +295,8 @@ pub struct Scope {
     pub pools: Watched<WorkerPool>,
     /// Schedules.
     pub periodic: Watched<PeriodicTask>,
+    /// Tasks.
+    pub tasks: Watched<Task>,
     /// Target clusters.
     pub clusters: Watched<TargetCluster>,
     /// Deployments of pools.
@@ -315,6 +317,7 @@ impl Scope {
             queues: Watched::start(client, within, None, no_owners, stop),
             pools: Watched::start(client, within, None, no_owners, stop),
             periodic: Watched::start(client, within, None, no_owners, stop),
+            tasks: Watched::start(client, within, None, no_owners, stop),
             clusters: Watched::start(client, within, None, no_owners, stop),
             deployments: Watched::start(client, within, ours, owners_of_size, stop),
             sets: Watched::start(client, within, ours, no_template, stop),
@@ -335,6 +338,7 @@ impl Scope {
             self.queues.store.wait_until_ready(),
             self.pools.store.wait_until_ready(),
             self.periodic.store.wait_until_ready(),
+            self.tasks.store.wait_until_ready(),
             self.clusters.store.wait_until_ready(),
             self.deployments.store.wait_until_ready(),
             self.sets.store.wait_until_ready(),

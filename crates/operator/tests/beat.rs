@@ -16,7 +16,7 @@ use umbel_api::condition::find;
 use umbel_api::periodictask::Outcome;
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_plan::cron::Timetable;
-use umbel_plan::fanout::{Occasion, dispatches};
+use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::Policy;
 use umbel_protocol::message::{Limits, TaskMessage, decode};
 use umbel_testkit::{Process, Redis, ServerKind, Signal, eventually, eventually_some, send_signal};
@@ -202,16 +202,7 @@ fn assert_each_once(task: &PeriodicTask, sent: &[TaskMessage]) {
     let expected: BTreeMap<Timestamp, Vec<String>> =
         std::iter::successors(Some(first), |slot| Some(*slot + SignedDuration::from_secs(1)))
             .take_while(|slot| *slot <= last)
-            .map(|slot| {
-                (
-                    slot,
-                    vec![
-                        dispatches(&uid, Occasion::Slot(slot), None, &[]).dispatches[0]
-                            .id
-                            .to_string(),
-                    ],
-                )
-            })
+            .map(|slot| (slot, vec![Occasion::Slot(slot).id(&uid, "", None).to_string()]))
             .collect();
     let found: BTreeMap<Timestamp, Vec<String>> = slots
         .into_iter()
@@ -377,15 +368,9 @@ async fn schedules_follow_their_specs() {
     assert_eq!(first.time_limit.hard, Some(30.0));
     assert_eq!(first.expires, Some(order(first) + SignedDuration::from_secs(60)));
     let uid = beat.get("fan").await.uid().expect("a uid");
-    let targets = beat.get("fan").await.spec.task_template.targets;
-    let candidates = ["eu", "us"].map(|name| umbel_plan::fanout::Candidate {
-        name: name.into(),
-        labels: [("env".to_owned(), "prod".to_owned())].into(),
-        is_suspended: false,
-    });
-    let expected = dispatches(&uid, Occasion::Slot(order(first)), targets.as_ref(), &candidates).dispatches;
-    assert_eq!(sent[0].id, expected[0].id.to_string());
-    assert_eq!(sent[1].id, expected[1].id.to_string());
+    let expected = ["eu", "us"].map(|cluster| Occasion::Slot(order(first)).id(&uid, cluster, None));
+    assert_eq!(sent[0].id, expected[0].to_string());
+    assert_eq!(sent[1].id, expected[1].to_string());
 
     // What can't fire says why, and disturbs nobody.
     for (name, reason) in [
@@ -886,7 +871,7 @@ async fn a_slot_cancels_the_run_before_it() {
     .await;
     let task = beat.get("long").await;
     let slot = task.creation_timestamp().expect("created").0;
-    let id = dispatches(&task.uid().expect("a uid"), Occasion::Slot(slot), None, &[]).dispatches[0].id;
+    let id = Occasion::Slot(slot).id(&task.uid().expect("a uid"), "", None);
     let mut connection = beat.stage.redis.connection().await;
     eventually(LONG, "its task was stopped", async || {
         let stored: Option<String> = connection

@@ -1,9 +1,9 @@
-//! From a slot to its messages: which clusters, under which ids.
+//! Which clusters a run is for, and the ids of its tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use umbel_api::periodictask::Targets;
+use umbel_api::periodictask::{Targets, Unreachable};
 use uuid::Uuid;
 
 /// A TargetCluster as the fan-out sees it: no client, no credential.
@@ -15,26 +15,23 @@ pub struct Candidate {
     pub labels: BTreeMap<String, String>,
     /// Whether it is suspended.
     pub is_suspended: bool,
+    /// Whether the latest sync did not reach it.
+    pub is_unreachable: bool,
 }
 
-/// One message of a slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dispatch {
-    /// The task's id: the same for the same slot and cluster, whoever computes it.
-    pub id: Uuid,
-    /// The cluster it is for, where the schedule has targets.
-    pub cluster: Option<String>,
-}
-
-/// The messages of a slot, and which of the named clusters got none.
+/// Which clusters a run is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fanout {
-    /// In the order of cluster names.
-    pub dispatches: Vec<Dispatch>,
+pub struct Choice<'a> {
+    /// In the order of their names.
+    pub chosen: Vec<&'a Candidate>,
+    /// Chosen, but not reachable, and given up for that: they are among the chosen, too.
+    pub given_up: BTreeSet<String>,
     /// Named, but there is no such TargetCluster.
     pub unknown: Vec<String>,
-    /// Chosen, but suspended.
+    /// Would be chosen, but suspended.
     pub suspended: Vec<String>,
+    /// Would be chosen, but left out as it is not reachable.
+    pub unreachable: Vec<String>,
 }
 
 /// Why a run begins.
@@ -63,59 +60,53 @@ impl Occasion {
         derived(uid, &format!("{kind}/{}", self.at().as_millisecond()))
     }
 
-    fn id(&self, uid: &str, cluster: &str) -> Uuid {
+    /// Id of the task of a cluster (empty without targets) and a step (none without steps).
+    pub fn id(&self, uid: &str, cluster: &str, step: Option<&str>) -> Uuid {
         let at = self.at().as_millisecond();
+        // A cluster's name has no slash.
+        let step = step.map(|step| format!("/{step}")).unwrap_or_default();
         match self {
-            Self::Slot(_) => derived(uid, &format!("{at}/{cluster}")),
-            Self::Request(_) => derived(uid, &format!("request/{at}/{cluster}")),
+            Self::Slot(_) => derived(uid, &format!("{at}/{cluster}{step}")),
+            Self::Request(_) => derived(uid, &format!("request/{at}/{cluster}{step}")),
         }
     }
 }
 
-/// The messages of a run of the PeriodicTask with this uid.
-pub fn dispatches(uid: &str, occasion: Occasion, targets: Option<&Targets>, clusters: &[Candidate]) -> Fanout {
-    let Some(Targets {
+/// The clusters that targets choose now.
+pub fn choose<'a>(targets: &Targets, clusters: &'a [Candidate]) -> Choice<'a> {
+    let Targets {
         clusters: named,
         selector,
-    }) = targets
-    else {
-        return Fanout {
-            dispatches: vec![Dispatch {
-                id: occasion.id(uid, ""),
-                cluster: None,
-            }],
-            ..Fanout::default()
-        };
-    };
+        unreachable,
+        rollout: _,
+    } = targets;
     let known: BTreeMap<&str, &Candidate> = clusters
         .iter()
         .map(|cluster| (cluster.name.as_str(), cluster))
         .collect();
-    let mut fanout = Fanout {
-        unknown: named
-            .iter()
-            .filter(|name| !known.contains_key(name.as_str()))
-            .cloned()
-            .collect(),
-        ..Fanout::default()
+    let unknown = named.iter().filter(|name| !known.contains_key(name.as_str()));
+    let mut choice = Choice {
+        unknown: unknown.cloned().collect(),
+        ..Choice::default()
     };
     for (name, cluster) in known {
         let is_chosen = named.iter().any(|named| named == name)
             || selector
                 .as_ref()
                 .is_some_and(|selector| selector.matches(&cluster.labels));
-        match (is_chosen, cluster.is_suspended) {
-            (false, _) => {}
-            (true, true) => fanout.suspended.push(name.to_owned()),
-            (true, false) => {
-                fanout.dispatches.push(Dispatch {
-                    id: occasion.id(uid, name),
-                    cluster: Some(name.to_owned()),
-                });
+        match (is_chosen, cluster.is_suspended, unreachable) {
+            (false, _, _) => {}
+            (true, true, _) => choice.suspended.push(name.to_owned()),
+            (true, false, Unreachable::Skip) if cluster.is_unreachable => choice.unreachable.push(name.to_owned()),
+            (true, false, unreachable) => {
+                if cluster.is_unreachable && *unreachable == Unreachable::Fail {
+                    choice.given_up.insert(name.to_owned());
+                }
+                choice.chosen.push(cluster);
             }
         }
     }
-    fanout
+    choice
 }
 
 fn derived(uid: &str, name: &str) -> Uuid {

@@ -16,3 +16,4 @@ pub mod rollout;
 pub mod scaling;
 pub mod shield;
 mod sun;
+pub mod workflow;

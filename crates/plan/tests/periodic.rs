@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use umbel_api::{
     PeriodicTaskSpec,
-    periodictask::{MissedRuns, Overlap, Targets},
+    periodictask::{MissedRuns, Overlap, Targets, Unreachable},
     refs::Selector,
 };
 use umbel_plan::{
     cron::{ScheduleFault, Timetable, fingerprint},
-    fanout::{Candidate, Occasion, dispatches},
+    fanout::{Candidate, Occasion, choose},
     periodic::{Due, Jitter, MOST_AT_ONCE, Policy, Verdict, due, next_wake, overlap},
 };
 
@@ -600,6 +600,7 @@ fn candidate(name: &str, env: &str) -> Candidate {
         name: name.into(),
         labels: BTreeMap::from([("env".into(), env.into())]),
         is_suspended: false,
+        is_unreachable: false,
     }
 }
 
@@ -616,17 +617,8 @@ fn clusters() -> Vec<Candidate> {
     ]
 }
 
-fn names(fanout: &umbel_plan::fanout::Fanout) -> Vec<&str> {
-    fanout
-        .dispatches
-        .iter()
-        .filter_map(|dispatch| dispatch.cluster.as_deref())
-        .collect()
-}
-
 #[test]
-fn fan_out_by_label_and_by_name() {
-    let slot = time("2026-01-01T10:00:00Z");
+fn clusters_are_chosen_by_label_and_by_name() {
     let prod = Selector {
         match_labels: BTreeMap::from([("env".into(), "prod".into())]),
         ..Selector::default()
@@ -635,59 +627,61 @@ fn fan_out_by_label_and_by_name() {
         selector: Some(prod),
         ..Targets::default()
     };
-    let fanout = dispatches(UID, Occasion::Slot(slot), Some(&by_label), &clusters());
-    assert_eq!(
-        (names(&fanout), fanout.suspended.as_slice()),
-        (vec!["eu", "us"], ["asleep".to_owned()].as_slice())
-    );
+    let all = clusters();
+    let choice = choose(&by_label, &all);
+    let names = |choice: &umbel_plan::fanout::Choice<'_>| -> Vec<String> {
+        choice.chosen.iter().map(|one| one.name.clone()).collect()
+    };
+    assert_eq!(names(&choice), ["eu", "us"]);
+    assert_eq!(choice.suspended, ["asleep"]);
 
     let by_name = Targets {
         clusters: vec!["lab".into(), "gone".into()],
         ..Targets::default()
     };
-    let fanout = dispatches(UID, Occasion::Slot(slot), Some(&by_name), &clusters());
-    assert_eq!(
-        (names(&fanout), fanout.unknown.as_slice()),
-        (vec!["lab"], ["gone".to_owned()].as_slice())
-    );
+    let choice = choose(&by_name, &all);
+    assert_eq!(names(&choice), ["lab"]);
+    assert_eq!(choice.unknown, ["gone"]);
 
-    let alone = dispatches(UID, Occasion::Slot(slot), None, &clusters());
-    assert_eq!((alone.dispatches.len(), &alone.dispatches[0].cluster), (1, &None));
+    // What is not reachable waits, is left out, or is given up.
+    let mut cut = clusters();
+    cut[0].is_unreachable = true;
+    for (unreachable, chosen, left_out, given_up) in [
+        (Unreachable::Wait, vec!["eu", "us"], vec![], vec![]),
+        (Unreachable::Skip, vec!["eu"], vec!["us"], vec![]),
+        (Unreachable::Fail, vec!["eu", "us"], vec![], vec!["us"]),
+    ] {
+        let targets = Targets {
+            unreachable,
+            ..by_label.clone()
+        };
+        let choice = choose(&targets, &cut);
+        assert_eq!(names(&choice), chosen, "{unreachable:?}");
+        assert_eq!(choice.unreachable, left_out, "{unreachable:?}");
+        assert_eq!(choice.given_up.iter().collect::<Vec<_>>(), given_up, "{unreachable:?}");
+    }
 }
 
 #[test]
-fn ids_depend_on_object_slot_and_cluster_alone() {
+fn ids_depend_on_object_slot_cluster_and_step_alone() {
     let slot = time("2026-01-01T10:00:00Z");
     let later = slot + SignedDuration::from_secs(1);
-    let targets = Targets {
-        clusters: vec!["eu".into(), "us".into()],
-        ..Targets::default()
-    };
-    let ids = |uid: &str, slot: Timestamp, clusters: &[Candidate]| -> Vec<_> {
-        dispatches(uid, Occasion::Slot(slot), Some(&targets), clusters)
-            .dispatches
-            .into_iter()
-            .map(|dispatch| dispatch.id)
-            .collect()
-    };
-    let mut reversed = clusters();
-    reversed.reverse();
-    assert_eq!(ids(UID, slot, &clusters()), ids(UID, slot, &reversed));
-    let mut all = ids(UID, slot, &clusters());
-    all.extend(ids(UID, later, &clusters()));
-    all.extend(ids("another", slot, &clusters()));
-    all.extend([
-        Occasion::Slot(slot).run_id(UID),
-        Occasion::Slot(later).run_id(UID),
-        dispatches(UID, Occasion::Slot(slot), None, &[]).dispatches[0].id,
-    ]);
+    let mut all = Vec::new();
+    for uid in [UID, "another"] {
+        for occasion in [Occasion::Slot(slot), Occasion::Slot(later), Occasion::Request(slot)] {
+            all.push(occasion.run_id(uid));
+            for cluster in ["", "eu", "us"] {
+                for step in [None, Some("apply"), Some("wait")] {
+                    all.push(occasion.id(uid, cluster, step));
+                    assert_eq!(occasion.id(uid, cluster, step), occasion.id(uid, cluster, step));
+                }
+            }
+        }
+    }
+    let count = all.len();
     all.sort();
     all.dedup();
-    assert_eq!(all.len(), 9);
-    assert_eq!(
-        Occasion::Slot(slot).run_id(UID).to_string(),
-        Occasion::Slot(slot).run_id(UID).to_string()
-    );
+    assert_eq!(all.len(), count);
 }
 
 proptest! {

@@ -1,6 +1,8 @@
 -- fire: enqueues all messages of a slot and moves the schedule's mark, together or not at all.
--- ARGV: prefix, install, term, schedule uid, slot (ms), generation, run id or '', slots fired and missed before, then each
---       message as list, task id, message, unique key or '', seconds that this is kept at most. One whose unique key another task has is left out.
+-- ARGV: prefix, install, term, schedule uid, slot (ms), generation, run id or '', slots fired and missed before, the run's plan
+--       or '', number of tasks that are sent later and their ids, number of those that never are and their ids, then each
+--       message as list, task id, message, unique key or '', seconds that this is kept at most. One whose unique key another
+--       task has is left out.
 -- Returns: 'fired', how many were left out | 'dup', ids | 'stale', stored term | 'notyet', Redis time (ms)
 --          | 'wrongtype', list | 'full', list, most that may wait in its queue
 local term, uid, slot = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
@@ -11,14 +13,19 @@ if slot > now then return { 'notyet', now } end
 local key = U .. 'slot:' .. ARGV[2] .. ':' .. uid
 local last = redis.call('HGET', key, 'last')
 if last and slot <= number(last) then return { 'dup', redis.call('HGET', key, 'ids'), last } end
-local chosen, left_out, wanted = {}, 0, {}
-for at = 10, #ARGV, 5 do
+local plan = ARGV[10]
+local first = 12 + tonumber(ARGV[11])
+local last_later = first - 1
+local begin = first + 1 + tonumber(ARGV[first])
+local chosen, left_out, wanted, dropped = {}, 0, {}, {}
+for at = begin, #ARGV, 5 do
   local kind = redis.call('TYPE', ARGV[at]).ok
   if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end
   local key = ARGV[at + 3] ~= '' and U .. 'unique:' .. ARGV[at + 3]
   local by = key and redis.call('GET', key)
   if by and by ~= ARGV[at + 1] then
     left_out = left_out + 1
+    dropped[left_out] = ARGV[at + 1]
   else
     chosen[#chosen + 1] = at
     local queue = queue_of(ARGV[at])
@@ -37,7 +44,14 @@ end
 if ARGV[7] ~= '' then
   local run = U .. 'run:' .. ARGV[7]
   redis.call('HSET', run, 'uid', uid, 'slot', ARGV[5], 'total', #ids)
-  for _, id in ipairs(ids) do redis.call('HSET', run, 'i:' .. id, '') end
+  local sent = seconds(micros())
+  for _, id in ipairs(ids) do redis.call('HSET', run, 'i:' .. id, sent) end
+  if plan ~= '' then
+    redis.call('HSET', run, 'plan', plan)
+    for at = 12, last_later do redis.call('HSET', run, 'p:' .. ARGV[at], '') end
+    for at = first + 1, begin - 1 do dropped[#dropped + 1] = ARGV[at] end
+    for _, id in ipairs(dropped) do drop_of_run(run, id) end
+  end
   redis.call('EXPIRE', run, 2592000)
 end
 redis.call('HSET', key, 'last', ARGV[5], 'ids', table.concat(ids, ','), 'generation', ARGV[6], 'run', ARGV[7],

@@ -181,14 +181,27 @@ local function store_result(key, ttl, doc, is_success)
   publish(key, doc)
 end
 
--- A run (all messages of one slot) is active until each of its ids is settled.
+-- A run (all messages of one slot) is active until each of its ids is settled: 'i:<id>' when it was sent. Where it has a plan,
+-- 'p:<id>' is sent later, and 'e:<id>' tells how an id ended, when it was sent and when it ended.
 local function settle_run(run, id, outcome)
   if run == '' then return end
   local key = U .. 'run:' .. run
-  if redis.call('HDEL', key, 'i:' .. id) == 1 then
+  local sent = redis.call('HGET', key, 'i:' .. id)
+  if sent then
+    local now = seconds(micros())
+    redis.call('HDEL', key, 'i:' .. id)
     redis.call('HINCRBY', key, outcome, 1)
-    redis.call('HSET', key, 'settled_at', seconds(micros()))
+    redis.call('HSET', key, 'settled_at', now)
+    if redis.call('HEXISTS', key, 'plan') == 1 then
+      redis.call('HSET', key, 'e:' .. id, outcome .. '|' .. sent .. '|' .. now)
+    end
   end
+end
+-- An id of a run that will never be sent.
+local function drop_of_run(key, id)
+  redis.call('HDEL', key, 'p:' .. id)
+  redis.call('HINCRBY', key, 'skipped', 1)
+  redis.call('HSET', key, 'settled_at', seconds(micros()), 'e:' .. id, 'skipped||')
 end
 
 -- What nobody will run lies in two streams a queue, umbel:dead:Q and umbel:quarantine:Q, bounded by number, bytes and

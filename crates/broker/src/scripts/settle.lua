@@ -32,6 +32,9 @@ while at <= #ARGV do
     local is_back = action == 'release' or action == 'charge'
     if action ~= 'park' and not is_back and att ~= '' then redis.call('HDEL', U .. 'att', att) end
     if action == 'later' then
+      if run ~= '' and redis.call('HEXISTS', U .. 'run:' .. run, 'i:' .. id) == 1 then
+        redis.call('HINCRBY', U .. 'run:' .. run, 'retries', 1)
+      end
       redis.call('ZADD', U .. 'delayed:' .. queue_of(list), x, delayed_member(list, lid, fresh))
     elseif action == 'park' then
       redis.call('ZADD', U .. 'delayed:' .. queue_of(list), x, delayed_member(list, lid, raw))

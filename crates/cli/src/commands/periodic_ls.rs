@@ -4,6 +4,7 @@ use kube::ResourceExt as _;
 use serde_json::json;
 use umbel_api::PeriodicTask;
 use umbel_api::names::periodic_condition::{FAILING, SCHEDULED, STALLED};
+use umbel_api::periodictask::TaskTemplate;
 
 use crate::args::{Global, PeriodicLs};
 use crate::home::{Home, objects};
@@ -65,7 +66,7 @@ fn row(task: &PeriodicTask) -> Row {
         status.runs.to_string(),
         status.missed.to_string(),
         status.consecutive_failures.to_string(),
-        task.spec.task_template.task.clone(),
+        sends(&task.spec.task_template),
         message.clone(),
     ];
     let value = json!({"namespace": namespace, "name": name, "schedule": schedule, "state": state,
@@ -94,4 +95,13 @@ fn schedule(task: &PeriodicTask) -> String {
         (.., Some(solar)) => format!("{:?} at {},{}", solar.event, solar.latitude, solar.longitude),
         (None, None, None, None) => "-".to_owned(),
     }
+}
+
+/// What a template sends, in a word.
+fn sends(template: &TaskTemplate) -> String {
+    let steps = template.steps.iter().map(|step| &*step.task);
+    template
+        .task
+        .clone()
+        .unwrap_or_else(|| steps.collect::<Vec<_>>().join(", "))
 }

@@ -13,6 +13,7 @@
 //! and repairs the status. After status: both agree. Due time is judged by Redis's clock.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,10 +38,11 @@ use umbel_telemetry::chain;
 use crate::brokers::{Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
-    QUEUE_FULL, Stall, Standing, Understood, arguments, fan_out, in_force, is_paused, messages, note_dealt_with,
-    note_fired, runs_left, stand, uid, understand, write,
+    QUEUE_FULL, Standing, Understood, in_force, is_paused, note_dealt_with, note_fired, runs_left, stand, uid,
+    understand, write,
 };
 use crate::failpoint;
+use crate::send::{Beginning, Halt, Sender, Stall};
 use crate::watch::Change;
 
 mod agenda;
@@ -83,6 +85,8 @@ struct Entry {
     mark: Option<Mark>,
     /// When the open runs were last looked after.
     followed: Option<Instant>,
+    /// A run goes on by a plan: whatever ends may be followed by something.
+    has_plans: bool,
     /// A run was asked for, by a clock that is ahead: it begins then.
     asked: Option<Timestamp>,
     /// The status as it should be, written or not.
@@ -257,7 +261,7 @@ async fn look(
     let mut status = old.clone();
     let wait = match understand(ctx, task) {
         Ok(understood) => {
-            let outage = outages.last(&understood.source);
+            let outage = outages.last(&understood.address.source);
             entry
                 .mark
                 .take_if(|mark| outage.is_some_and(|outage| mark.read <= outage));
@@ -335,21 +339,31 @@ async fn beat(
     entry: &mut Entry,
     status: &mut PeriodicTaskStatus,
 ) -> Duration {
-    let view = ctx.brokers.view(&understood.source);
+    let view = ctx.brokers.view(&understood.address.source);
     if let Some(fault) = &view.fault {
         stand(task, status, &Standing::Waiting(fault), Timestamp::now());
         return SOON;
     }
-    let (Ok(broker), Some(now)) = (ctx.brokers.writable(&understood.source, term), redis_now(&view)) else {
+    let (Ok(broker), Some(now)) = (ctx.brokers.writable(&understood.address.source, term), redis_now(&view)) else {
         // Not contacted yet, or not told our term.
         return SOON;
     };
+    let broker = broker.with_steps(&understood.address.steps);
     let beat = Beat {
         ctx,
         task,
-        broker: broker.with_steps(&understood.steps),
+        sender: Sender {
+            ctx,
+            namespace: task.namespace().unwrap_or_default(),
+            uid: uid(task),
+            origin: format!("beat@{}", task.name_any()),
+            term,
+            broker: broker.clone(),
+        },
+        broker,
         understood,
         term,
+        has_plans: AtomicBool::new(false),
     };
     let since = in_force(task, status, now);
     if let Err(error) = beat.run(&view, since, now, entry, status).await {
@@ -374,7 +388,8 @@ async fn beat(
         };
     }
     let now = redis_now(&view).unwrap_or(now);
-    let follow = pace(status, now);
+    entry.has_plans = beat.has_plans.load(Ordering::Relaxed);
+    let follow = pace(status, entry.has_plans, now);
     let follow = entry.asked.map_or(follow, |at| follow.min(until(at, now)));
     if task.spec.suspend {
         stand(task, status, &Standing::Suspended, now);
@@ -400,21 +415,6 @@ async fn beat(
     next.map_or(follow, |next| follow.min(until(next, now)))
 }
 
-/// Why a beat ended before its end. What is due stays due.
-enum Halt {
-    Broker(umbel_broker::Error),
-    Api(kube::Error),
-    Again(Duration),
-    Stall(Stall),
-    Full { queue: String, most: u64 },
-}
-
-impl From<umbel_broker::Error> for Halt {
-    fn from(error: umbel_broker::Error) -> Self {
-        Self::Broker(error)
-    }
-}
-
 impl Entry {
     /// Everything up to here was dealt with.
     fn floor(&self, status: &PeriodicTaskStatus, since: Timestamp) -> Timestamp {
@@ -430,6 +430,9 @@ struct Beat<'a> {
     understood: &'a Understood,
     term: u64,
     broker: Broker,
+    sender: Sender<'a>,
+    /// A run goes on by a plan.
+    has_plans: AtomicBool,
 }
 
 impl Beat<'_> {
@@ -451,7 +454,10 @@ impl Beat<'_> {
             let mark = self.read_mark(data, since, now, status).await?;
             entry.mark = Some(mark);
         }
-        if entry.followed.is_none_or(|at| at.elapsed() >= pace(status, now)) {
+        if entry
+            .followed
+            .is_none_or(|at| at.elapsed() >= pace(status, entry.has_plans, now))
+        {
             self.follow(status).await?;
             entry.followed = Some(Instant::now());
         }
@@ -587,7 +593,7 @@ impl Beat<'_> {
             let note = format!("the broker has lost the slot {slot}; {deed}");
             if found.is_some() {
                 // It knows the schedule, as it was earlier: so is all else there.
-                self.ctx.brokers.went_back(&self.understood.source);
+                self.ctx.brokers.went_back(&self.understood.address.source);
             }
             self.ctx
                 .event(self.task, EventType::Warning, "BrokerDataLost", note)
@@ -623,20 +629,33 @@ impl Beat<'_> {
             understood,
             term,
             broker,
+            sender,
+            has_plans: _,
         } = self;
         let slot = occasion.at();
-        let fanout = fan_out(ctx, task, occasion);
-        if !fanout.unknown.is_empty() {
-            let note = format!("no TargetCluster {} in this namespace", fanout.unknown.join(", "));
+        let Beginning {
+            plan,
+            unknown,
+            unreachable,
+        } = sender.begin(&task.spec.task_template).await?;
+        if !unknown.is_empty() {
+            let note = format!("no TargetCluster {} in this namespace", unknown.join(", "));
             ctx.event(*task, EventType::Warning, "UnknownCluster", note).await;
         }
-        if fanout.dispatches.is_empty() {
+        if !unreachable.is_empty() {
+            let note = format!(
+                "the slot {slot} leaves out {}: not reachable (unreachable: Skip)",
+                unreachable.join(", ")
+            );
+            ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
+        }
+        let (messages, plan) = sender.first(&plan, &understood.address, occasion, now);
+        if messages.is_empty() {
             self.pass_over(occasion, status);
-            let note = format!("the slot {slot} was skipped: no TargetCluster is chosen");
+            let note = format!("the slot {slot} was skipped: no TargetCluster is chosen that can be reached");
             ctx.event(*task, EventType::Warning, "NoClusters", note).await;
             return Ok(());
         }
-        let kwargs = arguments(ctx, task).await.map_err(Halt::Api)?.map_err(Halt::Stall)?;
         if ctx.leader.term() != Some(*term) {
             return Err(Halt::Again(SOON));
         }
@@ -648,8 +667,8 @@ impl Beat<'_> {
             generation: task.metadata.generation.unwrap_or_default(),
             run: Some(occasion.run_id(&uid(task)).to_string()),
             counts: (status.runs, status.missed),
+            plan,
         };
-        let messages = messages(task, understood, occasion, &fanout.dispatches, &kwargs, now);
         failpoint::reach("before-fire");
         let answer = broker.fire(&record, &messages).await;
         failpoint::reach("after-fire");
@@ -657,7 +676,7 @@ impl Beat<'_> {
         // A status never speaks of a slot that a failover can forget; asked again, the slot is a duplicate.
         let survey = ctx
             .brokers
-            .view(&understood.source)
+            .view(&understood.address.source)
             .sample
             .and_then(|sample| sample.survey.clone());
         let is_replicated = survey
@@ -704,7 +723,7 @@ impl Beat<'_> {
                     ctx.event(*task, EventType::Normal, "MessagesLeftOut", note).await;
                 }
                 let (namespace, name) = (task.namespace().unwrap_or_default(), task.name_any());
-                let late = redis_now(&ctx.brokers.view(&understood.source))
+                let late = redis_now(&ctx.brokers.view(&understood.address.source))
                     .unwrap_or(now)
                     .duration_since(slot);
                 ctx.metrics

@@ -15,9 +15,10 @@ use umbel_api::{PeriodicTask, PeriodicTaskStatus};
 use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::{Verdict, overlap};
 
-use super::{Beat, Entry, Halt};
+use super::{Beat, Entry};
 use crate::context::Context;
 use crate::owners::holds_annotation;
+use crate::send::Halt;
 
 /// A request that could not be fired for so long is given up.
 const KEPT: Duration = Duration::from_secs(600);

@@ -1,5 +1,6 @@
 //! Runs that have begun: which go on, how they ended, and cancelling them.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,13 +10,10 @@ use umbel_api::PeriodicTaskStatus;
 use umbel_api::periodictask::{Outcome, PastRun};
 use umbel_broker::RunState;
 use umbel_plan::fanout::Occasion;
-use umbel_protocol::control::Call;
 
-use super::{Beat, FOLLOW, Halt, LOOK};
+use super::{Beat, FOLLOW, LOOK, redis_now};
 use crate::controllers::periodictask::{count_active, note_ended, uid};
-
-/// For so long workers know that a task is cancelled: longer than backlogs last.
-const CANCELLED: f64 = 7.0 * 86_400.0;
+use crate::send::Halt;
 
 impl Beat<'_> {
     /// Whether a run goes on. One of which nothing is left on the broker is closed as lost.
@@ -27,18 +25,18 @@ impl Beat<'_> {
         if open_runs(status).is_empty() {
             return Ok(false);
         }
-        let sample = self.broker.depths(std::slice::from_ref(&self.understood.queue)).await?;
-        let is_empty = sample.foreign_unacked == 0
-            && sample.queues.iter().all(|depth| {
-                depth.as_ref().is_ok_and(|depth| {
-                    depth.waiting == 0 && depth.in_flight == 0 && depth.delayed == 0 && depth.suspect == 0
-                })
-            });
+        let is_empty = self.sender.is_empty(&self.understood.address.queue).await?;
         // What ended between the two questions is seen as ended by the second look.
         self.follow(status).await?;
         let open = open_runs(status);
         if !is_empty || open.is_empty() {
             return Ok(!open.is_empty());
+        }
+        for occasion in &open {
+            let run = self.broker.run(&occasion.run_id(&uid(self.task)).to_string()).await?;
+            if run.is_some_and(|run| run.open.is_empty() && !run.later.is_empty()) {
+                return Ok(true); // Its next tasks have not had their turn.
+            }
         }
         let slots: Vec<String> = open.iter().map(|occasion| occasion.at().to_string()).collect();
         let note = format!(
@@ -60,48 +58,57 @@ impl Beat<'_> {
     pub(super) async fn follow(&self, status: &mut PeriodicTaskStatus) -> Result<(), Halt> {
         for occasion in open_runs(status) {
             let at = occasion.at();
-            let Some(run) = self.broker.run(&occasion.run_id(&uid(self.task)).to_string()).await? else {
+            let Some(progress) = self.sender.advance(occasion, self.now()).await? else {
                 // Without a record nothing can be said; the data is lost or very old.
                 drop_open(status, occasion);
                 continue;
             };
-            if !run.open.is_empty() {
-                continue;
-            }
-            if let Some(latest) = status
-                .last_run
-                .as_mut()
-                .filter(|latest| occasion == Occasion::Slot(latest.slot.0))
+            let run = progress.run;
+            let latest = status.last_run.as_mut();
+            if let Some(latest) = latest.filter(|latest| occasion == Occasion::Slot(latest.slot.0))
+                && (progress.has_plan || run.is_over())
             {
+                latest.total = u32::try_from(run.total).unwrap_or(u32::MAX);
                 latest.succeeded = u32::try_from(run.succeeded).unwrap_or(u32::MAX);
                 latest.failed = u32::try_from(run.failed).unwrap_or(u32::MAX);
+                latest.clusters = progress.clusters;
             }
-            let outcome = if run.failed == 0 {
+            if !run.is_over() {
+                self.has_plans.fetch_or(progress.has_plan, Ordering::Relaxed);
+                continue;
+            }
+            let outcome = if run.failed + run.skipped == 0 {
                 Outcome::Succeeded
             } else {
                 Outcome::Failed
             };
-            if run.failed > 0 {
-                let note = format!("{} of {} tasks of the slot {at} did not succeed", run.failed, run.total);
+            if run.failed + run.skipped > 0 {
+                let skipped = match run.skipped {
+                    0 => String::new(),
+                    skipped => format!("; {skipped} more were not sent"),
+                };
+                let note = format!(
+                    "{} of {} tasks of the slot {at} did not succeed{skipped}",
+                    run.failed, run.total
+                );
                 self.ctx.event(self.task, EventType::Warning, "RunFailed", note).await;
             }
             self.close(status, occasion, outcome, &run);
+            self.sender.close(occasion).await?;
         }
         Ok(())
+    }
+
+    /// Redis's time, as far as it is known.
+    fn now(&self) -> Timestamp {
+        let view = self.ctx.brokers.view(&self.understood.address.source);
+        redis_now(&view).unwrap_or_else(Timestamp::now)
     }
 
     /// Cancels all tasks of the open runs: what waits is dropped when its turn comes, what runs is stopped.
     pub(super) async fn replace(&self, status: &mut PeriodicTaskStatus) -> Result<(), Halt> {
         for occasion in open_runs(status) {
-            let id = occasion.run_id(&uid(self.task)).to_string();
-            let run = self.broker.run(&id).await?.unwrap_or_default();
-            if !run.open.is_empty() {
-                #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
-                let now = self.broker.time().await? as f64 / 1000.0;
-                self.broker.revoke(&run.open, now, now + CANCELLED).await?;
-                let request = Call::revoke(&run.open, true, "SIGTERM").publication(self.broker.control(), &id);
-                self.broker.request(&request).await?;
-            }
+            let run = self.sender.cancel(occasion).await?;
             let note = format!(
                 "{} tasks of the run of {} were cancelled for the next slot (overlap: Replace)",
                 run.open.len(),
@@ -147,7 +154,10 @@ fn drop_open(status: &mut PeriodicTaskStatus, occasion: Occasion) {
 }
 
 /// How long open runs may go unwatched: a short one is seen to end soon, a long one costs little.
-pub(super) fn pace(status: &PeriodicTaskStatus, now: Timestamp) -> Duration {
+pub(super) fn pace(status: &PeriodicTaskStatus, has_plans: bool, now: Timestamp) -> Duration {
+    if has_plans && !open_runs(status).is_empty() {
+        return FOLLOW;
+    }
     let latest = open_runs(status).last().map(Occasion::at);
     let age = latest.map(|at| Duration::try_from(now.duration_since(at)).unwrap_or_default());
     age.map_or(LOOK, |age| (age / 4).clamp(FOLLOW, LOOK))

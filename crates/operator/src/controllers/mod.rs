@@ -4,6 +4,7 @@
 pub mod periodictask;
 mod queue_purge;
 pub mod targetcluster;
+pub mod task;
 pub mod taskqueue;
 pub mod workerpool;
 

@@ -2,39 +2,29 @@
 //!
 //! The loop that fires is [`crate::beat`]; this is what it asks of one object.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
-use serde_json::{Map, Value, json};
-use umbel_api::condition::{Finding, Status, find, merge, whole_seconds};
+use serde_json::json;
+use umbel_api::condition::{Finding, Status, merge, whole_seconds};
 use umbel_api::names::MANAGER;
 use umbel_api::names::periodic_condition::{FAILING, SCHEDULED, STALLED, SUSPENDED};
-use umbel_api::names::queue_condition::READY;
-use umbel_api::periodictask::{ArgFrom, Effective, Outcome, PastRun, Run, TaskTemplate};
-use umbel_api::refs::ConfigMapKeyRef;
+use umbel_api::periodictask::{Effective, Outcome, PastRun, Run};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
-use umbel_broker::{SlotMessage, Until};
-use umbel_plan::cron::{ScheduleFault, Timetable, fingerprint};
-use umbel_plan::fanout::{Candidate, Dispatch, Fanout, Occasion, dispatches};
+use umbel_plan::cron::{Timetable, fingerprint};
+use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::Policy;
-use umbel_protocol::json::Json;
-use umbel_protocol::message::{NewTask, OWN_HEADERS, TimeLimit};
 
-use crate::brokers::{Fault, Source};
+use crate::brokers::Fault;
 use crate::context::Context;
 use crate::failpoint;
+use crate::send::{Address, Stall, address};
 
 /// The reason by which slots wait for room.
 pub(crate) const QUEUE_FULL: &str = "QueueFull";
-/// For so long a unique key is kept for a message that does not expire, and the time that its task may take beyond.
-const UNIQUE_KEPT: Duration = Duration::from_secs(86_400);
-
 /// Open runs that a status names; more are counted only.
 const MOST_ACTIVE: usize = 20;
 
@@ -42,233 +32,22 @@ const MOST_ACTIVE: usize = 20;
 pub(crate) struct Understood {
     pub(crate) timetable: Timetable,
     pub(crate) policy: Policy,
-    pub(crate) queue: String,
-    /// The time limit of tasks that name none.
-    pub(crate) time_limit: Duration,
-    /// Priority steps of the queue.
-    pub(crate) steps: Vec<u8>,
-    pub(crate) source: Source,
-}
-
-/// Why a schedule can't fire until a person repairs something.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Stall {
-    #[error(transparent)]
-    Schedule(ScheduleFault),
-    #[error("there is no TaskQueue {0} in this namespace")]
-    UnknownQueue(String),
-    #[error("TaskQueue {name}: {why}")]
-    QueueNotOurs { name: String, why: String },
-    #[error("TaskQueue {0} does not accept json, which schedules send")]
-    NotAccepted(String),
-    #[error("the header {0:?} belongs to the message format")]
-    ReservedHeader(String),
-    #[error("TaskQueue {0}: {1}")]
-    Broker(String, Fault),
-    #[error("the key {0:?} on the broker is no queue")]
-    WrongKeyType(String),
-    #[error("spec.taskTemplate.argsFrom: the argument {0:?} is in kwargs, too")]
-    ArgumentTwice(String),
-    #[error("spec.taskTemplate.argsFrom: there is no key {key} in a ConfigMap {name} of this namespace")]
-    NoConfigMapKey { name: String, key: String },
-}
-
-impl Stall {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Schedule(fault) => fault.word(),
-            Self::UnknownQueue(_) => "UnknownQueue",
-            Self::QueueNotOurs { .. } => "QueueOwnedElsewhere",
-            Self::NotAccepted(_) => "JsonNotAccepted",
-            Self::ReservedHeader(_) => "ReservedHeader",
-            Self::Broker(_, fault) => fault.reason(),
-            Self::WrongKeyType(_) => "WrongKeyType",
-            Self::ArgumentTwice(_) => "ArgumentTwice",
-            Self::NoConfigMapKey { .. } => "NoConfigMapKey",
-        }
-    }
+    pub(crate) address: Address,
 }
 
 /// What the spec means, with the queue as it is now.
 pub(crate) fn understand(ctx: &Context, task: &PeriodicTask) -> Result<Understood, Stall> {
     let timetable = Timetable::of(&task.spec, created(task)).map_err(Stall::Schedule)?;
-    let template = &task.spec.task_template;
-    let is_reserved = |name: &&String| OWN_HEADERS.contains(&name.as_str()) || name.starts_with("umbel_");
-    if let Some(name) = template.headers.keys().find(is_reserved) {
-        return Err(Stall::ReservedHeader(name.clone()));
-    }
-    let mut others = template.args_from.iter().map(|from| &from.name);
-    if let Some(name) = others.find(|name| template.kwargs.contains_key(*name)) {
-        return Err(Stall::ArgumentTwice(name.clone()));
-    }
-    let name = &template.queue_ref.name;
     let namespace = task.namespace().unwrap_or_default();
-    let queue = ctx
-        .queue(&namespace, name)
-        .ok_or_else(|| Stall::UnknownQueue(name.clone()))?;
-    if !queue.spec.accept.contains(&umbel_api::taskqueue::Serializer::Json) {
-        return Err(Stall::NotAccepted(name.clone()));
-    }
-    let ready = queue.status.as_ref().and_then(|status| find(&status.conditions, READY));
-    if let Some(ready) = ready.filter(|ready| ready.reason == "QueueOwnedElsewhere") {
-        return Err(Stall::QueueNotOurs {
-            name: name.clone(),
-            why: ready.message.clone(),
-        });
-    }
-    let source = ctx
-        .brokers
-        .source(&queue)
-        .map_err(|fault| Stall::Broker(name.clone(), fault))?;
     Ok(Understood {
         timetable,
         policy: Policy::of(&task.spec, &uid(task)),
-        queue: queue.queue_name(),
-        time_limit: queue.spec.time_limit.get(),
-        steps: queue.spec.priority_steps.clone(),
-        source,
+        address: address(ctx, &namespace, &task.spec.task_template)?,
     })
 }
 
 pub(crate) fn created(task: &PeriodicTask) -> Timestamp {
     task.creation_timestamp().map(|created| created.0).unwrap_or_default()
-}
-
-/// Which clusters a run is for, and under which ids.
-pub(crate) fn fan_out(ctx: &Context, task: &PeriodicTask, occasion: Occasion) -> Fanout {
-    let candidates: Vec<Candidate> = match &task.spec.task_template.targets {
-        None => Vec::new(),
-        Some(_) => ctx
-            .clusters(&task.namespace().unwrap_or_default())
-            .iter()
-            .map(|cluster| Candidate {
-                name: cluster.name_any(),
-                labels: cluster.labels().clone(),
-                is_suspended: cluster.spec.suspend,
-            })
-            .collect(),
-    };
-    let targets = task.spec.task_template.targets.as_ref();
-    dispatches(&uid(task), occasion, targets, &candidates)
-}
-
-/// The named arguments of a task, with those that stand in ConfigMaps as they are now.
-///
-/// # Errors
-/// The inner one where a ConfigMap has no such value.
-pub(crate) async fn arguments(
-    ctx: &Context,
-    task: &PeriodicTask,
-) -> Result<Result<Map<String, Value>, Stall>, kube::Error> {
-    let template = &task.spec.task_template;
-    let mut kwargs = template.kwargs.clone();
-    let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &task.namespace().unwrap_or_default());
-    for ArgFrom {
-        name,
-        config_map_key_ref,
-        secret_key_ref: _, // The worker's.
-    } in &template.args_from
-    {
-        let Some(ConfigMapKeyRef { name: map, key }) = config_map_key_ref else {
-            continue;
-        };
-        let data = api.get_opt(map).await?.and_then(|found| found.data).unwrap_or_default();
-        let Some(value) = data.get(key) else {
-            return Ok(Err(Stall::NoConfigMapKey {
-                name: map.clone(),
-                key: key.clone(),
-            }));
-        };
-        kwargs.insert(name.clone(), Value::String(value.clone()));
-    }
-    Ok(Ok(kwargs))
-}
-
-/// Which arguments the worker takes from Secrets.
-fn from_secrets(template: &TaskTemplate) -> Option<Json> {
-    let named = template.args_from.iter().filter_map(|from| {
-        let secret = from.secret_key_ref.as_ref()?;
-        Some(json!({ "arg": from.name, "secret": secret.name, "key": secret.key }))
-    });
-    let named: Vec<Value> = named.collect();
-    (!named.is_empty()).then(|| Json::of(&named))
-}
-
-/// The messages of a run.
-pub(crate) fn messages(
-    task: &PeriodicTask,
-    understood: &Understood,
-    occasion: Occasion,
-    dispatches: &[Dispatch],
-    kwargs: &Map<String, Value>,
-    now: Timestamp,
-) -> Vec<SlotMessage> {
-    let template = &task.spec.task_template;
-    let slot = occasion.at();
-    let expires = template
-        .expires_after
-        .and_then(|after| slot.checked_add(after.get()).ok());
-    let queue = understood.queue.as_str();
-    let limit = template.time_limit.map_or(understood.time_limit, umbel_api::Span::get);
-    let kept = template.expires_after.map_or(UNIQUE_KEPT, umbel_api::Span::get) + limit;
-    let run = occasion.run_id(&uid(task)).to_string();
-    let (args, kwargs) = (Json::of(&template.args), Json::of(kwargs));
-    let from_secrets = from_secrets(template);
-    dispatches
-        .iter()
-        .map(|Dispatch { id, cluster }| {
-            let mut headers: Vec<(String, Json)> = template
-                .headers
-                .iter()
-                .map(|(name, value)| (name.clone(), Json::string(value)))
-                .collect();
-            headers.extend(from_secrets.iter().map(|from| ("umbel_args_from".into(), from.clone())));
-            headers.push(("umbel_run".into(), Json::string(&run)));
-            headers.push(("umbel_order".into(), Json::of(&slot.as_millisecond())));
-            headers.push((
-                "umbel_sent_at".into(),
-                Json::of(&(now.as_millisecond() as f64 / 1000.0)),
-            ));
-            headers.extend(
-                cluster
-                    .iter()
-                    .map(|cluster| ("umbel_cluster".into(), Json::string(cluster))),
-            );
-            let unique = template.unique_key.as_ref().map(|key| match cluster {
-                Some(cluster) => format!("{key}/{cluster}"),
-                None => key.clone(),
-            });
-            headers.extend(unique.iter().map(|key| {
-                let header = BTreeMap::from([("key", key.as_str()), ("until", Until::Done.name())]);
-                ("umbel_unique".into(), Json::of(&header))
-            }));
-            let id = id.to_string();
-            let message = NewTask {
-                id: id.clone(),
-                task: template.task.clone(),
-                args: args.clone(),
-                kwargs: kwargs.clone(),
-                queue: queue.to_owned(),
-                priority: template.priority,
-                expires,
-                sent_at: Some(now),
-                time_limit: TimeLimit {
-                    hard: template.time_limit.map(|limit| limit.get().as_secs_f64()),
-                    soft: None,
-                },
-                origin: format!("beat@{}", task.name_any()),
-                headers,
-                ..NewTask::default()
-            };
-            SlotMessage {
-                queue: queue.to_owned(),
-                priority: template.priority,
-                id,
-                raw: message.encode(),
-                unique: unique.map(|key| (key, kept)),
-            }
-        })
-        .collect()
 }
 
 pub(crate) fn uid(task: &PeriodicTask) -> String {
@@ -326,6 +105,7 @@ pub(crate) fn note_fired(status: &mut PeriodicTaskStatus, occasion: Occasion, to
         total: u32::try_from(total).unwrap_or(u32::MAX),
         succeeded: 0,
         failed: 0,
+        clusters: None,
     });
     note_dealt_with(status, slot);
     if !status.active.contains(&Time(slot)) {

@@ -525,7 +525,8 @@ async fn act(
     let mut turns = BTreeMap::new();
     for part in &parts {
         let turn = memory.next(part, now);
-        if Sight::of(std::slice::from_ref(&turn), std::slice::from_ref(part)) == Sight::Fresh && sight == Sight::Watched {
+        if Sight::of(std::slice::from_ref(&turn), std::slice::from_ref(part)) == Sight::Fresh && sight == Sight::Watched
+        {
             continue; // They show something else by now: the next pass reads it.
         }
         let pass = Pass {

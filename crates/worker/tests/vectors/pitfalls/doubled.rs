@@ -28,6 +28,7 @@ async fn b4_a_slot_that_two_schedulers_send_runs_once() {
             generation: 1,
             run: None,
             counts: (0, 0),
+            plan: None,
         };
         let task = call(leader, "proj.add", &json!([1, 1]));
         let message = SlotMessage {
