@@ -137,7 +137,7 @@ async fn a_task_is_sent_once_and_says_how_it_ended() {
             .iter()
             .map(|one| one.id.clone())
             .collect::<Vec<_>>(),
-        [id.clone()]
+        std::slice::from_ref(&id)
     );
 
     // It is what it was made as, and only that can be changed which ends it.
