@@ -66,6 +66,26 @@ fn template(patch: &Value) -> Value {
     json!({"schedule": {"every": "10s"}, "taskTemplate": template})
 }
 
+/// A Task of this template, sent to the queue `q`.
+fn task(template: &Value, patch: &Value) -> Value {
+    let mut spec = json!({"taskTemplate": {"queueRef": {"name": "q"}}});
+    for (key, value) in template.as_object().expect("an object") {
+        spec["taskTemplate"][key] = value.clone();
+    }
+    for (key, value) in patch.as_object().expect("an object") {
+        spec[key] = value.clone();
+    }
+    spec
+}
+
+fn steps(steps: &Value) -> Value {
+    task(&json!({ "steps": steps }), &json!({}))
+}
+
+fn rollout(rollout: &Value) -> Value {
+    template(&json!({"targets": {"selector": {}, "rollout": rollout}}))
+}
+
 fn pool(patch: &Value) -> Value {
     let mut spec = json!({"queues": [{"name": "q"}]});
     for (key, value) in patch.as_object().expect("an object") {
@@ -217,6 +237,56 @@ fn accepted() -> Vec<(&'static str, Value)> {
         (
             "PeriodicTask",
             template(&json!({"targets": {"clusters": ["eu", "us"]}})),
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"targets": {"selector": {}, "unreachable": "Skip", "rollout": {}}})),
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"maxFailures": "0%", "minSuccessTime": "5m", "progressDeadline": "1h"})),
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": 1, "maxFailures": 0})),
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": 100_000, "maxFailures": 100_000})),
+        ),
+        (
+            "PeriodicTask",
+            rollout(
+                &json!({"type": "ProgressivePerGroup", "maxConcurrency": "100%", "maxFailures": "100%", "groups": [
+                    {"name": "canary", "selector": {"matchLabels": {"ring": "canary"}}},
+                    {"name": "rest-2", "selector": {"matchExpressions": [{"key": "ring", "operator": "Exists"}]}},
+                ]}),
+            ),
+        ),
+        ("Task", task(&json!({"task": "t"}), &json!({}))),
+        (
+            "Task",
+            task(
+                &json!({"task": "t", "argsFrom": [{"name": "a", "configMapKeyRef": {"name": "c", "key": "k"}}],
+                    "targets": {"clusters": ["eu"], "unreachable": "Fail"}}),
+                &json!({"cancel": true, "ttlSecondsAfterFinished": 0}),
+            ),
+        ),
+        (
+            "Task",
+            task(&json!({"task": "t"}), &json!({"ttlSecondsAfterFinished": 315_360_000})),
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t"}, {"name": "b", "task": "t"}])),
+        ),
+        (
+            "Task",
+            steps(&json!([
+                {"name": "a", "task": "t", "args": [1], "kwargs": {"b": {"c": null}}, "timeLimit": "5m", "dependsOn": []},
+                {"name": "b-2", "task": "t", "argsFrom": [{"name": "p", "secretKeyRef": {"name": "s", "key": "k"}}], "dependsOn": []},
+                {"name": "3", "task": "t", "dependsOn": ["a", "b-2"]},
+            ])),
         ),
         (
             "TargetCluster",
@@ -664,6 +734,207 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "PeriodicTask",
             template(&json!({"targets": {"clusters": ["a"], "selector": {}}})),
             "exactly one of clusters and selector",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"steps": [{"name": "a", "task": "t"}]})),
+            "exactly one of task and steps must be given",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"targets": {"selector": {}, "unreachable": "Retry"}})),
+            "spec.taskTemplate.targets.unreachable",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Waves"})),
+            "spec.taskTemplate.targets.rollout.type",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": 0})),
+            "maxConcurrency is a number of clusters from 1 on, or from 1% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": 100_001})),
+            "spec.taskTemplate.targets.rollout.maxConcurrency",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": "0%"})),
+            "maxConcurrency is a number of clusters from 1 on, or from 1% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": "101%"})),
+            "maxConcurrency is a number of clusters from 1 on, or from 1% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "maxConcurrency": "5"})),
+            "maxConcurrency is a number of clusters from 1 on, or from 1% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"maxFailures": -1})),
+            "maxFailures is a number of clusters, or from 0% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"maxFailures": 100_001})),
+            "spec.taskTemplate.targets.rollout.maxFailures",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"maxFailures": "101%"})),
+            "maxFailures is a number of clusters, or from 0% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"maxFailures": "few"})),
+            "maxFailures is a number of clusters, or from 0% to 100%",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "ProgressivePerGroup", "maxConcurrency": 1})),
+            "ProgressivePerGroup needs groups",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "ProgressivePerGroup", "groups": []})),
+            "spec.taskTemplate.targets.rollout.groups",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"maxConcurrency": 1})),
+            "with type All there are neither groups nor maxConcurrency",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "All", "groups": [{"name": "a", "selector": {}}]})),
+            "with type All there are neither groups nor maxConcurrency",
+        ),
+        (
+            "PeriodicTask",
+            rollout(
+                &json!({"type": "Progressive", "groups": [{"name": "a", "selector": {}}, {"name": "a", "selector": {}}]}),
+            ),
+            "groups[1]",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "groups": [{"name": "A", "selector": {}}]})),
+            "groups[0].name",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"type": "Progressive", "groups": [{"name": "a"}]})),
+            "groups[0].selector",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"minSuccessTime": "1y"})),
+            "spec.taskTemplate.targets.rollout.minSuccessTime",
+        ),
+        (
+            "PeriodicTask",
+            rollout(&json!({"progressDeadline": "-5s"})),
+            "spec.taskTemplate.targets.rollout.progressDeadline",
+        ),
+        ("Task", json!({}), "spec.taskTemplate"),
+        (
+            "Task",
+            task(&json!({}), &json!({})),
+            "exactly one of task and steps must be given",
+        ),
+        (
+            "Task",
+            task(&json!({"task": "t", "steps": [{"name": "a", "task": "t"}]}), &json!({})),
+            "exactly one of task and steps must be given",
+        ),
+        (
+            "Task",
+            task(
+                &json!({"steps": [{"name": "a", "task": "t"}], "argsFrom": [{"name": "p", "secretKeyRef": {"name": "s", "key": "k"}}]}),
+                &json!({}),
+            ),
+            "with steps, each step has its own args, kwargs and argsFrom",
+        ),
+        ("Task", steps(&json!([])), "spec.taskTemplate.steps"),
+        (
+            "Task",
+            steps(&json!([{"name": "a"}])),
+            "spec.taskTemplate.steps[0].task",
+        ),
+        (
+            "Task",
+            steps(&json!([{"task": "t"}])),
+            "spec.taskTemplate.steps[0].name",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a_b", "task": "t"}])),
+            "spec.taskTemplate.steps[0].name",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "x".repeat(64), "task": "t"}])),
+            "spec.taskTemplate.steps[0].name",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t"}, {"name": "a", "task": "u"}])),
+            "spec.taskTemplate.steps[1]",
+        ),
+        (
+            "Task",
+            steps(
+                &(0..21)
+                    .map(|at| json!({"name": format!("s{at}"), "task": "t"}))
+                    .collect::<Value>(),
+            ),
+            "spec.taskTemplate.steps",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t"}, {"name": "b", "task": "t", "dependsOn": ["gone"]}])),
+            "dependsOn names other steps of the same template",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t", "dependsOn": ["a"]}])),
+            "dependsOn names other steps of the same template",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t"}, {"name": "b", "task": "t", "dependsOn": ["a", "a"]}])),
+            "spec.taskTemplate.steps[1].dependsOn[1]",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t", "timeLimit": "1y"}])),
+            "spec.taskTemplate.steps[0].timeLimit",
+        ),
+        (
+            "Task",
+            steps(&json!([{"name": "a", "task": "t", "argsFrom": [{"name": "p"}]}])),
+            "exactly one of configMapKeyRef and secretKeyRef",
+        ),
+        (
+            "Task",
+            task(&json!({"task": "t"}), &json!({"ttlSecondsAfterFinished": -1})),
+            "spec.ttlSecondsAfterFinished",
+        ),
+        (
+            "Task",
+            task(&json!({"task": "t"}), &json!({"ttlSecondsAfterFinished": 315_360_001})),
+            "spec.ttlSecondsAfterFinished",
+        ),
+        (
+            "Task",
+            task(&json!({"task": "t"}), &json!({"cancel": "yes"})),
+            "spec.cancel",
         ),
         ("TargetCluster", json!({}), "spec.kubeconfigSecretRef"),
         (
