@@ -199,8 +199,8 @@ campaign-leaders: setup ## Repeat scale-downs under lag, outages and stopped lea
 	cargo test --locked -p umbel-operator --test lag --test leader --test pool --test faults; done
 
 .PHONY: campaign-slots
-campaign-slots: setup ## Kill leaders around slots ROUNDS times, then once at the default lease times
-	@$(TOOLS) for round in $$(seq $${ROUNDS:-10}); do printf '\n== round %s\n' "$$round"; cargo test --locked -p umbel-operator --test beat; done; \
+campaign-slots: setup ## Kill leaders around slots FAILOVERS times (1000), LANES beside each other (6), with a control; then twelve times at the default leases
+	@$(TOOLS) cargo test --locked -p umbel-operator --test beat leaders_die_by_the_thousand -- --ignored --nocapture; \
 	UMBEL_TEST_DEFAULT_LEASES=1 cargo test --locked -p umbel-operator --test beat leaders_die
 
 .PHONY: campaign-demo

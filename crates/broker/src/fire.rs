@@ -123,7 +123,8 @@ pub enum AdvanceAnswer {
 /// How a task of a run with a plan ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunEnd {
-    /// `succeeded`, `failed`, `expired`, `revoked` or `skipped`.
+    /// `succeeded`, `failed`, `expired`, `revoked`, `skipped` (its turn did not come) or `left_out` (another task had its
+    /// unique key).
     pub outcome: String,
     /// Redis time in seconds at which it was sent; none, if it was not.
     pub sent_at: Option<f64>,
@@ -157,7 +158,7 @@ pub struct RunState {
     pub succeeded: u64,
     /// Ended badly: failed, expired or revoked.
     pub failed: u64,
-    /// Tasks that were never sent: their turn did not come, or another task had their unique key.
+    /// Tasks that were never sent, as their turn did not come.
     pub skipped: u64,
     /// Runs of tasks after their first.
     pub retries: u64,
@@ -283,12 +284,24 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn close_run(&self, run: &str, kept: Duration) -> Result<(), Error> {
+        self.expire(&format!("run:{run}"), kept).await
+    }
+
+    /// Nothing of this uid is fired any more: its mark goes after so long.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn close_slots(&self, install: &str, uid: &str, kept: Duration) -> Result<(), Error> {
+        self.expire(&format!("slot:{install}:{uid}"), kept).await
+    }
+
+    async fn expire(&self, key: &str, kept: Duration) -> Result<(), Error> {
         redis::cmd("EXPIRE")
-            .arg(self.keys.umbel(&format!("run:{run}")))
+            .arg(self.keys.umbel(key))
             .arg(kept.as_secs().max(1))
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(failed("EXPIRE umbel:run"))
+            .map_err(failed("EXPIRE"))
     }
 
     /// Waits until so many replicas have what this connection has written: a slot that was fired then outlives a failover.

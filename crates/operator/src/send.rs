@@ -12,7 +12,7 @@ use umbel_api::names::cluster_condition::REACHABLE;
 use umbel_api::names::queue_condition::READY;
 use umbel_api::periodictask::{ArgFrom, ClusterProgress, TaskTemplate};
 use umbel_api::refs::ConfigMapKeyRef;
-use umbel_broker::{AdvanceAnswer, Broker, RunPlan, RunState, SlotMessage, Until};
+use umbel_broker::{AdvanceAnswer, Broker, RunEnd, RunPlan, RunState, SlotMessage, Until};
 use umbel_plan::cron::ScheduleFault;
 use umbel_plan::fanout::{Candidate, Occasion, choose};
 use umbel_plan::workflow::{Plan, State, StepFault, dependencies, steps};
@@ -166,6 +166,12 @@ pub(crate) struct Beginning {
     pub(crate) unreachable: Vec<String>,
 }
 
+/// A run of which nothing is sent.
+pub(crate) struct NothingToSend {
+    pub(crate) why: &'static str,
+    pub(crate) clusters: ClusterProgress,
+}
+
 /// A run that goes on, or has ended.
 pub(crate) struct Progress {
     pub(crate) run: RunState,
@@ -173,6 +179,14 @@ pub(crate) struct Progress {
     pub(crate) clusters: Option<ClusterProgress>,
     /// It goes on by a plan: the next task of it may be sent at any end.
     pub(crate) has_plan: bool,
+}
+
+impl Progress {
+    /// Whether all of it succeeded, once it is over.
+    pub(crate) fn is_good(&self) -> bool {
+        let is_complete = self.run.failed + self.run.skipped == 0;
+        is_complete && self.clusters.as_ref().is_none_or(|clusters| clusters.failed == 0)
+    }
 }
 
 impl Sender<'_> {
@@ -234,18 +248,29 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// The first messages of a run, and what is kept of it for the others.
+    /// The first messages of a run, and what is kept of it for the others. Without a message, why.
     pub(crate) fn first(
         &self,
         plan: &Plan,
         address: &Address,
         occasion: Occasion,
         now: Timestamp,
-    ) -> (Vec<SlotMessage>, Option<RunPlan>) {
+    ) -> Result<(Vec<SlotMessage>, Option<RunPlan>), NothingToSend> {
         let verdict = plan.next(&vec![vec![State::Later; plan.after.len()]; plan.members.len()], now);
+        if verdict.start.is_empty() {
+            let why = match (plan.members.is_empty(), verdict.is_halted) {
+                (true, _) => "no TargetCluster is chosen",
+                (false, true) => "more of the chosen TargetClusters can't be reached than may fail (maxFailures)",
+                (false, false) => "none of the chosen TargetClusters can be reached",
+            };
+            return Err(NothingToSend {
+                why,
+                clusters: verdict.clusters,
+            });
+        }
         let messages = self.messages(plan, address, occasion, &verdict.start, (occasion.at(), now));
         if plan.is_plain() {
-            return (messages, None);
+            return Ok((messages, None));
         }
         let decided: BTreeSet<_> = verdict.start.iter().chain(&verdict.skip).copied().collect();
         let id = |task| plan.id(&self.uid, occasion, task);
@@ -254,7 +279,7 @@ impl Sender<'_> {
             later: plan.all().filter(|task| !decided.contains(task)).map(id).collect(),
             dropped: verdict.skip.iter().copied().map(id).collect(),
         };
-        (messages, Some(kept))
+        Ok((messages, Some(kept)))
     }
 
     /// Looks at a run, sends what has its turn and drops what never will; `None` where the broker has no record of it.
@@ -490,6 +515,8 @@ pub(crate) fn redis_time(seconds: f64) -> Option<Timestamp> {
 /// How far the tasks of a run are, by its record.
 fn states(plan: &Plan, uid: &str, occasion: Occasion, run: &RunState) -> Vec<Vec<State>> {
     let time = |seconds| redis_time(seconds).unwrap_or_default();
+    let is_failed = |end: &&RunEnd| ["failed", "expired", "revoked"].contains(&&*end.outcome);
+    let noted = run.ended.values().filter(is_failed).count() as u64;
     let state = |task: (usize, usize)| {
         let id = plan.id(uid, occasion, task);
         if let Some(sent) = run.open.get(&id) {
@@ -503,8 +530,13 @@ fn states(plan: &Plan, uid: &str, occasion: Occasion, run: &RunState) -> Vec<Vec
                 sent: time(end.sent_at.unwrap_or_default()),
                 ended: time(end.ended_at.unwrap_or_default()),
             },
-            Some(end) if end.outcome != "skipped" => State::Failed,
-            _ => State::Skipped,
+            Some(end) if ["skipped", "left_out"].contains(&&*end.outcome) => State::Skipped,
+            // Ended by a worker of a version that counts only.
+            None if run.failed == noted => State::Succeeded {
+                sent: time(run.slot_ms as f64 / 1000.0),
+                ended: time(run.settled_at.unwrap_or_default()),
+            },
+            Some(_) | None => State::Failed,
         }
     };
     let row = |member| (0..plan.after.len()).map(|step| state((member, step))).collect();

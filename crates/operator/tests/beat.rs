@@ -235,6 +235,89 @@ async fn leaders_die_around_slots_and_each_slot_is_sent_once() {
     .await;
 }
 
+/// Those that were stopped between check and call go on, find another leader in charge, and end.
+async fn thaw(frozen: &mut Vec<Process>) {
+    for mut operator in frozen.drain(..) {
+        operator.signal(Signal::Cont);
+        let ended = operator.wait(LONG).await;
+        assert!(!ended.success(), "a former leader must end: {}", operator.log());
+    }
+}
+
+/// As many changes of leader as `FAILOVERS` says, `LANES` of them beside each other, each lane with an API server and a Redis
+/// of its own. Beside it the control: what two calls in place of one script lose or double when a leader dies between them.
+#[ignore = "long: make campaign-slots"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_die_by_the_thousand() {
+    let number =
+        |name: &str, otherwise: usize| std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"));
+    let (failovers, lanes) = (number("FAILOVERS", 1000), number("LANES", 6));
+    let each = failovers.div_ceil(lanes);
+    let begun = std::time::Instant::now();
+    let ran = (0..lanes).map(async |_| {
+        let beat = Beat::start().await;
+        let short = [
+            ("UMBEL_LEASE_DURATION", "1500ms"),
+            ("UMBEL_RENEW_DEADLINE", "1s"),
+            ("UMBEL_RETRY_PERIOD", "200ms"),
+        ];
+        leaders_die(&beat, each, |name, env| {
+            let env: Vec<(&str, &str)> = short.iter().chain(env).copied().collect();
+            beat.stage.operator(&["--id", name], &env)
+        })
+        .await;
+        let sent = beat.sent("tick").await;
+        let late = sent
+            .iter()
+            .map(|message| sent_at(message).duration_since(order(message)));
+        (sent.len(), late.max().unwrap_or_default())
+    });
+    let ran: Vec<(usize, SignedDuration)> = futures::future::join_all(ran).await;
+    let slots: usize = ran.iter().map(|(slots, _)| slots).sum();
+    let late = ran.iter().map(|(_, late)| *late).max().unwrap_or_default();
+    println!(
+        "{} changes of leader in {} s: {slots} slots, 0 lost, 0 doubled, the latest {:.1} s after its time",
+        each * lanes,
+        begun.elapsed().as_secs(),
+        late.as_secs_f64()
+    );
+    assert!(late <= SignedDuration::from_secs(20), "{late:?}");
+    println!(
+        "control, two calls in place of the script: {}",
+        control(failovers).await
+    );
+}
+
+/// Leaders that write a mark and push a message in two calls, in either order, and die at any of three instants.
+async fn control(failovers: usize) -> String {
+    let redis = Redis::start().await;
+    let mut connection = redis.connection().await;
+    for slot in 0..failovers {
+        let mark_first = slot % 2 == 0;
+        // The first may die before, between or after its calls; the next one takes the slot on.
+        for leader in 0..2 {
+            let last: Option<usize> = connection.get("mark").await.expect("an answer");
+            if last.is_some_and(|last| last >= slot) {
+                continue;
+            }
+            let calls = if leader == 0 { slot % 3 } else { 2 };
+            for call in 0..calls {
+                if (call == 0) == mark_first {
+                    let _: () = connection.set("mark", slot).await.expect("an answer");
+                } else {
+                    let _: () = connection.rpush("sent", slot).await.expect("an answer");
+                }
+            }
+        }
+    }
+    let sent: Vec<usize> = connection.lrange("sent", 0, -1).await.expect("a list");
+    let count = |slot: usize| sent.iter().filter(|one| **one == slot).count();
+    let lost = (0..failovers).filter(|slot| count(*slot) == 0).count();
+    let doubled = (0..failovers).filter(|slot| count(*slot) > 1).count();
+    assert!(lost > 0 && doubled > 0);
+    format!("{lost} lost and {doubled} doubled in {failovers}")
+}
+
 async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str, &str)]) -> Process) {
     beat.schedule(
         "tick",
@@ -269,6 +352,9 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
             "before-fire:stop" => {
                 operator.says(LONG, "failpoint").await;
                 frozen.push(operator);
+                if frozen.len() > 4 {
+                    thaw(&mut frozen).await;
+                }
             }
             _ => {
                 let ended = operator.wait(LONG).await;
@@ -279,12 +365,7 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
     let last = operator("leader-last", &[]);
     let before = beat.sent("tick").await.len();
     beat.sends("tick", before + 5, LONG).await;
-    // Those that were stopped between check and call go on, find another leader in charge, and end.
-    for operator in &mut frozen {
-        operator.signal(Signal::Cont);
-        let ended = operator.wait(LONG).await;
-        assert!(!ended.success(), "a former leader must end: {}", operator.log());
-    }
+    thaw(&mut frozen).await;
     let after = beat.sent("tick").await.len();
     beat.sends("tick", after + 3, LONG).await;
     beat.change("tick", json!({ "suspend": true })).await;

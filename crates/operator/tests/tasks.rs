@@ -124,10 +124,15 @@ fn cluster_of(message: &TaskMessage) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_is_sent_once_and_says_how_it_ended() {
     let board = Board::start().await;
-    let _operator = board.stage.operator(&[], &[]);
+    // The first leader dies when it has sent it, and before anybody wrote that down.
+    let mut first = board
+        .stage
+        .operator(&["--id", "one"], &[("UMBEL_FAILPOINT", "after-fire:abort")]);
     board
         .task("hello", json!({ "task": "umbel.echo", "args": ["a", 1] }), json!({}))
         .await;
+    assert!(!first.wait(LONG).await.success(), "it died after the script");
+    let _operator = board.stage.operator(&["--id", "two"], &[]);
     let running = board.comes_to("hello", Phase::Running).await;
     let id = running.task_id.expect("an id");
     assert_eq!(
@@ -346,6 +351,30 @@ async fn steps_go_from_cluster_to_cluster_and_stop_at_the_bound() {
     })
     .await;
     assert_eq!(board.status("circle").await.phase, Phase::Pending);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_task_has_the_key_of_is_left_out() {
+    let board = Board::start().await;
+    board.clusters(&[("eu", ""), ("us", "")]).await;
+    let _operator = board.stage.operator(&[], &[]);
+    let of =
+        |clusters: &[&str]| json!({ "task": "umbel.echo", "uniqueKey": "key", "targets": { "clusters": clusters } });
+    board.task("first", of(&["eu"]), json!({})).await;
+    board.comes_to("first", Phase::Running).await;
+    board.task("none", of(&["eu"]), json!({})).await;
+    assert_eq!(board.comes_to("none", Phase::Failed).await.attempts, 0);
+    board.task("some", of(&["eu", "us"]), json!({})).await;
+    board.comes_to("some", Phase::Running).await;
+    assert_eq!(
+        board.waiting().await.iter().map(cluster_of).collect::<Vec<_>>(),
+        ["eu", "us"]
+    );
+    let _worker = board.worker();
+    let done = board.comes_to("some", Phase::Succeeded).await;
+    let clusters = done.clusters.expect("clusters");
+    assert_eq!((clusters.succeeded, clusters.skipped, done.attempts), (1, 1, 1));
+    board.comes_to("first", Phase::Succeeded).await;
 }
 
 /// A run keeps to the template that it began with, and the next leader takes it on.

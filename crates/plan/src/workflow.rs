@@ -199,7 +199,11 @@ impl Bounds {
         let millis = |span: &umbel_api::Span| i64::try_from(span.get().as_millis()).unwrap_or(i64::MAX);
         Self {
             most: waves.max_concurrency.as_ref().map_or(usize::MAX, part).max(1),
-            failures: waves.max_failures.as_ref().map_or(0, part),
+            // Where all begin at once, nothing is left to be held back.
+            failures: match waves.kind {
+                WavesKind::All => usize::MAX,
+                WavesKind::Progressive | WavesKind::ProgressivePerGroup => waves.max_failures.as_ref().map_or(0, part),
+            },
             soak_ms: waves.min_success_time.as_ref().map_or(0, millis),
             deadline_ms: waves.progress_deadline.as_ref().map(millis),
             by_group: waves.kind == WavesKind::ProgressivePerGroup,

@@ -5,15 +5,14 @@
 local stored = term_of(ARGV[2])
 if stored ~= tonumber(ARGV[3]) then return { 'stale', stored } end
 local run, begin = U .. 'run:' .. ARGV[4], 6 + tonumber(ARGV[5])
-local chosen, dropped, wanted = {}, {}, {}
-for at = 6, begin - 1 do dropped[#dropped + 1] = ARGV[at] end
+local chosen, left_out, wanted = {}, {}, {}
 for at = begin, #ARGV, 5 do
   if redis.call('HEXISTS', run, 'p:' .. ARGV[at + 1]) == 1 then
     local kind = redis.call('TYPE', ARGV[at]).ok
     if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end
     local by = ARGV[at + 3] ~= '' and redis.call('GET', U .. 'unique:' .. ARGV[at + 3])
     if by and by ~= ARGV[at + 1] then
-      dropped[#dropped + 1] = ARGV[at + 1]
+      left_out[#left_out + 1] = ARGV[at + 1]
     else
       chosen[#chosen + 1] = at
       local queue = queue_of(ARGV[at])
@@ -23,9 +22,10 @@ for at = begin, #ARGV, 5 do
     end
   end
 end
-for _, id in ipairs(dropped) do
-  if redis.call('HEXISTS', run, 'p:' .. id) == 1 then drop_of_run(run, id) end
+for at = 6, begin - 1 do
+  if redis.call('HEXISTS', run, 'p:' .. ARGV[at]) == 1 then drop_of_run(run, ARGV[at], 'skipped') end
 end
+for _, id in ipairs(left_out) do drop_of_run(run, id, 'left_out') end
 local sent = seconds(micros())
 for _, at in ipairs(chosen) do
   redis.call('LPUSH', ARGV[at], ARGV[at + 2])

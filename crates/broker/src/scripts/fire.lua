@@ -49,11 +49,13 @@ if ARGV[7] ~= '' then
   if plan ~= '' then
     redis.call('HSET', run, 'plan', plan)
     for at = 12, last_later do redis.call('HSET', run, 'p:' .. ARGV[at], '') end
-    for at = first + 1, begin - 1 do dropped[#dropped + 1] = ARGV[at] end
-    for _, id in ipairs(dropped) do drop_of_run(run, id) end
+    for at = first + 1, begin - 1 do drop_of_run(run, ARGV[at], 'skipped') end
+    for _, id in ipairs(dropped) do drop_of_run(run, id, 'left_out') end
   end
   redis.call('EXPIRE', run, 2592000)
 end
 redis.call('HSET', key, 'last', ARGV[5], 'ids', table.concat(ids, ','), 'generation', ARGV[6], 'run', ARGV[7],
   'runs', ARGV[8] + (#ids > 0 and 1 or 0), 'missed', ARGV[9] + (#ids > 0 and 0 or 1))
+-- Longer than between two slots of nearly all schedules, and not for ever: objects go without a word here.
+redis.call('EXPIRE', key, 34560000)
 return { 'fired', left_out }

@@ -197,11 +197,11 @@ local function settle_run(run, id, outcome)
     end
   end
 end
--- An id of a run that will never be sent.
-local function drop_of_run(key, id)
+-- An id of a run that will never be sent: 'skipped', or 'left_out' where another task has its unique key.
+local function drop_of_run(key, id, why)
   redis.call('HDEL', key, 'p:' .. id)
-  redis.call('HINCRBY', key, 'skipped', 1)
-  redis.call('HSET', key, 'settled_at', seconds(micros()), 'e:' .. id, 'skipped||')
+  redis.call('HINCRBY', key, why, 1)
+  redis.call('HSET', key, 'settled_at', seconds(micros()), 'e:' .. id, why .. '||')
 end
 
 -- What nobody will run lies in two streams a queue, umbel:dead:Q and umbel:quarantine:Q, bounded by number, bytes and

@@ -454,10 +454,14 @@ impl Beat<'_> {
             let mark = self.read_mark(data, since, now, status).await?;
             entry.mark = Some(mark);
         }
-        if entry
+        // Where nothing depends on them, open runs can wait until what is due was sent.
+        let may_wait = policy.overlap == Overlap::Allow && self.task.spec.pause_after_failures.is_none();
+        let is_due = || next_wake(timetable, policy, entry.floor(status, since), now).is_some_and(|at| at <= now);
+        let is_looked_after = entry
             .followed
-            .is_none_or(|at| at.elapsed() >= pace(status, entry.has_plans, now))
-        {
+            .is_some_and(|at| at.elapsed() < pace(status, entry.has_plans, now));
+        let waits = is_looked_after || (may_wait && is_due());
+        if !waits {
             self.follow(status).await?;
             entry.followed = Some(Instant::now());
         }
@@ -649,13 +653,15 @@ impl Beat<'_> {
             );
             ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
         }
-        let (messages, plan) = sender.first(&plan, &understood.address, occasion, now);
-        if messages.is_empty() {
-            self.pass_over(occasion, status);
-            let note = format!("the slot {slot} was skipped: no TargetCluster is chosen that can be reached");
-            ctx.event(*task, EventType::Warning, "NoClusters", note).await;
-            return Ok(());
-        }
+        let (messages, plan) = match sender.first(&plan, &understood.address, occasion, now) {
+            Ok(first) => first,
+            Err(nothing) => {
+                self.pass_over(occasion, status);
+                let note = format!("the slot {slot} was skipped: {}", nothing.why);
+                ctx.event(*task, EventType::Warning, "NoClusters", note).await;
+                return Ok(());
+            }
+        };
         if ctx.leader.term() != Some(*term) {
             return Err(Halt::Again(SOON));
         }

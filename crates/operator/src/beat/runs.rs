@@ -63,6 +63,7 @@ impl Beat<'_> {
                 drop_open(status, occasion);
                 continue;
             };
+            let is_good = progress.is_good();
             let run = progress.run;
             let latest = status.last_run.as_mut();
             if let Some(latest) = latest.filter(|latest| occasion == Occasion::Slot(latest.slot.0))
@@ -77,12 +78,8 @@ impl Beat<'_> {
                 self.has_plans.fetch_or(progress.has_plan, Ordering::Relaxed);
                 continue;
             }
-            let outcome = if run.failed + run.skipped == 0 {
-                Outcome::Succeeded
-            } else {
-                Outcome::Failed
-            };
-            if run.failed + run.skipped > 0 {
+            let outcome = if is_good { Outcome::Succeeded } else { Outcome::Failed };
+            if !is_good {
                 let skipped = match run.skipped {
                     0 => String::new(),
                     skipped => format!("; {skipped} more were not sent"),

@@ -41,6 +41,8 @@ const REPAIRED: Duration = Duration::from_secs(3);
 const FOLLOW: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// What was sent less than this ago may be on its way between two places.
 const YOUNG: SignedDuration = SignedDuration::from_secs(5);
+/// The mark of what has ended stays on the broker for so long.
+const KEPT: Duration = Duration::from_secs(3600);
 /// Characters of a result in status.
 const PREVIEW: usize = 1024;
 
@@ -117,9 +119,24 @@ async fn reconcile(task: Arc<Task>, ctx: Arc<Context>) -> Result<Action, Error> 
         Err(error) => return Err(Error::WriteStatus(task.name_any(), error)),
     }
     if status.phase.is_final() {
+        forget(&ctx, &task, term).await;
         return expire(&ctx, &task, &status).await;
     }
     Ok(Action::requeue(wait))
+}
+
+/// What ended, and is known to have, leaves no mark on the broker for long.
+async fn forget(ctx: &Context, task: &Task, term: u64) {
+    let address = address(ctx, &task.namespace().unwrap_or_default(), &task.spec.task_template);
+    let broker = address
+        .ok()
+        .and_then(|address| ctx.brokers.writable(&address.source, term).ok());
+    let uid = task.uid().unwrap_or_default();
+    if let Some(broker) = broker
+        && let Err(error) = broker.close_slots(ctx.leader.install(), &uid, KEPT).await
+    {
+        tracing::debug!(task = task.name_any(), error = %chain(&error), "its mark stays longer");
+    }
 }
 
 /// Deletes what ended long enough ago; answers when that will be.
@@ -227,20 +244,22 @@ impl Work<'_> {
                 return Ok(Duration::ZERO);
             }
         }
-        let Some(Progress {
-            run,
-            clusters,
-            has_plan,
-        }) = self.sender.advance(self.occasion, now).await?
-        else {
+        let Some(progress) = self.sender.advance(self.occasion, now).await? else {
             end(status, Phase::Lost, now);
             return Ok(Duration::ZERO);
         };
+        let is_good = progress.is_good();
+        let Progress {
+            run,
+            clusters,
+            has_plan,
+        } = progress;
         note(status, &run, now);
+        status.task_id = (!has_plan).then(|| self.occasion.id(uid, "", None).to_string());
         status.clusters = clusters;
         if run.is_over() {
             // Of nothing but tasks whose unique keys others had, nothing was sent.
-            let is_good = run.failed + run.skipped == 0 && run.total > 0;
+            let is_good = is_good && run.total > 0;
             end(
                 status,
                 if is_good { Phase::Succeeded } else { Phase::Failed },
@@ -295,13 +314,16 @@ impl Work<'_> {
             );
             ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
         }
-        let (messages, kept) = sender.first(&plan, address, *occasion, now);
-        if messages.is_empty() {
-            let note = "nothing was sent: no TargetCluster is chosen that can be reached".to_owned();
-            ctx.event(*task, EventType::Warning, "NoClusters", note).await;
-            end(status, Phase::Failed, now);
-            return Ok(false);
-        }
+        let (messages, kept) = match sender.first(&plan, address, *occasion, now) {
+            Ok(first) => first,
+            Err(nothing) => {
+                let note = format!("nothing was sent: {}", nothing.why);
+                ctx.event(*task, EventType::Warning, "NoClusters", note).await;
+                status.clusters = Some(nothing.clusters);
+                end(status, Phase::Failed, now);
+                return Ok(false);
+            }
+        };
         if ctx.leader.term() != Some(sender.term) {
             return Err(Halt::Again(SOON));
         }
@@ -342,8 +364,6 @@ impl Work<'_> {
             FireAnswer::WrongType { key } => return Err(Halt::Stall(Stall::WrongKeyType(key))),
             FireAnswer::Full { queue, most } => return Err(Halt::Full { queue, most }),
         }
-        status.start_time.get_or_insert(Time(whole_seconds(now)));
-        status.task_id = plan.is_plain().then(|| plan.id(&sender.uid, *occasion, (0, 0)));
         Ok(true)
     }
 
