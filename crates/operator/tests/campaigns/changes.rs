@@ -32,6 +32,7 @@ struct Kind {
     schema: Value,
     ways: Vec<Way>,
     base: Value,
+    other: Option<Value>,
     /// The condition that says whether it works, and why not.
     condition: &'static str,
 }
@@ -56,6 +57,7 @@ fn kinds() -> Vec<Kind> {
                 plural: text(&names["plural"]),
             },
             ways: schema::ways(&schema),
+            other: other(&text(&names["kind"])),
             schema,
             base,
             condition,
@@ -82,7 +84,37 @@ fn base(kind: &str) -> (Value, &'static str) {
             json!({ "kubeconfigSecretRef": { "name": "target", "key": "kubeconfig" } }),
             "KubeconfigAccepted",
         ),
+        "Task" => (
+            json!({ "taskTemplate": { "queueRef": { "name": "jobs" }, "task": "umbel.echo" } }),
+            "Succeeded",
+        ),
         other => panic!("{other} has no object to begin with"),
+    }
+}
+
+impl Kind {
+    /// What is changed: where one thing excludes another, each of them in turn.
+    fn base_of(&self, round: usize) -> &Value {
+        match &self.other {
+            Some(other) if (round / self.ways.len()) % 2 == 1 => other,
+            Some(_) | None => &self.base,
+        }
+    }
+}
+
+/// A template of steps, for some clusters at a time.
+fn other(kind: &str) -> Option<Value> {
+    let template = json!({
+        "queueRef": { "name": "jobs" },
+        "steps": [{ "name": "a", "task": "umbel.echo" }, { "name": "b", "task": "umbel.echo", "dependsOn": ["a"] }],
+        "targets": { "selector": {}, "rollout": {
+            "type": "ProgressivePerGroup", "maxConcurrency": 1, "groups": [{ "name": "all", "selector": {} }],
+        } },
+    });
+    match kind {
+        "PeriodicTask" => Some(json!({ "schedule": { "every": "1h" }, "runOnCreate": true, "taskTemplate": template })),
+        "Task" => Some(json!({ "taskTemplate": template })),
+        _ => None,
     }
 }
 
@@ -126,12 +158,17 @@ async fn vary(api: &Api<DynamicObject>, kind: &Kind, changes: usize, mut chance:
             anew(api, kind).await;
             last = None;
         }
+        if kind.resource.kind == "Task" {
+            // What it sends is fixed when it is made.
+            remove(api, kind).await;
+            last = None;
+        }
         // Each property in turn, and sometimes others with it.
         let mut ways = vec![&kind.ways[round % kind.ways.len()]];
         while chance.one_in(3) {
             ways.push(chance.of(&kind.ways));
         }
-        let mut spec = kind.base.clone();
+        let mut spec = kind.base_of(round).clone();
         for way in ways.iter().rev() {
             schema::change(&mut spec, &kind.schema, way, &mut chance);
         }
@@ -186,7 +223,16 @@ async fn anew(api: &Api<DynamicObject>, kind: &Kind) {
     let generation = apply(api, kind, &kind.base).await.expect("an object that works");
     let generation = generation.expect("it has a generation");
     let _ = answer(api, kind, generation).await;
-    api.delete(MUTANT, &DeleteParams::default()).await.expect("it goes");
+    remove(api, kind).await;
+}
+
+async fn remove(api: &Api<DynamicObject>, kind: &Kind) {
+    match api.delete(MUTANT, &DeleteParams::default()).await {
+        Ok(_) => {}
+        // A change that made none, or one whose time was over.
+        Err(kube::Error::Api(status)) if status.code == 404 => return,
+        Err(error) => panic!("it goes: {error}"),
+    }
     let accounts: Api<ServiceAccount> = Api::namespaced(api.clone().into_client(), NAMESPACE);
     eventually(LONG, "it is gone, and its children with it", async || {
         let account = accounts
@@ -204,7 +250,11 @@ async fn anew(api: &Api<DynamicObject>, kind: &Kind) {
 async fn answer(api: &Api<DynamicObject>, kind: &Kind, generation: i64) -> Result<(bool, String), String> {
     let begin = Instant::now();
     loop {
-        let seen = api.get(MUTANT).await.expect("it is there");
+        let seen = api.get_opt(MUTANT).await.expect("an answer");
+        let Some(seen) = seen else {
+            assert_eq!(kind.resource.kind, "Task", "it is there");
+            return Ok((true, "Expired".into()));
+        };
         let status = &seen.data["status"];
         let conditions = status["conditions"].as_array().into_iter().flatten();
         let found = conditions.into_iter().find(|one| one["type"] == kind.condition);

@@ -20,7 +20,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet, LocalSet};
-use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
+use umbel_api::task::Phase;
+use umbel_api::{PeriodicTask, TargetCluster, Task, TaskQueue, WorkerPool};
 use umbel_testkit::{Chance, Process, eventually};
 
 use crate::common::{Kubelet, NAMESPACE, Stage};
@@ -158,6 +159,25 @@ async fn story(stage: &Stage) {
         status.is_some_and(|status| status.runs == 1)
     })
     .await;
+    // Two steps, and a task that goes when it has ended.
+    let tasks: Api<Task> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    let step = |name: &str| json!({ "name": name, "task": "umbel.echo" });
+    let chain =
+        json!({ "spec": { "taskTemplate": { "queueRef": { "name": "jobs" }, "steps": [step("a"), step("b")] } } });
+    stage.apply(OURS, "Task", "tasks", "chain", chain).await;
+    eventually(PATIENT, "both steps have run", async || {
+        let status = tasks.get("chain").await.expect("it is there").status;
+        status.is_some_and(|status| status.phase == Phase::Succeeded && status.attempts == 2)
+    })
+    .await;
+    let short = json!({ "spec": {
+        "taskTemplate": { "queueRef": { "name": "jobs" }, "task": "umbel.echo" }, "ttlSecondsAfterFinished": 0,
+    } });
+    stage.apply(OURS, "Task", "tasks", "short", short).await;
+    eventually(PATIENT, "it went", async || {
+        tasks.get_opt("short").await.expect("an answer").is_none()
+    })
+    .await;
     stage.send_sleeps("jobs", 6, 0.1).await;
     stage.drained("jobs", PATIENT).await;
 
@@ -202,6 +222,7 @@ async fn state(stage: &Stage) -> BTreeMap<String, Value> {
     add::<TaskQueue>(stage, &mut all).await;
     add::<TargetCluster>(stage, &mut all).await;
     add::<PeriodicTask>(stage, &mut all).await;
+    add::<Task>(stage, &mut all).await;
     add::<k8s_openapi::api::apps::v1::Deployment>(stage, &mut all).await;
     add::<ServiceAccount>(stage, &mut all).await;
     add::<Role>(stage, &mut all).await;
