@@ -200,8 +200,8 @@ campaign-leaders: setup ## Repeat scale-downs under lag, outages and stopped lea
 
 .PHONY: campaign-slots
 campaign-slots: setup ## Kill leaders around slots FAILOVERS times (1000), LANES beside each other (6), with a control; then twelve times at the default leases
-	@$(TOOLS) cargo test --locked -p umbel-operator --test beat leaders_die_by_the_thousand -- --ignored --nocapture; \
-	UMBEL_TEST_DEFAULT_LEASES=1 cargo test --locked -p umbel-operator --test beat leaders_die
+	@$(TOOLS) cargo test --locked -p umbel-operator --test beat p01_leaders_die_by_the_thousand -- --ignored --nocapture; \
+	UMBEL_TEST_DEFAULT_LEASES=1 cargo test --locked -p umbel-operator --test beat p01_p02
 
 .PHONY: campaign-demo
 campaign-demo: setup programs ## Repeat the demo in rough weather ROUNDS times

@@ -248,13 +248,15 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// The first messages of a run, and what is kept of it for the others. Without a message, why.
+    /// The first messages of a run, and what is kept of it for the others. Without a message, why. `is_again`: the broker has
+    /// lost that it was sent before; who has run it by then does not run it again.
     pub(crate) fn first(
         &self,
         plan: &Plan,
         address: &Address,
         occasion: Occasion,
         now: Timestamp,
+        is_again: bool,
     ) -> Result<(Vec<SlotMessage>, Option<RunPlan>), NothingToSend> {
         let verdict = plan.next(&vec![vec![State::Later; plan.after.len()]; plan.members.len()], now);
         if verdict.start.is_empty() {
@@ -268,7 +270,7 @@ impl Sender<'_> {
                 clusters: verdict.clusters,
             });
         }
-        let messages = self.messages(plan, address, occasion, &verdict.start, (occasion.at(), now));
+        let messages = self.messages(plan, address, occasion, &verdict.start, (occasion.at(), now, is_again));
         if plan.is_plain() {
             return Ok((messages, None));
         }
@@ -299,7 +301,7 @@ impl Sender<'_> {
         let mut verdict = plan.next(&states(&plan, &self.uid, occasion, &run), now);
         if !(verdict.start.is_empty() && verdict.skip.is_empty()) {
             let address = address(self.ctx, &self.namespace, &plan.template).map_err(Halt::Stall)?;
-            let messages = self.messages(&plan, &address, occasion, &verdict.start, (now, now));
+            let messages = self.messages(&plan, &address, occasion, &verdict.start, (now, now, false));
             let dropped: Vec<String> = verdict
                 .skip
                 .iter()
@@ -387,7 +389,7 @@ impl Sender<'_> {
         address: &Address,
         occasion: Occasion,
         which: &[(usize, usize)],
-        (since, now): (Timestamp, Timestamp),
+        (since, now, is_again): (Timestamp, Timestamp, bool),
     ) -> Vec<SlotMessage> {
         let template = &plan.template;
         let steps = steps(template);
@@ -450,6 +452,7 @@ impl Sender<'_> {
                     let header = BTreeMap::from([("key", key.as_str()), ("until", Until::Done.name())]);
                     ("umbel_unique".into(), Json::of(&header))
                 }));
+                headers.extend(is_again.then(|| ("umbel_again".into(), Json::of(&true))));
                 let id = plan.id(&self.uid, occasion, (member, at));
                 let message = NewTask {
                     id: id.clone(),

@@ -2,6 +2,8 @@
 
 #[allow(unused_imports, reason = "no pool here")]
 mod common;
+#[path = "beat/faults.rs"]
+mod faults;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -212,7 +214,7 @@ fn assert_each_once(task: &PeriodicTask, sent: &[TaskMessage]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaders_die_around_slots_and_each_slot_is_sent_once() {
+async fn p01_p02_leaders_die_or_freeze_around_slots_and_each_slot_is_sent_once() {
     let beat = Beat::start().await;
     // A campaign shows the default lease times, too: twelve changes of leader take five minutes then.
     let is_short = std::env::var_os("UMBEL_TEST_DEFAULT_LEASES").is_none();
@@ -248,7 +250,7 @@ async fn thaw(frozen: &mut Vec<Process>) {
 /// of its own. Beside it the control: what two calls in place of one script lose or double when a leader dies between them.
 #[ignore = "long: make campaign-slots"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaders_die_by_the_thousand() {
+async fn p01_leaders_die_by_the_thousand() {
     let number =
         |name: &str, otherwise: usize| std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"));
     let (failovers, lanes) = (number("FAILOVERS", 1000), number("LANES", 6));
@@ -380,7 +382,7 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn schedules_follow_their_specs() {
+async fn p07_schedules_follow_their_specs_and_one_that_cannot_stalls_alone() {
     let beat = Beat::start().await;
     for (name, env, is_suspended) in [
         ("eu", "prod", false),
@@ -577,7 +579,7 @@ async fn runs_overlap_and_schedules_rest_as_they_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
+async fn p03_an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
     let mut beat = Beat::start().await;
     let operator = beat.stage.operator(&[], &[]);
     let first = beat.first_of_rare().await;

@@ -97,7 +97,7 @@ fn a_daily_slot_comes_once_a_day_in_every_zone() {
 }
 
 #[test]
-fn months_end_where_they_end() {
+fn p15_months_end_where_they_end() {
     let table = [
         (
             "0 0 31 * *",
@@ -142,7 +142,7 @@ fn months_end_where_they_end() {
 }
 
 #[test]
-fn what_is_no_schedule_is_refused_with_its_reason() {
+fn p14_what_is_no_schedule_is_refused_with_its_reason() {
     let fault = |spec: &PeriodicTaskSpec| Timetable::of(spec, time(OLD)).expect_err("a fault");
     for text in [
         "61 * * * *",

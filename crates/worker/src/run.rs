@@ -26,7 +26,7 @@ use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
 use crate::lease::{Lease, Run, margin};
 use crate::options::Ack;
 use crate::request::Request;
-use crate::results::{Kind, is_wanted};
+use crate::results::{self, Kind, is_wanted};
 use crate::runners::{gather, is_gathering};
 use crate::settle::is_refused;
 use crate::stop::{Retry, When};
@@ -140,11 +140,35 @@ fn asks_first(shared: &Shared, message: &TaskMessage) -> bool {
         || is_early(shared, message)
         || tracks_start(shared, message)
         || crate::secrets::is_needed(message)
+        || is_again(message)
+}
+
+/// Was it sent again, as the broker had lost what it knew of its first sending?
+fn is_again(message: &TaskMessage) -> bool {
+    message.own_header("umbel_again").is_some()
+}
+
+/// Whether a task that was sent again had succeeded before. Where its result cannot be asked for it runs.
+async fn has_succeeded(shared: &Shared, message: &TaskMessage) -> bool {
+    match shared.store.documents(std::slice::from_ref(&message.id)).await {
+        Ok(documents) => documents.iter().flatten().any(|document| results::is_success(document)),
+        Err(err) => {
+            tracing::debug!(task.id = %message.id, error = %chain(&err), "its earlier result is not known");
+            false
+        }
+    }
 }
 
 async fn go_on(shared: &Arc<Shared>, mut started: Started, job: Arc<dyn Job>) {
     let delivery = &mut started.delivery;
     let message = Arc::clone(&delivery.message);
+    if is_again(&message) && has_succeeded(shared, &message).await {
+        delivery.lease.stopped();
+        tracing::info!(task.id = %message.id, task.name = %message.task, "sent again, and had succeeded before: not run");
+        return shared
+            .end(started.delivery, End::Ack, None, "succeeded", "ignored")
+            .await;
+    }
     crate::limits::note_start(shared, &message).await;
     if is_early(shared, &message) {
         if !Box::pin(acknowledge_early(shared, delivery)).await {

@@ -653,7 +653,8 @@ impl Beat<'_> {
             );
             ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
         }
-        let (messages, plan) = match sender.first(&plan, &understood.address, occasion, now) {
+        let is_again = entry.mark.as_ref().is_some_and(|mark| mark.forgotten == Some(slot));
+        let (messages, plan) = match sender.first(&plan, &understood.address, occasion, now, is_again) {
             Ok(first) => first,
             Err(nothing) => {
                 self.pass_over(occasion, status);

@@ -314,7 +314,7 @@ impl Work<'_> {
             );
             ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
         }
-        let (messages, kept) = match sender.first(&plan, address, *occasion, now) {
+        let (messages, kept) = match sender.first(&plan, address, *occasion, now, status.start_time.is_some()) {
             Ok(first) => first,
             Err(nothing) => {
                 let note = format!("nothing was sent: {}", nothing.why);

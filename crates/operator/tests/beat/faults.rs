@@ -1,0 +1,368 @@
+//! What a scheduler must stand, each injected: clocks, downtime, edits, refusals.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use kube::Api;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use redis::AsyncCommands;
+use serde_json::{Value, json};
+use umbel_testkit::{Process, eventually, eventually_some, free_port};
+
+use crate::common::{LONG, NAMESPACE};
+use crate::{Beat, assert_each_once, order};
+
+/// The broker forgets that a slot was sent, and its result is still there: it is sent again, and nobody runs it twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p04_a_slot_whose_mark_was_lost_after_it_was_run_has_no_second_effect() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    let mut worker = beat.worker();
+    beat.schedule(
+        "once",
+        json!({ "every": "1h" }),
+        json!({ "runOnCreate": true, "task": "umbel.sleep", "args": [0.0] }),
+    )
+    .await;
+    let ended = eventually_some(LONG, "it has run", async || {
+        beat.status("once").await.recent.first().cloned()
+    })
+    .await;
+    let task = beat.get("once").await;
+    let uid = task.uid().expect("a uid");
+    let id = umbel_plan::fanout::Occasion::Slot(ended.slot.0)
+        .id(&uid, "", None)
+        .to_string();
+    let mut connection = beat.stage.redis.connection().await;
+    let key = format!("celery-task-meta-{id}");
+    let before: String = connection.get(&key).await.expect("a result");
+    drop(operator);
+    worker.signal(umbel_testkit::Signal::Term);
+    worker.wait(LONG).await;
+
+    let marks: Vec<String> = connection.keys("umbel:slot:*").await.expect("an answer");
+    let _: () = connection.del(marks).await.expect("forgotten");
+    let _operator = beat.stage.operator(&[], &[]);
+    beat.sends("once", 1, LONG).await;
+    let again = beat.sent("once").await;
+    assert_eq!(
+        again.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(),
+        [id.as_str()],
+        "the same id"
+    );
+    let mut worker = beat.worker();
+    worker.says(LONG, "had succeeded before").await;
+    eventually(LONG, "nothing is left of it", async || {
+        let (waiting, held): (usize, usize) = redis::pipe()
+            .llen("beats")
+            .hlen("umbel:unacked")
+            .query_async(&mut connection)
+            .await
+            .expect("an answer");
+        waiting + held == 0
+    })
+    .await;
+    let after: String = connection.get(&key).await.expect("a result");
+    assert_eq!(before, after, "it has the result of its only run");
+}
+
+/// The API server takes no status for a while: slots come all the same, and status catches up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p05_refused_statuses_neither_lose_nor_double_a_slot() {
+    let beat = Beat::start().await;
+    let policies: Api<k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy> =
+        Api::all(beat.stage.client.clone());
+    let bindings: Api<k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding> =
+        Api::all(beat.stage.client.clone());
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": { "name": "silence" },
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": { "resourceRules": [{
+                "apiGroups": ["umbel.dev"], "apiVersions": ["*"], "operations": ["*"], "resources": ["periodictasks/status"],
+            }] },
+            "validations": [{ "expression": "false", "message": "nobody writes a status" }],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": "silence" }, "spec": { "policyName": "silence", "validationActions": ["Deny"] },
+    });
+    let params = PatchParams::apply("test").force();
+    policies
+        .patch("silence", &params, &Patch::Apply(&policy))
+        .await
+        .expect("accepted");
+    bindings
+        .patch("silence", &params, &Patch::Apply(&binding))
+        .await
+        .expect("accepted");
+    // Until it is in force.
+    let probe = json!({ "status": { "runs": 0 } });
+    beat.schedule("probe", json!({ "every": "1h" }), json!({})).await;
+    eventually(LONG, "statuses are refused", async || {
+        let written = beat
+            .api()
+            .patch_status("probe", &PatchParams::default(), &Patch::Merge(&probe))
+            .await;
+        written.is_err_and(|error| error.to_string().contains("nobody writes a status"))
+    })
+    .await;
+
+    let first = beat.stage.operator(&["--id", "one"], &[]);
+    beat.schedule(
+        "tick",
+        json!({ "every": "1s" }),
+        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
+    )
+    .await;
+    beat.sends("tick", 4, LONG).await;
+    assert_eq!(beat.status("tick").await.runs, 0, "nothing is written");
+    // A leader that knows nothing but the mark.
+    drop(first);
+    let _second = beat.stage.operator(&["--id", "two"], &[]);
+    let before = beat.sent("tick").await.len();
+    beat.sends("tick", before + 3, LONG).await;
+    bindings
+        .delete("silence", &DeleteParams::default())
+        .await
+        .expect("gone");
+    policies
+        .delete("silence", &DeleteParams::default())
+        .await
+        .expect("gone");
+    eventually(LONG, "the status is written", async || {
+        beat.status("tick").await.runs > 0
+    })
+    .await;
+    beat.change("tick", json!({ "suspend": true })).await;
+    eventually(LONG, "it is suspended", async || {
+        beat.condition("tick", "Suspended").await == Some(("True".into(), "Suspended".into()))
+    })
+    .await;
+    let sent = beat.sent("tick").await;
+    assert_each_once(&beat.get("tick").await, &sent);
+    assert_eq!(beat.status("tick").await.runs, sent.len() as u64);
+}
+
+/// An operator whose wall clock is wrong or runs: slots are judged by Redis's.
+fn operator_with_clock(beat: &Beat, name: &str, clock: &str) -> Process {
+    let admin = format!("127.0.0.1:{}", free_port());
+    let kubeconfig = beat.stage.plane.kubeconfig();
+    let operator = env!("CARGO_BIN_EXE_umbel-operator");
+    let fake = format!("FAKETIME={clock}");
+    let args = [
+        "LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "FAKETIME_DISABLE_SHM=1",
+        &fake,
+        operator,
+        "--id",
+        name,
+    ];
+    let vars = [
+        ("KUBECONFIG", kubeconfig.to_str().expect("a path of text")),
+        ("UMBEL_LOG", "info,kube=warn,tower=warn"),
+        ("UMBEL_ADMIN_ADDR", &*admin),
+        ("UMBEL_NAMESPACE", NAMESPACE),
+        ("UMBEL_SAMPLE_INTERVAL", "200ms"),
+    ];
+    Process::start(std::path::Path::new("/usr/bin/env"), args, &vars)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p08_the_clock_of_the_scheduler_is_an_hour_off_or_runs() {
+    let beat = Beat::start().await;
+    beat.schedule(
+        "tick",
+        json!({ "every": "1s" }),
+        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
+    )
+    .await;
+    for (name, clock) in [("ahead", "+3600s"), ("behind", "-3600s"), ("running", "+0 x60")] {
+        let before = beat.sent("tick").await.len();
+        let mut operator = operator_with_clock(&beat, name, clock);
+        eventually(LONG, &format!("the {name} one sends"), async || {
+            assert!(operator.exit().is_none(), "{}", operator.tail());
+            beat.sent("tick").await.len() >= before + 4
+        })
+        .await;
+        operator.kill();
+        operator.wait(LONG).await;
+    }
+    let now = Timestamp::now();
+    let sent = beat.sent("tick").await;
+    assert!(sent.iter().all(|message| order(message) <= now), "none before its time");
+    assert_each_once(&beat.get("tick").await, &sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p09_after_a_day_of_downtime_slots_are_made_up_for_as_the_policy_says() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&["--id", "one"], &[]);
+    let all = [("once", "RunOnce"), ("skip", "Skip"), ("all", "RunAll")];
+    for (name, policy) in all {
+        // A minute, and no slot of today in the way of the count.
+        let more = json!({ "missedRuns": policy, "overlap": "Allow", "catchUpWindow": "10m", "startTime": "2020-01-01T00:00:00Z" });
+        beat.schedule(name, json!({ "every": "1m" }), more).await;
+        eventually(LONG, "it is understood", async || {
+            beat.condition(name, "Scheduled")
+                .await
+                .is_some_and(|(status, _)| status == "True")
+        })
+        .await;
+    }
+    drop(operator);
+    // As it was a day ago: nothing was sent since, and the broker says the same.
+    let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
+    let day_ago = Timestamp::from_second(day_ago.as_second()).expect("a time");
+    let mut connection = beat.stage.redis.connection().await;
+    for (name, _) in all {
+        let effective = beat.status(name).await.effective.expect("in force").schedule;
+        let status = json!({ "status": {
+            "lastScheduleTime": day_ago.to_string(), "lastRun": null, "active": [], "activeRuns": 0,
+            "effective": { "schedule": effective, "since": day_ago.to_string() }, "runs": 0, "missed": 0,
+        } });
+        beat.api()
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await
+            .expect("accepted");
+    }
+    let _: () = redis::cmd("FLUSHALL")
+        .query_async(&mut connection)
+        .await
+        .expect("emptied");
+    let _operator = beat.stage.operator(&["--id", "two"], &[]);
+    for (name, sent, missed) in [
+        ("once", 1..=2, 1438..=1441),
+        ("skip", 0..=1, 1438..=1441),
+        ("all", 9..=12, 1428..=1432),
+    ] {
+        eventually(LONG, &format!("{name} has dealt with the day"), async || {
+            beat.status(name).await.missed >= *missed.start()
+        })
+        .await;
+        eventually(LONG, &format!("{name} has sent what it makes up for"), async || {
+            beat.sent(name).await.len() >= *sent.start()
+        })
+        .await;
+        let (status, count) = (beat.status(name).await, beat.sent(name).await.len());
+        assert!(missed.contains(&status.missed), "{name}: missed {}", status.missed);
+        assert!(sent.contains(&count), "{name}: sent {count}");
+        assert!(
+            (1439..=1442).contains(&(status.missed + status.runs)),
+            "{name}: each is one or the other: {status:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_an_edit_at_the_instant_of_a_slot_sends_the_old_or_the_new_and_never_both() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    beat.schedule(
+        "edited",
+        json!({ "every": "1s" }),
+        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
+    )
+    .await;
+    beat.sends("edited", 1, LONG).await;
+    let first = order(&beat.sent("edited").await[0]);
+    // Around each second: some milliseconds before it, at it, after it.
+    for round in 0..24_i64 {
+        let at = first + SignedDuration::from_secs(round / 2 + 2) + SignedDuration::from_millis(round * 3 - 36);
+        let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+        tokio::time::sleep(wait).await;
+        let kwargs: Value = json!({ "of": "edited", "version": round });
+        beat.change("edited", json!({ "taskTemplate": { "kwargs": kwargs } }))
+            .await;
+    }
+    let before = beat.sent("edited").await.len();
+    beat.sends("edited", before + 2, LONG).await;
+    beat.change("edited", json!({ "suspend": true })).await;
+    eventually(LONG, "it is suspended", async || {
+        beat.condition("edited", "Suspended").await == Some(("True".into(), "Suspended".into()))
+    })
+    .await;
+    let sent = beat.sent("edited").await;
+    assert_each_once(&beat.get("edited").await, &sent);
+    let last = sent.last().expect("a message");
+    assert!(
+        last.kwargs.as_str().contains("\"version\": 23") || last.kwargs.as_str().contains("\"version\":23"),
+        "{}",
+        last.kwargs.as_str()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p11_a_schedule_made_anew_under_its_name_has_no_past() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let spec = json!({ "missedRuns": "RunAll", "overlap": "Allow" });
+    beat.schedule("again", json!({ "every": "1s" }), spec.clone()).await;
+    beat.sends("again", 2, LONG).await;
+    // Held, nothing is made up for.
+    beat.change("again", json!({ "suspend": true })).await;
+    eventually(LONG, "it is suspended", async || {
+        beat.condition("again", "Suspended").await == Some(("True".into(), "Suspended".into()))
+    })
+    .await;
+    let held = beat.sent("again").await;
+    let resumed = held.last().map(order).expect("a slot") + SignedDuration::from_secs(4);
+    let wait = Duration::try_from(resumed.duration_since(Timestamp::now())).unwrap_or_default();
+    tokio::time::sleep(wait).await;
+    beat.change("again", json!({ "suspend": false })).await;
+    beat.sends("again", held.len() + 1, LONG).await;
+    let next = order(&beat.sent("again").await[held.len()]);
+    assert!(
+        next > resumed - SignedDuration::from_secs(1),
+        "{next}: slots of the time when it was held are not sent"
+    );
+
+    let old = beat.get("again").await.uid();
+    beat.api()
+        .delete("again", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    eventually(LONG, "it is gone", async || {
+        beat.api().get_opt("again").await.expect("an answer").is_none()
+    })
+    .await;
+    let before = beat.sent("again").await.len();
+    beat.schedule("again", json!({ "every": "1s" }), spec).await;
+    beat.sends("again", before + 2, LONG).await;
+    let task = beat.get("again").await;
+    assert_ne!(task.uid(), old);
+    let created = task.creation_timestamp().expect("a time").0;
+    let new: Vec<_> = beat
+        .sent("again")
+        .await
+        .into_iter()
+        .filter(|one| order(one) > created)
+        .collect();
+    assert_each_once(&task, &new);
+}
+
+/// A run goes on while its leader dies: the next one knows of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p12_what_overlaps_is_known_to_the_next_leader() {
+    let beat = Beat::start().await;
+    for (name, overlap) in [("forbid", "Forbid"), ("allow", "Allow")] {
+        let more = json!({ "overlap": overlap, "missedRuns": "RunAll" });
+        beat.schedule(name, json!({ "every": "1s" }), more).await;
+    }
+    // Nobody runs them. The first leader dies after its first slot, before that is in a status.
+    let mut first = beat
+        .stage
+        .operator(&["--id", "one"], &[("UMBEL_FAILPOINT", "after-fire:abort:2")]);
+    assert!(!first.wait(LONG).await.success(), "it died after the script");
+    let _second = beat.stage.operator(&["--id", "two"], &[]);
+    beat.sends("allow", 4, LONG).await;
+    beat.sends("forbid", 1, LONG).await;
+    eventually(LONG, "slots are missed", async || {
+        beat.status("forbid").await.missed >= 3
+    })
+    .await;
+    assert_eq!(beat.sent("forbid").await.len(), 1, "one at a time, whoever leads");
+}
