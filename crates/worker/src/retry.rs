@@ -147,6 +147,7 @@ mod tests {
         assert_eq!(next(&endless, u32::MAX - 2, 0.5), Some(endless.max_backoff));
         let at_once = RetryPolicy {
             initial_backoff: Duration::ZERO,
+            factor: 100.0,
             ..endless
         };
         assert_eq!(next(&at_once, u32::MAX - 2, 0.5), Some(Duration::ZERO));
