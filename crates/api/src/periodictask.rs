@@ -306,6 +306,9 @@ pub struct TaskTemplate {
     /// After this the task is stopped and fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_limit: Option<Span>,
+    /// What happens when the task asks for a retry; what is not given here is as the queue has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<TaskRetry>,
     /// More headers of the message. Names that begin with `umbel_` and those of the message format are taken.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
@@ -345,10 +348,52 @@ pub struct Step {
     /// After this the task is stopped and fails; without it, the template's time limit counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_limit: Option<Span>,
+    /// What happens when it asks for a retry; what is not given here is as the template has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<TaskRetry>,
     /// Steps that must have succeeded before. Without this: the step before it; an empty list: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub depends_on: Option<Vec<String>>,
+}
+
+/// What happens to a task that asks for a retry, where it differs from what its queue says.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.initialBackoff) || !has(self.maxBackoff) || duration(self.initialBackoff) <= duration(self.maxBackoff)").message("initialBackoff must not be longer than maxBackoff").field_path(".initialBackoff"))]
+pub struct TaskRetry {
+    /// Attempts in all, the first one included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: Option<u32>,
+    /// Wait before the second attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_backoff: Option<Span>,
+    /// The longest wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_backoff: Option<Span>,
+    /// By how much each wait is longer than the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 100.0))]
+    pub factor: Option<f64>,
+    /// The part of each wait that is random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub jitter: Option<f64>,
+}
+
+impl TaskRetry {
+    /// This, and of `other` what is not given here.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            max_attempts: self.max_attempts.or(other.max_attempts),
+            initial_backoff: self.initial_backoff.or(other.initial_backoff),
+            max_backoff: self.max_backoff.or(other.max_backoff),
+            factor: self.factor.or(other.factor),
+            jitter: self.jitter.or(other.jitter),
+        }
+    }
 }
 
 /// A named argument whose value, a text, stands elsewhere: exactly one of the two says where.

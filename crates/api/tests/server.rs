@@ -232,6 +232,19 @@ fn accepted() -> Vec<(&'static str, Value)> {
         ),
         (
             "PeriodicTask",
+            template(
+                &json!({"retry": {"maxAttempts": 2, "initialBackoff": "20m", "maxBackoff": "20m", "factor": 1.5, "jitter": 0}}),
+            ),
+        ),
+        // The bound may be the queue's.
+        ("PeriodicTask", template(&json!({"retry": {"initialBackoff": "20m"}}))),
+        (
+            "Task",
+            json!({"taskTemplate": {"queueRef": {"name": "q"}, "retry": {"maxAttempts": 3}, "steps": [
+                {"name": "a", "task": "t", "retry": {"maxAttempts": 1}}, {"name": "b", "task": "t"}]}}),
+        ),
+        (
+            "PeriodicTask",
             template(&json!({"targets": {"selector": {"matchLabels": {"env": "prod"}}}})),
         ),
         (
@@ -723,6 +736,42 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "PeriodicTask",
             template(&json!({"priority": 10})),
             "spec.taskTemplate.priority",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"retry": {"maxAttempts": 0}})),
+            "spec.taskTemplate.retry.maxAttempts",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"retry": {"maxAttempts": 1001}})),
+            "spec.taskTemplate.retry.maxAttempts",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"retry": {"factor": 0.5}})),
+            "spec.taskTemplate.retry.factor",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"retry": {"jitter": 1.5}})),
+            "spec.taskTemplate.retry.jitter",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"retry": {"initialBackoff": "-1s"}})),
+            "spec.taskTemplate.retry.initialBackoff",
+        ),
+        (
+            "PeriodicTask",
+            template(&json!({"retry": {"initialBackoff": "2m", "maxBackoff": "1m"}})),
+            "initialBackoff must not be longer than maxBackoff",
+        ),
+        (
+            "Task",
+            json!({"taskTemplate": {"queueRef": {"name": "q"}, "steps": [
+                {"name": "a", "task": "t", "retry": {"initialBackoff": "2m", "maxBackoff": "1m"}}]}}),
+            "initialBackoff must not be longer than maxBackoff",
         ),
         ("PeriodicTask", template(&json!({"args": {}})), "spec.taskTemplate.args"),
         (

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use umbel_api::condition::find;
 use umbel_api::names::cluster_condition::REACHABLE;
 use umbel_api::names::queue_condition::READY;
-use umbel_api::periodictask::{ArgFrom, ClusterProgress, TaskTemplate};
+use umbel_api::periodictask::{ArgFrom, ClusterProgress, TaskRetry, TaskTemplate};
 use umbel_api::refs::ConfigMapKeyRef;
 use umbel_broker::{AdvanceAnswer, Broker, RunEnd, RunPlan, RunState, SlotMessage, Until};
 use umbel_plan::cron::ScheduleFault;
@@ -430,6 +430,8 @@ impl Sender<'_> {
                     + limit.map_or(address.time_limit, umbel_api::Span::get);
                 let mut headers = own.clone();
                 headers.extend(secrets.iter().map(|from| ("umbel_args_from".into(), from.clone())));
+                let retry = step.retry.unwrap_or_default().or(template.retry.unwrap_or_default());
+                headers.extend(retry_header(&retry).map(|header| ("umbel_retry".into(), header)));
                 headers.extend(
                     cluster
                         .iter()
@@ -507,6 +509,21 @@ fn from_secrets(args_from: &[ArgFrom]) -> Option<Json> {
     });
     let named: Vec<Value> = named.collect();
     (!named.is_empty()).then(|| Json::of(&named))
+}
+
+/// What the worker does at a retry, where it is not what the queue says; times in seconds.
+fn retry_header(retry: &TaskRetry) -> Option<Json> {
+    let seconds = |span: umbel_api::Span| Json::of(&span.get().as_secs_f64());
+    let given = [
+        ("max_attempts", retry.max_attempts.map(|most| Json::of(&most))),
+        ("initial_backoff", retry.initial_backoff.map(seconds)),
+        ("max_backoff", retry.max_backoff.map(seconds)),
+        ("factor", retry.factor.map(|factor| Json::of(&factor))),
+        ("jitter", retry.jitter.map(|jitter| Json::of(&jitter))),
+    ];
+    let given = given.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?)));
+    let header = Json::object(given);
+    (header.as_str() != "{}").then_some(header)
 }
 
 /// A time of Redis, in seconds.

@@ -105,7 +105,9 @@ impl Board {
             "4",
             "--standalone",
         ];
-        Process::start(&common::worker(), args, &[("UMBEL_ADMIN_ADDR", &admin)])
+        let jobs = r#"{"http": {"hosts": ["http://127.0.0.1:1"]}}"#;
+        let env = [("UMBEL_ADMIN_ADDR", admin.as_str()), ("UMBEL_JOBS", jobs)];
+        Process::start(&common::worker(), args, &env)
     }
 }
 
@@ -205,6 +207,46 @@ async fn a_task_is_sent_once_and_says_how_it_ended() {
         .task("hello", json!({ "task": "umbel.echo", "args": ["a", 1] }), json!({}))
         .await;
     assert_ne!(board.comes_to("hello", Phase::Succeeded).await.task_id, Some(id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_says_how_often_its_task_is_tried() {
+    let board = Board::start().await;
+    let _operator = board.stage.operator(&[], &[]);
+    // Nobody listens there.
+    let call = json!({ "task": "umbel.http", "args": ["http://127.0.0.1:1/"] });
+    let retry = json!({ "maxAttempts": 2, "initialBackoff": "50ms" });
+    let mut once = call.clone();
+    once["retry"] = retry.clone();
+    board.task("once", once, json!({})).await;
+    board.comes_to("once", Phase::Running).await;
+    // A step has its own, and from the template what it does not say.
+    let mut step = call.clone();
+    step["name"] = json!("call");
+    step["retry"] = json!({ "maxAttempts": 3, "maxBackoff": "1.5s", "factor": 1.5, "jitter": 0 });
+    board
+        .task("step", json!({ "steps": [step], "retry": retry }), json!({}))
+        .await;
+    board.comes_to("step", Phase::Running).await;
+    board.task("plain", json!({ "task": "umbel.echo" }), json!({})).await;
+    board.comes_to("plain", Phase::Running).await;
+    let policy = |message: &TaskMessage| message.header("umbel_retry").map(|header| header.to::<Value>().ok());
+    assert_eq!(
+        board.waiting().await.iter().map(policy).collect::<Vec<_>>(),
+        [
+            Some(Some(json!({ "max_attempts": 2, "initial_backoff": 0.05 }))),
+            Some(Some(
+                json!({ "max_attempts": 3, "initial_backoff": 0.05, "max_backoff": 1.5, "factor": 1.5, "jitter": 0.0 })
+            )),
+            None
+        ]
+    );
+
+    // The queue itself would allow five.
+    let _worker = board.worker();
+    assert_eq!(board.comes_to("once", Phase::Failed).await.attempts, 2);
+    assert_eq!(board.comes_to("step", Phase::Failed).await.attempts, 3);
+    assert_eq!(board.comes_to("plain", Phase::Succeeded).await.attempts, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -86,6 +86,7 @@ pub fn steps(template: &TaskTemplate) -> Vec<Step> {
             kwargs: template.kwargs.clone(),
             args_from: template.args_from.clone(),
             time_limit: template.time_limit,
+            retry: template.retry,
             depends_on: None,
         }],
         None => template.steps.clone(),

@@ -15,15 +15,14 @@ use crate::clock::seconds_of;
 use crate::job::Failure;
 use crate::request::custom_headers;
 use crate::results::Kind;
-use crate::retry;
+use crate::retry::{self, OwnPolicy, RetryPolicy};
 use crate::run::Delivery;
 use crate::stop::{Retry, When};
 
 /// Runs again later, or ends as a failure when the attempts are used up.
 pub(crate) async fn retry(shared: &Arc<Shared>, delivery: Delivery, asked: Retry, order: i64, trail: &[Json]) {
     let retries = delivery.message.retries;
-    let options = shared.tasks.options(&delivery.message.task);
-    let mut policy = options.map_or(shared.config.retry, |options| options.retry(&shared.config.retry));
+    let mut policy = policy(shared, &delivery.message);
     if let Some(most) = asked.max_retries {
         policy.max_attempts = most.saturating_add(1);
     }
@@ -63,6 +62,20 @@ pub(crate) async fn retry(shared: &Arc<Shared>, delivery: Delivery, asked: Retry
             shared.bury_with(delivery, &why, reason, trail).await;
         }
     }
+}
+
+/// What the message says, then what its task, then what the queue.
+fn policy(shared: &Shared, message: &TaskMessage) -> RetryPolicy {
+    let options = shared.tasks.options(&message.task);
+    let policy = options.map_or(shared.config.retry, |options| options.retry(&shared.config.retry));
+    let Some(header) = message.own_header(retry::HEADER) else {
+        return policy;
+    };
+    let (own, ignored) = OwnPolicy::read(&header);
+    if !ignored.is_empty() {
+        tracing::debug!(?ignored, "the header {} makes no sense in these", retry::HEADER);
+    }
+    own.over(&policy)
 }
 
 /// The arguments of the next run. Of those that it does not set, it keeps what it does not set by the other way:
@@ -217,6 +230,25 @@ fn rebuilt(
 mod tests {
     use super::*;
     use umbel_protocol::message::{Limits, decode};
+
+    #[test]
+    fn a_message_made_anew_keeps_its_policy() {
+        let policy = Json::parse(r#"{"max_attempts": 2}"#).unwrap();
+        let task = NewTask {
+            id: "1".into(),
+            task: "t".into(),
+            headers: vec![(retry::HEADER.into(), policy.clone())],
+            ..NewTask::default()
+        };
+        let message = decode(&task.encode(), &Limits::default(), &jiff::tz::TimeZone::UTC).unwrap();
+        let call = (Json::parse("[1]").unwrap(), Json::empty_object());
+        let next = rebuilt(&message, &Retry::new(), call, message::Retry::default(), None);
+        assert!(
+            next.headers.contains(&(retry::HEADER.to_owned(), policy)),
+            "{:?}",
+            next.headers
+        );
+    }
 
     #[test]
     fn a_retry_keeps_what_it_does_not_set() {

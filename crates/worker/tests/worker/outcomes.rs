@@ -399,6 +399,39 @@ async fn retries_change_what_they_are_asked_to() {
 }
 
 #[tokio::test]
+async fn a_message_brings_its_own_retry_policy() {
+    let redis = Redis::start().await;
+    let history = History::new();
+    // Whatever runs again soon does so by its message.
+    let flags = ["--retry-initial-backoff", "1h", "--retry-max-backoff", "1h"];
+    let _worker = test_worker(&redis.url(), &history, &flags);
+    let mut celery = Celery::client(&redis.url()).await;
+    let mut send = async |retries: u32, policy: Value| {
+        let options = json!({"headers": {"umbel_retry": policy}});
+        celery.send("test.flaky", json!([retries]), options).await
+    };
+    let broken = send(1, json!("often")).await;
+    let fails = send(99, json!({"max_attempts": 2, "initial_backoff": 0.01})).await;
+    let succeeds = send(
+        3,
+        json!({"initial_backoff": 0.01, "max_attempts": -1, "factor": "much"}),
+    )
+    .await;
+    assert_eq!(celery.get(&succeeds, SOON).await, Ok(json!(3)));
+    let raised = celery.get(&fails, SOON).await.expect_err("its attempts end");
+    assert_eq!(raised.message, "not yet");
+    assert_eq!(history.count(Event::Started, &fails), 2);
+    let dead = laid_aside(&redis, "dead", "celery").await;
+    assert!(
+        dead.len() == 1 && dead[0].1 == fails && dead[0].0.starts_with("failed 2 times"),
+        "{dead:?}"
+    );
+    // What cannot be read leaves it to the queue.
+    eventually(SOON, "it waits", async || celery.state(&broken).await.0 == "RETRY").await;
+    assert_eq!(history.count(Event::Started, &broken), 1);
+}
+
+#[tokio::test]
 async fn a_task_tells_states_of_its_own() {
     let redis = Redis::start().await;
     let history = History::new();
