@@ -30,7 +30,10 @@ struct Beat {
 
 impl Beat {
     async fn start() -> Beat {
-        let stage = Stage::start().await;
+        Beat::on(Stage::start().await).await
+    }
+
+    async fn on(stage: Stage) -> Beat {
         stage.queue("beats").await;
         Beat { stage }
     }

@@ -43,7 +43,12 @@ impl Stage {
 
     /// With further arguments for the control plane.
     pub async fn start_with(arguments: &[&str]) -> Stage {
-        let (plane, redis) = tokio::join!(ControlPlane::start_with(arguments), Redis::start());
+        Stage::start_on(arguments, Redis::start()).await
+    }
+
+    /// On this Redis.
+    pub async fn start_on(arguments: &[&str], redis: impl Future<Output = Redis>) -> Stage {
+        let (plane, redis) = tokio::join!(ControlPlane::start_with(arguments), redis);
         let client = plane.client().await;
         install(&client).await;
         let broker = Broker::connect(&Config::new(&redis.url()))
