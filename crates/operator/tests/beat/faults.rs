@@ -356,3 +356,85 @@ async fn p12_what_overlaps_is_known_to_the_next_leader() {
     .await;
     assert_eq!(beat.sent("forbid").await.len(), 1, "one at a time, whoever leads");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p13_hundreds_of_slots_of_one_second_are_each_sent_once() {
+    const COUNT: usize = 300;
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let start = Timestamp::now() + SignedDuration::from_secs(25);
+    let start = Timestamp::from_second(start.as_second()).expect("a time");
+    let more = json!({ "startTime": start.to_string(), "overlap": "Allow", "missedRuns": "RunAll" });
+    let names: Vec<String> = (0..COUNT).map(|number| format!("s{number}")).collect();
+    for name in &names {
+        beat.schedule(name, json!({ "every": "5s" }), more.clone()).await;
+    }
+    let mut connection = beat.stage.redis.connection().await;
+    eventually(LONG, "three slots of each", async || {
+        let waiting: usize = connection.llen("beats").await.expect("a count");
+        waiting >= 3 * COUNT
+    })
+    .await;
+    let mut slots: std::collections::BTreeMap<(String, Timestamp), usize> = std::collections::BTreeMap::new();
+    for message in beat.sent("of").await {
+        let kwargs: Value = serde_json::from_str(message.kwargs.as_str()).expect("JSON");
+        let name = kwargs["of"].as_str().expect("a name").to_owned();
+        *slots.entry((name, order(&message))).or_default() += 1;
+    }
+    assert!(slots.values().all(|count| *count == 1), "none twice");
+    let first = slots.keys().map(|(_, slot)| *slot).min().expect("a slot");
+    for name in &names {
+        for number in 0..2 {
+            let slot = first + SignedDuration::from_secs(5 * number);
+            assert!(slots.contains_key(&(name.clone(), slot)), "{name} at {slot}");
+        }
+    }
+}
+
+/// A server without memory, and a queue without room: the slot stays due and comes when it can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p16_a_slot_that_is_refused_stays_due() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let mut connection = beat.stage.redis.connection().await;
+    let soon = Timestamp::now() + SignedDuration::from_secs(4);
+    let soon = Timestamp::from_second(soon.as_second()).expect("a time");
+    beat.schedule("once", json!({ "at": soon.to_string() }), json!({}))
+        .await;
+    eventually(LONG, "it is understood", async || {
+        beat.condition("once", "Scheduled")
+            .await
+            .is_some_and(|(status, _)| status == "True")
+    })
+    .await;
+    let set = async |connection: &mut redis::aio::MultiplexedConnection, memory: &str| {
+        let _: () = redis::cmd("CONFIG")
+            .arg("SET")
+            .arg("maxmemory")
+            .arg(memory)
+            .query_async(connection)
+            .await
+            .expect("set");
+    };
+    set(&mut connection, "1").await;
+    let wait = Duration::try_from(soon.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_secs(2);
+    tokio::time::sleep(wait).await;
+    let waiting: usize = connection.llen("beats").await.expect("a count");
+    assert_eq!(waiting, 0, "the server has no memory for it");
+    set(&mut connection, "0").await;
+    beat.sends("once", 1, LONG).await;
+    assert_eq!(order(&beat.sent("once").await[0]), soon);
+
+    let queue = json!({ "spec": {
+        "broker": { "redis": { "urlSecretRef": { "name": "redis", "key": "url" } } }, "limits": { "maxLength": 1 },
+    } });
+    beat.stage
+        .apply("umbel.dev/v1alpha1", "TaskQueue", "taskqueues", "beats", queue)
+        .await;
+    beat.schedule("waits", json!({ "every": "1h" }), json!({ "runOnCreate": true }))
+        .await;
+    beat.has_event("QueueFull").await;
+    assert_eq!(beat.sent("waits").await.len(), 0, "one waits there, and no more may");
+    let _: () = connection.del("beats").await.expect("emptied");
+    beat.sends("waits", 1, LONG).await;
+}
