@@ -352,14 +352,15 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
             "kill" => {
                 let before = beat.sent("tick").await.len();
                 beat.sends("tick", before + 1 + round % 3, LONG).await;
+                if frozen.len() > 4 {
+                    // While this one leads.
+                    thaw(&mut frozen).await;
+                }
                 operator.kill();
             }
             "before-fire:stop" => {
                 operator.says(LONG, "failpoint").await;
                 frozen.push(operator);
-                if frozen.len() > 4 {
-                    thaw(&mut frozen).await;
-                }
             }
             _ => {
                 let ended = operator.wait(LONG).await;

@@ -154,13 +154,12 @@ async fn vary(api: &Api<DynamicObject>, kind: &Kind, changes: usize, mut chance:
     };
     let mut last = apply(api, kind, &kind.base).await.expect("an object that works");
     for round in 0..changes {
-        if round % 50 == 49 {
-            anew(api, kind).await;
-            last = None;
-        }
+        // What a Task sends is fixed when it is made.
         if kind.resource.kind == "Task" {
-            // What it sends is fixed when it is made.
             remove(api, kind).await;
+            last = None;
+        } else if round % 50 == 49 {
+            anew(api, kind).await;
             last = None;
         }
         // Each property in turn, and sometimes others with it.
