@@ -172,6 +172,14 @@ campaign-valkey: ## Run the tests of broker, client and worker on Valkey instead
 	@$(TOOLS) export UMBEL_TEST_SERVER=valkey; cargo build --quiet --locked -p umbel-worker --examples; \
 	cargo test --locked --no-fail-fast -p umbel-broker -p umbel-client -p umbel-worker
 
+# A newer Kubernetes is a second file of modules. KUBEBUILDER_ASSETS would come before it, so that is taken out.
+.PHONY: campaign-kubernetes
+campaign-kubernetes: setup ## Run the tests of api and operator on a newer Kubernetes, that of e2e/cluster/newer.mod (built once)
+	@hack/setup.sh newer
+	@$(TOOLS) unset KUBEBUILDER_ASSETS; export UMBEL_K8S_BIN="$$UMBEL_K8S_NEWER_BIN"; "$$UMBEL_K8S_BIN/kube-apiserver" --version; \
+	cargo build --quiet --locked -p umbel-worker --bins --example test_tasks; \
+	cargo test --locked --no-fail-fast -p umbel-api -p umbel-operator
+
 # Those of the operator: each has its table and its verdict.
 SCALE_DOWNS ?= 1000
 CHANGES ?= 1000

@@ -18,6 +18,7 @@ celery_tests=5.7.0
 celery_tests_sum=6a5dfcf6662287204f009a02002b9e66c83d4105e47ebabdc7079108772fc6f0
 
 kubernetes=$cache/kubernetes-$(key "$root/e2e/cluster/go.mod" "$root/e2e/cluster/go.sum" "$root/e2e/cluster/main.go")
+newer=$cache/kubernetes-$(key "$root/e2e/cluster/newer.mod" "$root/e2e/cluster/newer.sum" "$root/e2e/cluster/main.go")
 coredns=$cache/coredns-$coredns_version
 kubectl=$cache/kubectl-$(printf %s "$kubectl_package" | sha256sum | cut -c1-16)
 peers=$root/e2e/peers
@@ -31,6 +32,7 @@ valkey=$cache/valkey-$valkey_suite
 cat <<END
 export UMBEL_CACHE='$cache'
 export UMBEL_K8S_BIN='$kubernetes'
+export UMBEL_K8S_NEWER_BIN='$newer'
 export UMBEL_COREDNS_BIN='$coredns'
 export UMBEL_VENV='$venv'
 export UMBEL_VENV_56='$venv56'

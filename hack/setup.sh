@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what tests, the demo and benchmarks need and is missing; says nothing when nothing is.
 #
-#   hack/setup.sh packages|venv|peers|integration|kubectl|kubernetes|coredns|all ...
+#   hack/setup.sh packages|venv|peers|integration|kubectl|kubernetes|newer|coredns|all ...
 #
 # Debian packages go to the system (root or sudo), everything else to the cache folder
 # (UMBEL_CACHE, else ~/.cache/umbel). Each part is made beside its place and moved there
@@ -175,22 +175,28 @@ kubectl() {
     finish "$(dirname "$KUBECTL")"
 }
 
-kubernetes() {
-    [ ! -d "$UMBEL_K8S_BIN" ] || return 0
-    say "building Kubernetes (some minutes)"
+# Kubernetes in a folder ($1), of the modules in a file ($2).
+components() {
+    [ ! -d "$1" ] || return 0
+    version=$(cd "$root/e2e/cluster" && go list -modfile="$2" -m -f '{{.Version}}' k8s.io/kubernetes)
+    say "building Kubernetes $version (some minutes)"
     scratch
-    version=$(cd "$root/e2e/cluster" && go list -m -f '{{.Version}}' k8s.io/kubernetes)
     minor=${version#v1.}
     at=k8s.io/component-base/version
     (
         cd "$root/e2e/cluster"
-        quietly go build -trimpath -o "$scratch/k8s" -ldflags "-s -w -X $at.gitVersion=$version -X $at.gitMajor=1 -X $at.gitMinor=${minor%%.*} -X $at.gitTreeState=clean" .
+        quietly go build -modfile="$2" -trimpath -o "$scratch/k8s" -ldflags "-s -w -X $at.gitVersion=$version -X $at.gitMajor=1 -X $at.gitMinor=${minor%%.*} -X $at.gitTreeState=clean" .
     )
     for component in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy; do
         ln -s k8s "$scratch/$component"
     done
-    finish "$UMBEL_K8S_BIN"
+    finish "$1"
 }
+
+kubernetes() { components "$UMBEL_K8S_BIN" go.mod; }
+
+# A second, newer one, for `make campaign-kubernetes`: `all` leaves it out.
+newer() { components "$UMBEL_K8S_NEWER_BIN" newer.mod; }
 
 coredns() {
     [ ! -d "$UMBEL_COREDNS_BIN" ] || return 0
@@ -211,7 +217,7 @@ done
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for part; do
     case $part in
-        packages | venv | peers | integration | kubectl | kubernetes | coredns) "$part" ;;
+        packages | venv | peers | integration | kubectl | kubernetes | newer | coredns) "$part" ;;
         all) packages; together venv venv56 venv52 node valkey kubectl; kubernetes; coredns ;;
         *) say "no such part: $part"; exit 2 ;;
     esac
