@@ -109,6 +109,11 @@ impl Drop for Kubelet {
         for task in &self.tasks {
             task.abort();
         }
+        // Whoever runs one pod runs on; a campaign has many nodes after each other.
+        let pids = self.pids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for pid in pids.values() {
+            umbel_testkit::send_signal(*pid, umbel_testkit::Signal::Kill);
+        }
     }
 }
 
