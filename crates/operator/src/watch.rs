@@ -331,14 +331,14 @@ impl Scope {
         self.namespace.as_deref().is_none_or(|own| own == namespace)
     }
 
-    /// Returns once every kind was listed.
+    /// Returns once every kind was listed. But for tasks: nothing else follows from them, and an API server that does not know
+    /// the kind yet (definitions are often brought up to date after the program) holds up nobody.
     pub async fn synced(&self) {
         // A writer is dropped only when the process ends; then nobody cares.
         let _ = tokio::join!(
             self.queues.store.wait_until_ready(),
             self.pools.store.wait_until_ready(),
             self.periodic.store.wait_until_ready(),
-            self.tasks.store.wait_until_ready(),
             self.clusters.store.wait_until_ready(),
             self.deployments.store.wait_until_ready(),
             self.sets.store.wait_until_ready(),
