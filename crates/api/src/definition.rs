@@ -42,7 +42,8 @@ fn finished<K: CustomResourceExt>() -> CustomResourceDefinition {
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            if fields.get("nullable").is_some_and(Value::is_boolean) {
+            let is_opaque = fields.contains_key("x-kubernetes-preserve-unknown-fields");
+            if !is_opaque && fields.get("nullable").is_some_and(Value::is_boolean) {
                 fields.shift_remove("nullable");
             }
             let format = fields.get("format").and_then(Value::as_str).map(|format| match format {

@@ -12,7 +12,8 @@ pub(crate) fn opaque_list(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": 1000,
-        "items": {"x-kubernetes-preserve-unknown-fields": true},
+        // Without the mark a rule that compares what is around it is refused a null.
+        "items": {"x-kubernetes-preserve-unknown-fields": true, "nullable": true},
         "x-kubernetes-list-type": "atomic",
     })
 }

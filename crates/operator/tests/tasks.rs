@@ -158,6 +158,15 @@ async fn a_task_is_sent_once_and_says_how_it_ended() {
             .contains("taskTemplate cannot be changed")
     );
     let refusal = board
+        .change("hello", json!({ "taskTemplate": { "kwargs": { "a": null, "b": 2 } } }))
+        .await;
+    assert!(
+        refusal
+            .expect_err("refused")
+            .to_string()
+            .contains("taskTemplate cannot be changed")
+    );
+    let refusal = board
         .change("hello", json!({ "taskTemplate": { "args": ["b", 1] } }))
         .await;
     assert!(
@@ -473,4 +482,40 @@ async fn a_run_of_steps_goes_on_under_another_leader_and_after_an_edit() {
         }
     }
     assert_eq!(board.waiting().await.len(), 0);
+}
+
+/// Whatever an argument is, also nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_argument_may_be_null_in_a_task_and_in_a_step() {
+    let board = Board::start().await;
+    let _operator = board.stage.operator(&[], &[]);
+    let args = json!([null, { "a": null }, [null]]);
+    board
+        .task(
+            "one",
+            json!({ "task": "umbel.echo", "args": args, "kwargs": { "b": null } }),
+            json!({}),
+        )
+        .await;
+    let steps = json!([{ "name": "a", "task": "umbel.echo", "args": args, "kwargs": { "b": null } }]);
+    board.task("steps", json!({ "steps": steps }), json!({})).await;
+    eventually(LONG, "both are sent", async || board.waiting().await.len() == 2).await;
+    // What stands in a null's place is seen, too.
+    for (name, change) in [
+        ("one", json!({ "kwargs": { "b": 1 } })),
+        ("one", json!({ "args": [1, { "a": null }, [null]] })),
+        ("one", json!({ "args": [null, { "a": 1 }, [null]] })),
+        (
+            "steps",
+            json!({ "steps": [{ "name": "a", "task": "umbel.echo", "args": [1] }] }),
+        ),
+    ] {
+        let refusal = board.change(name, json!({ "taskTemplate": change })).await;
+        let refusal = refusal.expect_err(&format!("{change} is refused")).to_string();
+        assert!(refusal.contains("taskTemplate cannot be changed"), "{refusal}");
+    }
+    let _worker = board.worker();
+    for name in ["one", "steps"] {
+        board.comes_to(name, Phase::Succeeded).await;
+    }
 }
