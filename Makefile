@@ -194,12 +194,12 @@ campaign-scaling: setup ## Step down SCALE_DOWNS times under load in bad weather
 .PHONY: campaign-changes
 campaign-changes: setup ## Change every property of each kind at random CHANGES times, by SEED: who answers, who writes how often, who is disturbed
 	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --bins; \
-	CHANGES=$(CHANGES) SEED=$(SEED) $(CAMPAIGN) random_changes_disturb_nobody
+	CHANGES=$(CHANGES) SEED=$(SEED) $(CAMPAIGN) k27_random_changes_disturb_nobody
 
 .PHONY: campaign-crash
 campaign-crash: setup ## Kill the operator before and after each of its writes, CRASHES times at each, by SEED, and compare the ends; POINTS=a,b for some
 	@$(TOOLS) cargo build --quiet --locked -p umbel-worker --bins; \
-	CRASHES=$(CRASHES) SEED=$(SEED) POINTS=$(POINTS) $(CAMPAIGN) a_crash_at_any_write
+	CRASHES=$(CRASHES) SEED=$(SEED) POINTS=$(POINTS) $(CAMPAIGN) k01_a_crash_at_any_write
 
 .PHONY: campaign-leaders
 campaign-leaders: setup ## Repeat scale-downs under lag, outages and stopped leaders ROUNDS times

@@ -85,7 +85,7 @@ async fn pods(stage: &Stage, wanted: usize, operator: &Process) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_celery_worker_that_works_is_not_stopped() {
+async fn s01_a_celery_worker_that_works_is_not_stopped() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let history = History::new();

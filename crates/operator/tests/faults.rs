@@ -29,7 +29,7 @@ async fn pool(stage: &Stage, name: &str, spec: serde_json::Value) -> Result<(), 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_fault_is_named_and_nobody_else_is_disturbed() {
+async fn k17_k26_each_fault_is_named_and_nobody_else_is_disturbed() {
     let stage = Stage::start().await;
     let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let _operator = stage.operator(&[], &[]);
@@ -239,7 +239,7 @@ async fn each_fault_is_named_and_nobody_else_is_disturbed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quota_below_the_size_is_quoted_and_stops_no_scale_down() {
+async fn k15_a_quota_below_the_size_is_quoted_and_stops_no_scale_down() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -300,7 +300,7 @@ async fn of_two_taskqueues_on_one_queue_the_younger_one_is_not_consumed() {
 
 /// Somebody else writes the Deployment's size again and again: he is named, and after three corrections left alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_scaler_is_named_and_not_fought_for_ever() {
+async fn k16_another_scaler_is_named_and_not_fought_for_ever() {
     let stage = Stage::start().await;
     let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -339,7 +339,7 @@ async fn another_scaler_is_named_and_not_fought_for_ever() {
 
 /// The watch does not show a Deployment without its pool's label: it gets the label back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deployment_gets_its_label_back() {
+async fn k16_a_deployment_gets_its_label_back() {
     let stage = Stage::start().await;
     let _operator = stage.operator(&[], &[]);
     stage.queue("jobs").await;

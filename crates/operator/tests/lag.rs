@@ -13,7 +13,7 @@ use serde_json::json;
 use umbel_testkit::{Signal, eventually, send_signal};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn drain_by_name_removes_no_pod_that_could_work() {
+async fn s01_s02_drain_by_name_removes_no_pod_that_could_work() {
     let stage = Arc::new(Stage::start().await);
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -104,7 +104,7 @@ async fn drain_by_name_removes_no_pod_that_could_work() {
 
 /// The negative control: the victim is drained and marked with the lowest cost, then the size is lowered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn marking_and_then_lowering_removes_the_wrong_pod() {
+async fn s02_marking_and_then_lowering_removes_the_wrong_pod() {
     let stage = Arc::new(Stage::start().await);
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     // A race: it shows in most trials on a quiet machine, and in some on a busy one.

@@ -64,7 +64,7 @@ async fn depose(stage: &Stage) {
 /// A leader is stopped right before its DELETE. The next one opens that pod again; when the first goes on, still sure of
 /// its Lease, its request meets another resourceVersion.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_stopped_before_its_delete_removes_nothing() {
+async fn k08_k09_a_leader_stopped_before_its_delete_removes_nothing() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let mut first = trusting(&stage, "before-delete:stop");
@@ -114,7 +114,7 @@ async fn a_leader_stopped_before_its_delete_removes_nothing() {
 
 /// The same before a lowering: the replacement is admitted by the next leader, and the old one's size is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_stopped_before_its_lowering_lowers_nothing() {
+async fn k08_k09_a_leader_stopped_before_its_lowering_lowers_nothing() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let mut first = trusting(&stage, "before-lower:stop");
@@ -189,17 +189,17 @@ async fn survives_a_creation_stopped(point: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_stopped_before_it_makes_a_deployment_resizes_none() {
+async fn k08_k09_a_leader_stopped_before_it_makes_a_deployment_resizes_none() {
     survives_a_creation_stopped("before-create").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_creation_that_ended_half_way_is_completed() {
+async fn k08_k09_a_creation_that_ended_half_way_is_completed() {
     survives_a_creation_stopped("after-create").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_stopped_before_the_last_step_of_a_creation_takes_nothing_back() {
+async fn k08_k09_a_leader_stopped_before_the_last_step_of_a_creation_takes_nothing_back() {
     survives_a_creation_stopped("before-release").await;
 }
 

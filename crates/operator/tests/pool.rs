@@ -66,7 +66,7 @@ async fn a_pool_follows_demand_from_zero_and_back_to_zero() {
 
 /// A new template: pods are admitted as they start, there are never fewer open gates than before, and every task is done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollout_under_load_keeps_its_slots_and_its_tasks() {
+async fn s07_a_rollout_under_load_keeps_its_slots_and_its_tasks() {
     let stage = Arc::new(Stage::start().await);
     let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);

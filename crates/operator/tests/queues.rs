@@ -237,7 +237,7 @@ async fn what_may_not_wait_is_a_dead_letter_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deleted_queue_keeps_its_messages_unless_it_is_told_to_purge() {
+async fn k13_a_deleted_queue_keeps_its_messages_unless_it_is_told_to_purge() {
     let mut stage = Stage::start().await;
     let _operator = stage.operator(&[], &[]);
     say(&stage, "kept", json!({})).await;

@@ -82,7 +82,7 @@ fn nobody_was_stopped(kubelet: &Kubelet, operator: &Process) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_of_the_old_template_works_until_its_task_ends() {
+async fn s07_a_pod_of_the_old_template_works_until_its_task_ends() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -171,7 +171,7 @@ async fn a_pod_of_the_old_template_works_until_its_task_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_template_that_never_becomes_ready_takes_nothing_down() {
+async fn s19_a_template_that_never_becomes_ready_takes_nothing_down() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -207,7 +207,7 @@ async fn a_template_that_never_becomes_ready_takes_nothing_down() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_that_works_after_its_drain_timeout_is_stopped_and_its_task_handed_back() {
+async fn s09_a_pod_that_works_after_its_drain_timeout_is_stopped_and_its_task_handed_back() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -259,7 +259,7 @@ async fn a_pod_that_works_after_its_drain_timeout_is_stopped_and_its_task_handed
 
 /// Each leader ends at another point of the way; the next one goes on from what is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaders_that_end_in_the_middle_of_a_rollout_cost_nothing() {
+async fn s15_leaders_that_end_in_the_middle_of_a_rollout_cost_nothing() {
     let stage = Stage::start().await;
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let first = stage.operator(&["--id", "first"], &[]);

@@ -395,7 +395,7 @@ async fn a_rate_is_measured_and_then_followed() {
 
 /// The Eviction API refuses a pod that works, as `kubectl drain` would find, until `maxHold` is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
+async fn s08_busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
     let stage = Stage::start().await;
     let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let operator = stage.operator(&[], &[]);
@@ -473,7 +473,7 @@ async fn busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
 
 /// What keeps a pod's task from ending, or its cost from being ours, is said.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_short_grace_and_another_writer_of_costs_are_named() {
+async fn s04_s09_a_short_grace_and_another_writer_of_costs_are_named() {
     let stage = Stage::start_with(&[
         "--apiserver-arg=--runtime-config=admissionregistration.k8s.io/v1beta1=true",
         "--apiserver-arg=--feature-gates=MutatingAdmissionPolicy=true",

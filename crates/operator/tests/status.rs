@@ -69,7 +69,7 @@ fn on(secret: &str, queue_name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn queues_tell_their_owner_their_broker_and_their_depth() {
+async fn k26_queues_tell_their_owner_their_broker_and_their_depth() {
     let mut stage = Stage::start().await;
     let operator = stage.operator(&[], &[]);
     stage.queue("mail").await;
@@ -307,7 +307,7 @@ async fn join(stage: &Stage, name: &str, env: &str, kubeconfig: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn target_clusters_show_what_pools_that_may_touch_them_saw() {
+async fn k26_target_clusters_show_what_pools_that_may_touch_them_saw() {
     let stage = Stage::start().await;
     let operator = stage.operator(&[], &[]);
     let good = std::fs::read_to_string(stage.plane.kubeconfig()).expect("a kubeconfig");
@@ -562,7 +562,7 @@ fn passes(metrics: &str) -> u64 {
 
 /// A ServiceAccount that a quota refuses is not sent again on every pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_service_account_is_not_sent_on_every_pass() {
+async fn k15_a_refused_service_account_is_not_sent_on_every_pass() {
     let stage = Stage::start().await;
     stage.quota("none", json!({ "count/serviceaccounts": "0" })).await;
     let operator = stage.operator(&[], &[]);

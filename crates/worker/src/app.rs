@@ -210,15 +210,16 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     let told = Box::pin(consumer(&shared, shared.recycle.due().clone(), backoff).run()).await;
     let told = recycle::finish(&shared, told, &stop.quiet).await;
     drain(&shared, told, &stop.now).await;
-    let farewell = GOODBYE.min(shared.config.grace / 20);
-    let _ = tokio::time::timeout(farewell, events::goodbye(&shared)).await;
+    // Three things follow that a server which is away does not answer, and all must be over within the grace.
+    let grace = shared.config.grace;
+    let goodbye = GOODBYE.min((grace.saturating_sub(told.elapsed()) / 8).max(grace / 100));
+    let _ = tokio::time::timeout(goodbye, events::goodbye(&shared)).await;
     // Only now is nothing held any more, or nobody waits for it: the rest may go.
     background.cancel();
     settler.abort();
     renewing.cancel();
     admin.cancel();
     // Bounded: a look-up of a name that nobody answers cannot be called off.
-    let goodbye = GOODBYE.min(shared.config.grace / 50);
     let _ = tokio::time::timeout(goodbye, tokio::task::spawn_blocking(move || renewal.join())).await;
     match tokio::time::timeout(goodbye, shared.broker.goodbye(&shared.worker)).await {
         Ok(Ok(_)) => tracing::info!("worker has stopped"),

@@ -112,6 +112,9 @@ pub use umbel_protocol::canvas::{Kind as SignatureKind, ResultTuple, Signature};
 pub use umbel_protocol::json::Json;
 use umbel_telemetry::shutdown::{self, Shutdown};
 
+/// A run that never yields keeps the process for so long when everything else has ended.
+const LAST: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// A worker with its tasks.
 pub struct Worker {
     tasks: tasks::Tasks,
@@ -195,7 +198,7 @@ impl Worker {
         self
     }
 
-    /// Reads flags and environment and works until SIGTERM or SIGINT.
+    /// Reads flags and environment and works until SIGTERM, SIGINT or SIGHUP.
     ///
     /// # Errors
     /// A configuration that cannot work, or an address nobody can listen on. A broker that is away is waited for.
@@ -219,14 +222,15 @@ impl Worker {
         orphans::attend();
         // One provider, chosen before the first TLS connection; a second install is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let last = LAST.min(config.grace / 100);
         // Not on one of the runtime's threads: what takes messages must not stand behind a task that never gives way.
         let ended = runtime.block_on(self.run_until(config, stop));
         // A run that never yields must not keep the process: its lease returns the message.
-        runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+        runtime.shutdown_timeout(last);
         ended
     }
 
-    /// Works with a configuration, on the current runtime, until SIGTERM or SIGINT.
+    /// Works with a configuration, on the current runtime, until SIGTERM, SIGINT or SIGHUP.
     ///
     /// # Errors
     /// As [`Worker::run`].

@@ -555,14 +555,14 @@ async fn judge(changes: usize, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn some_random_changes_disturb_nobody() {
+async fn k27_some_random_changes_disturb_nobody() {
     judge(25, 1).await;
 }
 
 /// `CHANGES` of each kind by the `SEED`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make campaign-changes"]
-async fn random_changes_disturb_nobody() {
+async fn k27_random_changes_disturb_nobody() {
     judge(
         usize::try_from(number("CHANGES", 1000)).expect("a number"),
         number("SEED", 1),

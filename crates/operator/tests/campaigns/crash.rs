@@ -503,7 +503,7 @@ async fn walk(chosen: impl Fn(&str, usize) -> Vec<usize>, lanes: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_at_some_writes_changes_nothing_in_the_end() {
+async fn k01_a_crash_at_some_writes_changes_nothing_in_the_end() {
     let some = ["after-raise", "after-delete"];
     judge(|point, _| if some.contains(&point) { vec![1] } else { Vec::new() }, 2).await;
 }
@@ -512,7 +512,7 @@ async fn a_crash_at_some_writes_changes_nothing_in_the_end() {
 /// within `MINUTES`; `POINTS` names some.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make campaign-crash"]
-async fn a_crash_at_any_write_changes_nothing_in_the_end() {
+async fn k01_a_crash_at_any_write_changes_nothing_in_the_end() {
     let (crashes, seed) = (number("CRASHES", 2), number("SEED", 1));
     let only = std::env::var("POINTS").unwrap_or_default();
     let only: Vec<&str> = only.split(',').filter(|point| !point.is_empty()).collect();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ pub struct Kubelet {
     removals: Books,
     pids: Arc<Mutex<HashMap<String, u32>>>,
     unready: Arc<Mutex<HashSet<String>>>,
+    lost: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -63,6 +65,7 @@ impl Kubelet {
         let removals = Books::default();
         let pids = Arc::<Mutex<HashMap<String, u32>>>::default();
         let unready = Arc::<Mutex<HashSet<String>>>::default();
+        let lost = Arc::<AtomicBool>::default();
         join(client, node).await;
         let beat = tokio::spawn(beat(client.clone(), node.to_owned()));
         let state = State {
@@ -73,6 +76,7 @@ impl Kubelet {
             labels: labels.to_owned(),
             pids: pids.clone(),
             unready: unready.clone(),
+            lost: lost.clone(),
             files: Arc::new(TempDir::new("kubelet")),
         };
         let run = tokio::spawn(run(state));
@@ -80,6 +84,7 @@ impl Kubelet {
             removals,
             pids,
             unready,
+            lost,
             tasks: vec![beat, run],
         }
     }
@@ -91,6 +96,14 @@ impl Kubelet {
     /// The process of a pod's worker.
     pub fn pid(&self, pod: &str) -> Option<u32> {
         self.pids.lock().expect("pids").get(pod).copied()
+    }
+
+    /// The node is cut off: it tells nothing any more and hears nothing. Its processes are there still.
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 
     /// Shows a pod as not Ready whatever its worker says, or no longer.
@@ -126,6 +139,7 @@ struct State {
     labels: String,
     pids: Arc<Mutex<HashMap<String, u32>>>,
     unready: Arc<Mutex<HashSet<String>>>,
+    lost: Arc<AtomicBool>,
     /// What the pods' volumes hold.
     files: Arc<TempDir>,
 }
@@ -270,6 +284,9 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
     let started = k8s_openapi::jiff::Timestamp::now().to_string();
     let mut shown = None;
     while !*ended.borrow() {
+        if state.lost.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         if process.exit().is_some() {
             eprintln!("kubelet: {name} ended: {}", process.log());
             if env.contains_key(CRASHES) {

@@ -81,7 +81,7 @@ async fn w11_a_worker_dies_between_the_effect_and_the_acknowledgement() {
 }
 
 #[tokio::test]
-async fn w15_what_cannot_end_goes_back_to_the_head_of_its_list_uncharged() {
+async fn w15_s09_what_cannot_end_goes_back_to_the_head_of_its_list_uncharged() {
     let redis = Redis::start().await;
     let history = History::new();
     let mut worker = test_worker(&redis.url(), &history, &["--grace", "3s", "--concurrency", "3"]);

@@ -11,6 +11,7 @@ mod host;
 mod kill;
 mod messages;
 mod poison;
+mod stops;
 mod stuck;
 #[path = "../worker/support.rs"]
 mod support;
