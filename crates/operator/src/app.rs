@@ -27,8 +27,8 @@ use crate::watch::Scope;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request whose answer stays away for so long is lost, and its reconcile is tried again.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Above the 290 s after which an API server ends a watch that it was asked for.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(310);
+/// Above the time after which a watch ends, or is given up.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long running reconciles may take to end after a signal.
 const FAREWELL: Duration = Duration::from_secs(10);
 

@@ -26,6 +26,24 @@ pub fn code(error: &kube::Error) -> Option<u16> {
     }
 }
 
+/// Whether what was sent is at fault. An applied value that its field cannot hold the API server takes for a fault of its own
+/// (500); it would be none the next time either.
+pub fn is_at_fault(error: &kube::Error) -> bool {
+    const UNREADABLE: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
+    match code(error) {
+        Some(400 | 403 | 422) => true,
+        Some(500) => UNREADABLE.iter().any(|start| words(error).starts_with(start)),
+        _ => false,
+    }
+}
+
+/// Whether people should see the API server's words: what was sent is at fault, a right is missing, or somebody who has a
+/// say says no, or nothing.
+pub fn is_refused(error: &kube::Error) -> bool {
+    const UNASKED: &str = "Internal error occurred: failed calling webhook";
+    is_at_fault(error) || (code(error) == Some(500) && words(error).starts_with(UNASKED))
+}
+
 /// Writes `status` of `object`, if it differs from what the object shows; whether it did.
 ///
 /// The write carries the resourceVersion that it was decided on, so a predecessor's late one meets a conflict.

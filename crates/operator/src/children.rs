@@ -20,7 +20,7 @@ use umbel_plan::deployment::{Revision, contains};
 use umbel_plan::pool::Pool;
 use umbel_plan::{access, deployment, shield};
 
-use crate::apply::{code, words};
+use crate::apply::{code, is_at_fault, is_refused, words};
 use crate::context::Context;
 use crate::failpoint;
 use crate::observe::Fleet;
@@ -29,12 +29,15 @@ use crate::owners::holds;
 /// What the API server refused is sent again after this, should the cause be elsewhere (a quota, a webhook).
 const REFUSAL_LASTS: Duration = Duration::from_secs(20);
 
+/// ServiceAccounts, roles and budgets are not watched: they are looked at again after this, should somebody have changed one.
+const ACCESS_LASTS: Duration = Duration::from_secs(240);
+
 /// What was applied last, so that what the server writes differently (`1000m`, `1`) is not applied for ever.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     deployment: Option<(u64, u64)>,
     adopted: Option<(u64, bool)>,
-    access: Option<u64>,
+    access: Option<(u64, Instant)>,
     access_refused: Option<Refused>,
     refused: Option<Refused>,
 }
@@ -150,7 +153,7 @@ impl Applied {
         let name = stored.name_any();
         let answer = match api.patch(&name, &params, &Patch::Apply(&wanted)).await {
             Ok(after) => template(&after) == before,
-            Err(error) if is_refused(&error) => false,
+            Err(error) if is_at_fault(&error) => false,
             Err(source) => return Err(failed::<Deployment>(&name, source)),
         };
         self.adopted = Some((asked, answer));
@@ -172,7 +175,8 @@ impl Applied {
             budgets,
         ]));
         let mut wrote = false;
-        if self.access != Some(wanted) {
+        let lasts = |(known, at): (u64, Instant)| known == wanted && at.elapsed() < ACCESS_LASTS;
+        if !self.access.is_some_and(lasts) {
             if let Some(refused) = Refused::standing(self.access_refused.as_ref(), wanted) {
                 return Ok(refused);
             }
@@ -198,7 +202,7 @@ impl Applied {
                     refused @ Outcome::Refused { .. } => return Ok(refused),
                 }
             }
-            self.access = Some(wanted);
+            self.access = Some((wanted, Instant::now()));
         }
         let wanted = deployment::plan(pool, revision);
         let sent = hash(&wanted);
@@ -483,17 +487,6 @@ fn refusal<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Re
     Err(failed::<K>(name, source))
 }
 
-/// Whether what was sent is at fault. An applied value that its field cannot hold the API server takes for a fault of its own
-/// (500); it would be none the next time either.
-fn is_refused(error: &kube::Error) -> bool {
-    const UNREADABLE: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
-    match code(error) {
-        Some(400 | 403 | 422) => true,
-        Some(500) => UNREADABLE.iter().any(|start| words(error).starts_with(start)),
-        _ => false,
-    }
-}
-
 fn failed<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Error {
     Error {
         kind: K::kind(&()).into_owned(),
@@ -502,13 +495,17 @@ fn failed<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Err
     }
 }
 
-/// What a Deployment shows of what is applied to it. Its leader's term is somebody else's to write.
+/// What a Deployment shows of what is applied to it. Its size and its leader's term are somebody else's to write.
 fn kept(shown: &Value) -> Value {
     let mut labels = shown.pointer("/metadata/labels").cloned().unwrap_or_default();
     if let Some(labels) = labels.as_object_mut() {
         labels.remove(LABEL_TERM);
     }
-    json!([shown.pointer("/spec/template"), labels])
+    let mut spec = shown.pointer("/spec").cloned().unwrap_or_default();
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("replicas");
+    }
+    json!([spec, labels, shown.pointer("/metadata/ownerReferences")])
 }
 
 fn hash(value: &Value) -> u64 {

@@ -265,7 +265,10 @@ impl Campaign {
             match tokio::time::timeout(left, self.renew(sent)).await {
                 Ok(Ok(true)) => renewed = sent,
                 Ok(Ok(false)) => {
-                    tracing::error!(lease = self.election.name, "another operator leads");
+                    tracing::error!(
+                        lease = self.election.name,
+                        "this operator does not hold the lease any more"
+                    );
                     return self.leader.lose();
                 }
                 Ok(Err(error)) => tracing::warn!(error = %chain(&error), "lease not renewed"),
@@ -360,6 +363,9 @@ impl Campaign {
                     .as_ref()
                     .and_then(|lease| lease.spec.as_ref()?.holder_identity.as_deref());
                 if holder != Some(self.election.holder.as_str()) {
+                    if found.is_none() {
+                        tracing::error!(lease = name, "the lease was deleted");
+                    }
                     return Ok(false);
                 }
                 self.held = found;

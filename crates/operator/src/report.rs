@@ -74,6 +74,15 @@ pub fn invalid(pool: &WorkerPool, reason: &str, message: String, now: Timestamp)
     status
 }
 
+/// Pods that status names, of thousands that one step may remove: status stays small.
+const MOST_NAMED: usize = 100;
+
+/// As many names as status has room for.
+pub fn some_of(mut names: Vec<String>) -> Vec<String> {
+    names.truncate(MOST_NAMED);
+    names
+}
+
 /// Status of a pool, with the news added.
 pub fn status(pool: &WorkerPool, found: &Found<'_>, news: &News, now: Timestamp) -> WorkerPoolStatus {
     let old = pool.status.clone().unwrap_or_default();
@@ -335,6 +344,14 @@ fn essence(status: &WorkerPoolStatus) -> WorkerPoolStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn k20_a_step_down_by_ten_thousand_pods_leaves_a_small_status() {
+        let victims = (0..10_000).map(|number| format!("{}-{number:0>16}", "p".repeat(63)));
+        let told = some_of(victims.collect());
+        let bytes = serde_json::to_string(&told).expect("plain data").len();
+        assert!(told.len() == MOST_NAMED && bytes < 16 * 1024, "{bytes}");
+    }
 
     #[test]
     fn a_count_that_begins_anew_is_added_to_what_was_told() {

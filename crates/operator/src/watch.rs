@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt, future};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -33,6 +33,10 @@ use crate::owners::holds;
 /// Changes kept for a reader that is busy; one that lags further looks at everything,
 /// so this only has to cover an ordinary burst (a fleet of some hundred pods that starts).
 const CHANGES: usize = 1024;
+
+/// The API server ends a watch after so many seconds, right after a bookmark; the runtime gives it five more. So a watch
+/// that tells nothing because nothing reaches us is begun anew within a minute.
+const WATCH_LASTS: u32 = 50;
 
 /// What a watch tells its readers.
 #[derive(Clone, Debug)]
@@ -120,9 +124,11 @@ where
             Some(namespace) => Api::namespaced(client.clone(), namespace),
             None => Api::all(client.clone()),
         };
-        let config = labels.map_or_else(watcher::Config::default, |labels| {
-            watcher::Config::default().labels(labels)
-        });
+        let config = watcher::Config::default().timeout(WATCH_LASTS);
+        let config = match labels {
+            Some(labels) => config.labels(labels),
+            None => config,
+        };
         let (store, writer) = reflector::store();
         let (changes, _) = broadcast::channel(CHANGES);
         let sender = changes.clone();
@@ -264,8 +270,15 @@ fn owners_of_size(deployment: &mut Deployment) {
     }
 }
 
-/// Of a pod's owners it is asked who has its deletion cost, and who made it.
+/// Of a pod's owners it is asked who has its deletion cost, and who made it; of what it shall be, its name and its grace.
 fn owners_of_cost(pod: &mut Pod) {
+    if let Some(spec) = &mut pod.spec {
+        *spec = PodSpec {
+            hostname: spec.hostname.take(),
+            termination_grace_period_seconds: spec.termination_grace_period_seconds,
+            ..PodSpec::default()
+        };
+    }
     let cost = format!(
         "/f:metadata/f:annotations/f:{}",
         ANNOTATION_DELETION_COST.replace('/', "~1")

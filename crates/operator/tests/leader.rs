@@ -139,7 +139,7 @@ async fn k08_k09_a_leader_stopped_before_its_lowering_lowers_nothing() {
     let ends = [
         "size refused by its precondition",
         "buffer's worker closed unexpectedly",
-        "another operator leads",
+        "does not hold the lease any more",
     ];
     assert!(ends.iter().any(|words| first.log().contains(words)), "{}", first.log());
     assert_eq!(stage.size("jobs").await, Some(2), "{}\n{}", first.log(), second.log());

@@ -199,10 +199,32 @@ pub async fn run(context: Arc<Context>, scope: usize, stop: CancellationToken) {
                     .clone()
             };
             let mut memory = memory.lock().await;
-            Box::pin(reconcile(&pool, &context, &mut memory)).await
+            let done = Box::pin(reconcile(&pool, &context, &mut memory)).await;
+            if let Err(error) = &done
+                && let Some(why) = refused(error)
+            {
+                // It is tried again all the same: the cause may be elsewhere, and end there.
+                let told = invalid(&pool, &context, &mut memory, "WriteRefused", why).await;
+                if let Err(error) = told {
+                    tracing::warn!(pool = pool.name_any(), error = %umbel_telemetry::chain(&error), "refusal not told");
+                }
+            }
+            done
         }
     };
     super::drive("workerpool", store, wakes.boxed(), context.clone(), reconcile, stop).await;
+}
+
+/// The API server's words, where it would not do something: a right is missing, or an admission says no.
+fn refused(error: &Error) -> Option<String> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(one) = cause {
+        if let Some(error) = one.downcast_ref::<kube::Error>() {
+            return crate::apply::is_refused(error).then(|| crate::apply::words(error));
+        }
+        cause = one.source();
+    }
+    None
 }
 
 fn serves(pool: &WorkerPool, queue: &str) -> bool {
@@ -945,7 +967,7 @@ impl Memory {
                     from: *from,
                     to: *to,
                     reason: why.clone(),
-                    victims,
+                    victims: report::some_of(victims),
                 });
                 context
                     .fact(pool, EventType::Normal, kind, format!("{from} to {to}: {why}{pods}"))
