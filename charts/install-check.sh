@@ -20,11 +20,11 @@ helm install umbel "$dir/old" -n umbel-system >"$dir/out" 2>&1 || { cat "$dir/ou
 grep -i warning "$dir/out" >&2 && complain 'the API server warns about the install'
 password() { kubectl -n umbel-system get secret umbel-redis -o jsonpath='{.data.password}{.data.url}'; }
 columns() { kubectl get crd -o jsonpath='{range .items[*]}{.spec.versions[0].additionalPrinterColumns[-1:].name} {end}'; }
-expect 'Aged Aged Aged Aged ' columns
+expect 'Aged Aged Aged Aged Aged ' columns
 first=$(password)
 helm upgrade umbel "$here/umbel" -n umbel-system --set operator.replicas=1 >"$dir/out" 2>&1 || { cat "$dir/out" >&2; exit 1; }
 [ "$(password)" = "$first" ] || complain 'the password changes with an upgrade'
-expect 'Age Age Age Age ' columns
+expect 'Age Age Age Age Age ' columns
 
 me=system:serviceaccount:umbel-system:umbel
 for right in 'list secrets' 'create secrets' 'delete secrets' 'create pods' 'create pods/exec' 'list nodes' 'escalate roles' 'bind roles' 'impersonate users' \
