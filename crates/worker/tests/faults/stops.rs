@@ -147,7 +147,13 @@ async fn s12_signals_to_stop_in_any_order_and_number() {
         ["TERM", "HUP", "INT"],
     ];
     for (round, order) in orders.into_iter().enumerate() {
-        let mut worker = test_worker(&redis.url(), &history, &["--grace", "10m"]);
+        // Whoever runs these tests may be there to outlive his terminal, and his children would inherit that.
+        let (url, program) = (redis.url(), test_tasks().to_str().expect("a path of text"));
+        let words: Vec<&str> = ["--default-signal=HUP", program]
+            .into_iter()
+            .chain(flags(&url, &["--grace", "10m"]))
+            .collect();
+        let mut worker = Process::start("/usr/bin/env".as_ref(), words, &[history.environment()]);
         eventually(SOON, "it runs", async || history.total(Event::Started) == round + 1).await;
         tell(&worker, order[0]);
         eventually(SOON, &format!("{order:?}: it takes no more"), async || {
