@@ -292,7 +292,8 @@ async fn who_goes_is_said_by_the_victims() {
     )
     .await;
     pool(&stage, "wait", spec("wait", "Manual", json!({ "drainWait": "4s" }))).await;
-    for (name, seconds) in [("idle", 20.0), ("soon", 10.0), ("wait", 10.0)] {
+    // Longer than a busy machine takes until the last of them is stopped.
+    for (name, seconds) in [("idle", 20.0), ("soon", 20.0), ("wait", 20.0)] {
         stage.ready(name, 3).await;
         // Two of three pods work.
         stage.send_sleeps(name, 2, seconds).await;
