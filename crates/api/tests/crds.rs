@@ -20,6 +20,8 @@ fn definitions_stay_small_and_structural() {
     for (file, definition) in umbel_api::definitions() {
         let text = serde_json::to_string(&definition).expect("plain data");
         assert!(text.len() < 256 * 1024, "{file} has {} bytes", text.len());
+        // What may be anything may be null, too.
+        let text = text.replace(r#"{"nullable":true,"x-kubernetes-preserve-unknown-fields":true}"#, "{}");
         for refused in ["\"uint", "\"nullable\"", "\"$ref\"", "\"$defs\""] {
             assert!(!text.contains(refused), "{file} contains {refused}");
         }
