@@ -203,6 +203,12 @@ pub struct View {
 }
 
 impl View {
+    /// The broker's time, as far as the latest sample and our monotonic clock can tell.
+    pub fn now(&self) -> Option<Timestamp> {
+        let sample = self.sample.as_ref()?;
+        sample.taken_at.checked_add(sample.seen.elapsed()).ok()
+    }
+
     /// What tells one state of the data from others: an emptied one has another id, an earlier one has the same.
     pub fn data(&self) -> String {
         let generation = self.sample.as_ref().map(|sample| sample.generation.as_str());

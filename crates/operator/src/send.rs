@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt};
+use kube::runtime::events::EventType;
+use kube::{Api, Resource, ResourceExt};
 use serde_json::{Map, Value, json};
 use umbel_api::condition::find;
 use umbel_api::names::cluster_condition::REACHABLE;
@@ -164,6 +165,23 @@ pub(crate) struct Beginning {
     pub(crate) unknown: Vec<String>,
     /// Left out, as they can't be reached.
     pub(crate) unreachable: Vec<String>,
+}
+
+impl Beginning {
+    /// Events about `object` of clusters that are named in vain and, in the words of `left_out`, of those that are left out.
+    pub(crate) async fn tell<K>(&self, ctx: &Context, object: &K, left_out: impl FnOnce(String) -> String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        if !self.unknown.is_empty() {
+            let note = format!("no TargetCluster {} in this namespace", self.unknown.join(", "));
+            ctx.event(object, EventType::Warning, "UnknownCluster", note).await;
+        }
+        if !self.unreachable.is_empty() {
+            let note = left_out(self.unreachable.join(", "));
+            ctx.event(object, EventType::Warning, "ClustersLeftOut", note).await;
+        }
+    }
 }
 
 /// A run of which nothing is sent.

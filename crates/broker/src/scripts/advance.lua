@@ -5,31 +5,16 @@
 local stored = term_of(ARGV[2])
 if stored ~= tonumber(ARGV[3]) then return { 'stale', stored } end
 local run, begin = U .. 'run:' .. ARGV[4], 6 + tonumber(ARGV[5])
-local chosen, left_out, wanted = {}, {}, {}
-for at = begin, #ARGV, 5 do
-  if redis.call('HEXISTS', run, 'p:' .. ARGV[at + 1]) == 1 then
-    local kind = redis.call('TYPE', ARGV[at]).ok
-    if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end
-    local by = ARGV[at + 3] ~= '' and redis.call('GET', U .. 'unique:' .. ARGV[at + 3])
-    if by and by ~= ARGV[at + 1] then
-      left_out[#left_out + 1] = ARGV[at + 1]
-    else
-      chosen[#chosen + 1] = at
-      local queue = queue_of(ARGV[at])
-      wanted[queue] = (wanted[queue] or 0) + 1
-      local free, most = room(queue)
-      if free and wanted[queue] > free then return { 'full', ARGV[at], most } end
-    end
-  end
-end
+local function is_due(id) return redis.call('HEXISTS', run, 'p:' .. id) == 1 end
+local chosen, left_out, refusal = pick_messages(begin, is_due)
+if refusal then return refusal end
 for at = 6, begin - 1 do
-  if redis.call('HEXISTS', run, 'p:' .. ARGV[at]) == 1 then drop_of_run(run, ARGV[at], 'skipped') end
+  if is_due(ARGV[at]) then drop_of_run(run, ARGV[at], 'skipped') end
 end
 for _, id in ipairs(left_out) do drop_of_run(run, id, 'left_out') end
 local sent = seconds(micros())
 for _, at in ipairs(chosen) do
-  redis.call('LPUSH', ARGV[at], ARGV[at + 2])
-  if ARGV[at + 3] ~= '' then redis.call('SET', U .. 'unique:' .. ARGV[at + 3], ARGV[at + 1], 'EX', ARGV[at + 4]) end
+  send_message(at)
   redis.call('HDEL', run, 'p:' .. ARGV[at + 1])
   redis.call('HINCRBY', run, 'total', 1)
   redis.call('HSET', run, 'i:' .. ARGV[at + 1], sent)

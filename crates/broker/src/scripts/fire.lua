@@ -17,28 +17,12 @@ local plan = ARGV[10]
 local first = 12 + tonumber(ARGV[11])
 local last_later = first - 1
 local begin = first + 1 + tonumber(ARGV[first])
-local chosen, left_out, wanted, dropped = {}, 0, {}, {}
-for at = begin, #ARGV, 5 do
-  local kind = redis.call('TYPE', ARGV[at]).ok
-  if kind ~= 'list' and kind ~= 'none' then return { 'wrongtype', ARGV[at] } end
-  local key = ARGV[at + 3] ~= '' and U .. 'unique:' .. ARGV[at + 3]
-  local by = key and redis.call('GET', key)
-  if by and by ~= ARGV[at + 1] then
-    left_out = left_out + 1
-    dropped[left_out] = ARGV[at + 1]
-  else
-    chosen[#chosen + 1] = at
-    local queue = queue_of(ARGV[at])
-    wanted[queue] = (wanted[queue] or 0) + 1
-    local free, most = room(queue)
-    -- All or none: a slot is one thing.
-    if free and wanted[queue] > free then return { 'full', ARGV[at], most } end
-  end
-end
+-- All or none: a slot is one thing.
+local chosen, left_out, refusal = pick_messages(begin)
+if refusal then return refusal end
 local ids = {}
 for _, at in ipairs(chosen) do
-  redis.call('LPUSH', ARGV[at], ARGV[at + 2])
-  if ARGV[at + 3] ~= '' then redis.call('SET', U .. 'unique:' .. ARGV[at + 3], ARGV[at + 1], 'EX', ARGV[at + 4]) end
+  send_message(at)
   ids[#ids + 1] = ARGV[at + 1]
 end
 if ARGV[7] ~= '' then
@@ -50,7 +34,7 @@ if ARGV[7] ~= '' then
     redis.call('HSET', run, 'plan', plan)
     for at = 12, last_later do redis.call('HSET', run, 'p:' .. ARGV[at], '') end
     for at = first + 1, begin - 1 do drop_of_run(run, ARGV[at], 'skipped') end
-    for _, id in ipairs(dropped) do drop_of_run(run, id, 'left_out') end
+    for _, id in ipairs(left_out) do drop_of_run(run, id, 'left_out') end
   end
   redis.call('EXPIRE', run, 2592000)
 end
@@ -58,4 +42,4 @@ redis.call('HSET', key, 'last', ARGV[5], 'ids', table.concat(ids, ','), 'generat
   'runs', ARGV[8] + (#ids > 0 and 1 or 0), 'missed', ARGV[9] + (#ids > 0 and 0 or 1))
 -- Longer than between two slots of nearly all schedules, and not for ever: objects go without a word here.
 redis.call('EXPIRE', key, 34560000)
-return { 'fired', left_out }
+return { 'fired', #left_out }

@@ -391,3 +391,33 @@ local function follow(at, last)
     end
   end
 end
+
+-- Messages in ARGV from `begin` on, each a list, task id, message, unique key or '' and seconds that this is kept at most:
+-- where those begin that can be sent, the ids of those whose unique key another task has, and the answer that refuses all of
+-- them. With `is_meant` only those of whose id it says so. Nothing is written.
+local function pick_messages(begin, is_meant)
+  local chosen, left_out, wanted = {}, {}, {}
+  for at = begin, #ARGV, 5 do
+    local list, id, key = ARGV[at], ARGV[at + 1], ARGV[at + 3]
+    if not is_meant or is_meant(id) then
+      local kind = redis.call('TYPE', list).ok
+      if kind ~= 'list' and kind ~= 'none' then return nil, nil, { 'wrongtype', list } end
+      local by = key ~= '' and redis.call('GET', U .. 'unique:' .. key)
+      if by and by ~= id then
+        left_out[#left_out + 1] = id
+      else
+        chosen[#chosen + 1] = at
+        local queue = queue_of(list)
+        wanted[queue] = (wanted[queue] or 0) + 1
+        local free, most = room(queue)
+        if free and wanted[queue] > free then return nil, nil, { 'full', list, most } end
+      end
+    end
+  end
+  return chosen, left_out
+end
+-- Sends the message that begins there.
+local function send_message(at)
+  redis.call('LPUSH', ARGV[at], ARGV[at + 2])
+  if ARGV[at + 3] ~= '' then redis.call('SET', U .. 'unique:' .. ARGV[at + 3], ARGV[at + 1], 'EX', ARGV[at + 4]) end
+end

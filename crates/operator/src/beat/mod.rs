@@ -30,7 +30,7 @@ use umbel_api::names::RUN_NOW;
 use umbel_api::names::periodic_condition::{SCHEDULED, STALLED};
 use umbel_api::periodictask::{MissedRuns, Overlap};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
-use umbel_broker::{Broker, Durability, FireAnswer, Replicas, Slot};
+use umbel_broker::{Durability, FireAnswer, Replicas, Slot};
 use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, Verdict, due, last_due, next_wake, overlap};
 use umbel_telemetry::chain;
@@ -42,7 +42,7 @@ use crate::controllers::periodictask::{
     understand, write,
 };
 use crate::failpoint;
-use crate::send::{Beginning, Halt, Sender, Stall};
+use crate::send::{Halt, Sender, Stall};
 use crate::watch::Change;
 
 mod agenda;
@@ -344,11 +344,10 @@ async fn beat(
         stand(task, status, &Standing::Waiting(fault), Timestamp::now());
         return SOON;
     }
-    let (Ok(broker), Some(now)) = (ctx.brokers.writable(&understood.address.source, term), redis_now(&view)) else {
+    let (Ok(broker), Some(now)) = (ctx.brokers.writable(&understood.address.source, term), view.now()) else {
         // Not contacted yet, or not told our term.
         return SOON;
     };
-    let broker = broker.with_steps(&understood.address.steps);
     let beat = Beat {
         ctx,
         task,
@@ -358,11 +357,9 @@ async fn beat(
             uid: uid(task),
             origin: format!("beat@{}", task.name_any()),
             term,
-            broker: broker.clone(),
+            broker: broker.with_steps(&understood.address.steps),
         },
-        broker,
         understood,
-        term,
         has_plans: AtomicBool::new(false),
     };
     let since = in_force(task, status, now);
@@ -387,7 +384,7 @@ async fn beat(
             }
         };
     }
-    let now = redis_now(&view).unwrap_or(now);
+    let now = view.now().unwrap_or(now);
     entry.has_plans = beat.has_plans.load(Ordering::Relaxed);
     let follow = pace(status, entry.has_plans, now);
     let follow = entry.asked.map_or(follow, |at| follow.min(until(at, now)));
@@ -428,8 +425,6 @@ struct Beat<'a> {
     ctx: &'a Context,
     task: &'a PeriodicTask,
     understood: &'a Understood,
-    term: u64,
-    broker: Broker,
     sender: Sender<'a>,
     /// A run goes on by a plan.
     has_plans: AtomicBool,
@@ -449,7 +444,7 @@ impl Beat<'_> {
         if entry
             .mark
             .as_ref()
-            .is_none_or(|mark| mark.term != self.term || mark.data != data)
+            .is_none_or(|mark| mark.term != self.sender.term || mark.data != data)
         {
             let mark = self.read_mark(data, since, now, status).await?;
             entry.mark = Some(mark);
@@ -552,6 +547,7 @@ impl Beat<'_> {
         let Understood { timetable, policy, .. } = self.understood;
         let read = Instant::now();
         let found = self
+            .sender
             .broker
             .last_slot(self.ctx.leader.install(), &uid(self.task))
             .await?;
@@ -603,7 +599,7 @@ impl Beat<'_> {
                 .event(self.task, EventType::Warning, "BrokerDataLost", note)
                 .await;
             return Ok(Mark {
-                term: self.term,
+                term: self.sender.term,
                 data,
                 read,
                 last,
@@ -611,7 +607,7 @@ impl Beat<'_> {
             });
         }
         Ok(Mark {
-            term: self.term,
+            term: self.sender.term,
             data,
             read,
             last,
@@ -631,30 +627,16 @@ impl Beat<'_> {
             ctx,
             task,
             understood,
-            term,
-            broker,
             sender,
             has_plans: _,
         } = self;
+        let Sender { broker, term, .. } = sender;
         let slot = occasion.at();
-        let Beginning {
-            plan,
-            unknown,
-            unreachable,
-        } = sender.begin(&task.spec.task_template).await?;
-        if !unknown.is_empty() {
-            let note = format!("no TargetCluster {} in this namespace", unknown.join(", "));
-            ctx.event(*task, EventType::Warning, "UnknownCluster", note).await;
-        }
-        if !unreachable.is_empty() {
-            let note = format!(
-                "the slot {slot} leaves out {}: not reachable (unreachable: Skip)",
-                unreachable.join(", ")
-            );
-            ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
-        }
+        let beginning = sender.begin(&task.spec.task_template).await?;
+        let left_out = |names| format!("the slot {slot} leaves out {names}: not reachable (unreachable: Skip)");
+        beginning.tell(ctx, *task, left_out).await;
         let is_again = entry.mark.as_ref().is_some_and(|mark| mark.forgotten == Some(slot));
-        let (messages, plan) = match sender.first(&plan, &understood.address, occasion, now, is_again) {
+        let (messages, plan) = match sender.first(&beginning.plan, &understood.address, occasion, now, is_again) {
             Ok(first) => first,
             Err(nothing) => {
                 self.pass_over(occasion, status);
@@ -730,7 +712,10 @@ impl Beat<'_> {
                     ctx.event(*task, EventType::Normal, "MessagesLeftOut", note).await;
                 }
                 let (namespace, name) = (task.namespace().unwrap_or_default(), task.name_any());
-                let late = redis_now(&ctx.brokers.view(&understood.address.source))
+                let late = ctx
+                    .brokers
+                    .view(&understood.address.source)
+                    .now()
                     .unwrap_or(now)
                     .duration_since(slot);
                 ctx.metrics
@@ -784,12 +769,6 @@ fn mark_of(task: &PeriodicTask, occasion: Occasion) -> String {
         Occasion::Slot(_) => uid(task),
         Occasion::Request(_) => format!("{}/requests", uid(task)),
     }
-}
-
-/// Redis's time, as far as the latest sample and our monotonic clock can tell.
-fn redis_now(view: &View) -> Option<Timestamp> {
-    let sample = view.sample.as_ref()?;
-    sample.taken_at.checked_add(sample.seen.elapsed()).ok()
 }
 
 /// Time until a slot, and a little more: samples are in whole milliseconds, and a slot must not be asked for too early.

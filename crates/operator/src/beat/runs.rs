@@ -11,7 +11,7 @@ use umbel_api::periodictask::{Outcome, PastRun};
 use umbel_broker::RunState;
 use umbel_plan::fanout::Occasion;
 
-use super::{Beat, FOLLOW, LOOK, redis_now};
+use super::{Beat, FOLLOW, LOOK};
 use crate::controllers::periodictask::{count_active, note_ended, uid};
 use crate::send::Halt;
 
@@ -33,7 +33,11 @@ impl Beat<'_> {
             return Ok(!open.is_empty());
         }
         for occasion in &open {
-            let run = self.broker.run(&occasion.run_id(&uid(self.task)).to_string()).await?;
+            let run = self
+                .sender
+                .broker
+                .run(&occasion.run_id(&uid(self.task)).to_string())
+                .await?;
             if run.is_some_and(|run| run.open.is_empty() && !run.later.is_empty()) {
                 return Ok(true); // Its next tasks have not had their turn.
             }
@@ -48,7 +52,11 @@ impl Beat<'_> {
             run.failed = run.total.saturating_sub(run.succeeded);
         }
         for occasion in open {
-            let run = self.broker.run(&occasion.run_id(&uid(self.task)).to_string()).await?;
+            let run = self
+                .sender
+                .broker
+                .run(&occasion.run_id(&uid(self.task)).to_string())
+                .await?;
             self.close(status, occasion, Outcome::Lost, &run.unwrap_or_default());
         }
         Ok(false)
@@ -99,7 +107,7 @@ impl Beat<'_> {
     /// Redis's time, as far as it is known.
     fn now(&self) -> Timestamp {
         let view = self.ctx.brokers.view(&self.understood.address.source);
-        redis_now(&view).unwrap_or_else(Timestamp::now)
+        view.now().unwrap_or_else(Timestamp::now)
     }
 
     /// Cancels all tasks of the open runs: what waits is dropped when its turn comes, what runs is stopped.

@@ -28,10 +28,10 @@ use umbel_plan::fanout::Occasion;
 use umbel_telemetry::chain;
 
 use crate::apply;
-use crate::brokers::{Fault, View};
+use crate::brokers::Fault;
 use crate::context::Context;
 use crate::failpoint;
-use crate::send::{Address, Beginning, Halt, Progress, Sender, Stall, address, redis_time};
+use crate::send::{Address, Halt, Progress, Sender, Stall, address, redis_time};
 
 /// Wait after something did not work that may work at once.
 const SOON: Duration = Duration::from_millis(250);
@@ -174,7 +174,7 @@ async fn go_on(ctx: &Context, task: &Task, address: &Address, term: u64, status:
         stand(task, status, &Standing::Waiting(fault), Timestamp::now());
         return SOON;
     }
-    let (Ok(broker), Some(now)) = (ctx.brokers.writable(&address.source, term), redis_now(&view)) else {
+    let (Ok(broker), Some(now)) = (ctx.brokers.writable(&address.source, term), view.now()) else {
         // Not contacted yet, or not told our term.
         return SOON;
     };
@@ -298,23 +298,11 @@ impl Work<'_> {
             sender,
             occasion,
         } = self;
-        let Beginning {
-            plan,
-            unknown,
-            unreachable,
-        } = sender.begin(&task.spec.task_template).await?;
-        if !unknown.is_empty() {
-            let note = format!("no TargetCluster {} in this namespace", unknown.join(", "));
-            ctx.event(*task, EventType::Warning, "UnknownCluster", note).await;
-        }
-        if !unreachable.is_empty() {
-            let note = format!(
-                "left out as they are not reachable (unreachable: Skip): {}",
-                unreachable.join(", ")
-            );
-            ctx.event(*task, EventType::Warning, "ClustersLeftOut", note).await;
-        }
-        let (messages, kept) = match sender.first(&plan, address, *occasion, now, status.start_time.is_some()) {
+        let beginning = sender.begin(&task.spec.task_template).await?;
+        let left_out = |names| format!("left out as they are not reachable (unreachable: Skip): {names}");
+        beginning.tell(ctx, *task, left_out).await;
+        let (messages, kept) = match sender.first(&beginning.plan, address, *occasion, now, status.start_time.is_some())
+        {
             Ok(first) => first,
             Err(nothing) => {
                 let note = format!("nothing was sent: {}", nothing.why);
@@ -391,12 +379,6 @@ impl Work<'_> {
         let result = document.as_ref().and_then(|document| document.get("result"));
         Ok(result.map(|result| result.to_string().chars().take(PREVIEW).collect()))
     }
-}
-
-/// Redis's time, as far as the latest sample and our monotonic clock can tell.
-fn redis_now(view: &View) -> Option<Timestamp> {
-    let sample = view.sample.as_ref()?;
-    sample.taken_at.checked_add(sample.seen.elapsed()).ok()
 }
 
 fn note(status: &mut TaskStatus, run: &RunState, now: Timestamp) {

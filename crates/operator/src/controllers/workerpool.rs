@@ -323,7 +323,8 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let mut turns: Vec<Turn> = parts.iter().map(|part| memory.next(part, now)).collect();
     let mut acted = false;
     if turns.iter().any(|turn| turn.action != drain::Action::Wait) || parts.iter().any(Part::is_spent) {
-        let sight = Sight::of(&turns, &parts);
+        let sights = turns.iter().zip(&parts).map(|(turn, part)| Sight::of(turn, part));
+        let sight = sights.max().unwrap_or(Sight::Fresh);
         let fresh = act(pool, context, memory, &refers, &wanted, sight).await?;
         for (part, turn) in parts.iter().zip(&mut turns) {
             if let Some(other) = fresh.get(&part.uid()) {
@@ -474,7 +475,7 @@ fn until(at: Timestamp, now: Timestamp) -> Duration {
 }
 
 /// What an action is decided on.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sight {
     /// What the watches show. Enough to raise a size: that stops nobody, and meets another resourceVersion where the
     /// Deployment has changed since.
@@ -484,12 +485,11 @@ enum Sight {
 }
 
 impl Sight {
-    fn of(turns: &[Turn], parts: &[Part<'_>]) -> Self {
-        let raises = |turn: &Turn| matches!(turn.action, drain::Action::Wait | drain::Action::Raise { .. });
-        if turns.iter().all(raises) && !parts.iter().any(Part::is_spent) {
-            Self::Watched
-        } else {
-            Self::Fresh
+    /// What a turn needs.
+    fn of(turn: &Turn, part: &Part<'_>) -> Self {
+        match turn.action {
+            drain::Action::Wait | drain::Action::Raise { .. } if !part.is_spent() => Self::Watched,
+            _ => Self::Fresh,
         }
     }
 
@@ -547,8 +547,7 @@ async fn act(
     let mut turns = BTreeMap::new();
     for part in &parts {
         let turn = memory.next(part, now);
-        if Sight::of(std::slice::from_ref(&turn), std::slice::from_ref(part)) == Sight::Fresh && sight == Sight::Watched
-        {
+        if Sight::of(&turn, part) > sight {
             continue; // They show something else by now: the next pass reads it.
         }
         let pass = Pass {
