@@ -47,7 +47,7 @@ pub use history::{Event, History, Log, Verdict};
 pub use node::{CeleryNode, celery_node_worker};
 pub use pipe::{Flow, Pipe};
 pub use port::free_port;
-pub use process::{Process, Signal, send_signal};
+pub use process::{Process, Signal, kill_child, send_signal};
 pub use relay::{Command, Cut, Direction, Held, Late, Relay, script};
 pub use sentinel::Sentinels;
 pub use server::{Redis, ServerKind};

@@ -46,6 +46,20 @@ pub fn send_signal(pid: u32, signal: Signal) {
     );
 }
 
+/// Kills a process that this one started, if it is still there: whoever waits for it may have seen its end already.
+pub fn kill_child(pid: u32) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name, which may hold anything: the state and the parent.
+    let parent = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(1));
+    if parent == Some(&*std::process::id().to_string()) {
+        let _ = Command::new("/bin/sh")
+            .args(["-c", "kill -KILL $0 2>/dev/null", &pid.to_string()])
+            .status();
+    }
+}
+
 /// A running program with its output in a file; killed when dropped.
 #[derive(Debug)]
 pub struct Process {

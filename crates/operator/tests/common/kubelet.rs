@@ -125,7 +125,7 @@ impl Drop for Kubelet {
         // Whoever runs one pod runs on; a campaign has many nodes after each other.
         let pids = self.pids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for pid in pids.values() {
-            umbel_testkit::send_signal(*pid, umbel_testkit::Signal::Kill);
+            umbel_testkit::kill_child(*pid);
         }
     }
 }
