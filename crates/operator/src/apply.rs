@@ -49,14 +49,47 @@ pub fn is_refused(error: &kube::Error) -> bool {
 /// The write carries the resourceVersion that it was decided on, so a predecessor's late one meets a conflict.
 pub async fn status<K, S>(client: &Client, object: &K, old: Option<&S>, new: &S) -> Result<bool, kube::Error>
 where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + serde::Serialize,
     S: serde::Serialize + PartialEq,
 {
     if old == Some(new) {
         return Ok(false);
     }
-    let namespace = object.namespace().unwrap_or_default();
-    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let refusal = match write(&api, object, new).await {
+        Err(error) if code(&error) == Some(409) => error,
+        written => return written.map(|()| true),
+    };
+    // Whoever writes the object all the time leaves little time between our read and our write. What we say holds on as long
+    // as nobody changed what it is about, or what was said.
+    let now = api.get(&object.name_any()).await?;
+    let is_same = |pointer: &str| {
+        let part = |object: &K| {
+            serde_json::to_value(object)
+                .ok()
+                .and_then(|value| value.pointer(pointer).cloned())
+        };
+        part(&now) == part(object)
+    };
+    if ["/metadata/uid", "/metadata/generation", "/status"]
+        .into_iter()
+        .all(is_same)
+    {
+        write(&api, &now, new).await.map(|()| true)
+    } else {
+        Err(refusal)
+    }
+}
+
+async fn write<K, S>(api: &Api<K>, object: &K, new: &S) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    S: serde::Serialize,
+{
     let body: Value = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
@@ -67,5 +100,5 @@ where
     failpoint::reach_of("before-status", &K::kind(&()));
     let written = api.patch_status(&object.name_any(), &params, &Patch::Apply(body)).await;
     failpoint::reach_of("after-status", &K::kind(&()));
-    written.map(|_| true)
+    written.map(|_| ())
 }
