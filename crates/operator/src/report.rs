@@ -53,6 +53,8 @@ pub struct Found<'a> {
     pub refused: Option<(&'static str, String)>,
     /// Why pods cannot be made.
     pub replica_failure: Option<String>,
+    /// Why a pod of the present template does not become ready, if somebody says so.
+    pub trouble: Option<String>,
     /// Why the broker gives no sample.
     pub broker_fault: Option<(&'static str, String)>,
     /// Who else writes the Deployment's size, and whether we stopped to set it right.
@@ -163,6 +165,7 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         rolling,
         refused,
         replica_failure,
+        trouble,
         broker_fault,
         foreign_scaler,
         foreign_cost_writer,
@@ -176,7 +179,15 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         (Some((reason, why)), _) => Finding::new(pool_condition::READY, false, *reason, why.clone()),
         (None, Some(why)) if !is_whole => Finding::new(pool_condition::READY, false, "ReplicaFailure", why.clone()),
         (None, _) if is_whole => Finding::new(pool_condition::READY, true, "Running", progress),
-        (None, _) => Finding::new(pool_condition::READY, false, "Progressing", progress),
+        (None, _) => match trouble {
+            Some(why) => Finding::new(
+                pool_condition::READY,
+                false,
+                "PodsNotReady",
+                format!("{progress}; {why}"),
+            ),
+            None => Finding::new(pool_condition::READY, false, "Progressing", progress),
+        },
     };
     let active = decision.reason.is_active();
     let number = |matches: &dyn Fn(&&&drain::Pod) -> bool| {

@@ -588,7 +588,8 @@ async fn s19_pods_that_never_become_ready_are_no_reason_for_more() {
             let status = stage.status("jobs").await;
             let demand = status.demand.unwrap_or_default();
             let shown = (status.replicas, status.ready_replicas, demand.waiting);
-            is == "False" && says.contains("0 of 3 pods are ready") && shown == (3, 0, 40)
+            let is_named = says.contains("0 of 3 pods are ready; pod jobs-") && says.contains("ImagePullBackOff");
+            is == "False" && is_named && shown == (3, 0, 40)
         },
     )
     .await;

@@ -361,6 +361,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         rolling,
         refused,
         replica_failure: fleets.all().find_map(Fleet::refusal),
+        trouble: fleets.present.as_ref().and_then(|fleet| fleet.trouble(now)),
         broker_fault: fault,
         foreign_scaler: foreign_scaler.map(|manager| (manager, memory.yields())),
         foreign_cost_writer: pods().find_map(observe::foreign_cost_writer),
