@@ -34,7 +34,7 @@ use crate::{refs::Selector, span::Span};
     // A Deployment's name is this and a dash and ten characters, and a pod's name and labels are made from it.
     validation = Rule::new("size(self.metadata.name) <= 52").message("a pool's name has at most 52 characters"),
     validation = Rule::new("self.spec.runtime != 'Celery' || has(self.spec.template)").message("runtime Celery needs a template"),
-    validation = Rule::new("self.spec.runtime != 'Celery' || (!has(self.spec.clusterAccess) && !has(self.spec.recycle) && (!has(self.spec.jobs) || (!has(self.spec.jobs.apply) && !has(self.spec.jobs.exec) && !has(self.spec.jobs.http) && !has(self.spec.jobs.secrets))))").message("clusterAccess, jobs and recycle are for runtime Umbel: Celery has flags of its own"),
+    validation = Rule::new("self.spec.runtime != 'Celery' || (!has(self.spec.clusterAccess) && !has(self.spec.recycle) && (!has(self.spec.jobs) || (!has(self.spec.jobs.apply) && !has(self.spec.jobs.prune) && !has(self.spec.jobs.delete) && !has(self.spec.jobs.diff) && !has(self.spec.jobs.get) && !has(self.spec.jobs.labelNodes) && !has(self.spec.jobs.restart) && !has(self.spec.jobs.scale) && !has(self.spec.jobs.wait) && !has(self.spec.jobs.exec) && !has(self.spec.jobs.http) && !has(self.spec.jobs.secrets))))").message("clusterAccess, jobs and recycle are for runtime Umbel: Celery has flags of its own"),
     validation = Rule::new("!has(self.spec.podDisruptionBudget) || !has(self.spec.protection) || !has(self.spec.protection.onEviction) || !self.spec.protection.onEviction.exists(one, one == 'DisruptionBudget')").message("a pod has one budget: podDisruptionBudget and DisruptionBudget in protection.onEviction exclude each other"),
     scale(
         spec_replicas_path = ".spec.replicas",
@@ -239,9 +239,33 @@ impl ClusterAccess {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Jobs {
-    /// Apply manifests at target clusters.
+    /// Apply manifests at target clusters: `umbel.cluster.apply`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apply: Option<ApplyJob>,
+    /// Remove what left an apply set: `umbel.cluster.prune`, and `prune` of an apply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prune: Option<ObjectsJob>,
+    /// Delete objects: `umbel.cluster.delete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete: Option<DeleteJob>,
+    /// Say what an apply would change: `umbel.cluster.diff`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff: Option<ObjectsJob>,
+    /// Read fields of objects: `umbel.cluster.get`. Of Secrets never the values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub get: Option<ObjectsJob>,
+    /// Set and remove labels of nodes: `umbel.cluster.label-nodes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_nodes: Option<LabelNodesJob>,
+    /// Restart Deployments, StatefulSets and DaemonSets: `umbel.cluster.restart`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<ObjectsJob>,
+    /// Set sizes by the scale subresource: `umbel.cluster.scale`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<ObjectsJob>,
+    /// Wait for rollouts, conditions, fields and deletions: `umbel.cluster.wait`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<ObjectsJob>,
     /// Run programs of the worker's image: `umbel.exec`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<ExecJob>,
@@ -264,15 +288,97 @@ pub struct SecretArgs {
 }
 
 /// What the apply job may touch at a target.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApplyJob {
     /// Namespaces at the target.
     #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
     pub namespaces: Vec<String>,
-    /// Namespaced kinds, such as `ConfigMap` or `apps/Deployment`. Kinds that grant rights are refused in any case.
+    /// Namespaced kinds, such as `ConfigMap` or `apps/Deployment`. Kinds that grant rights are refused here in any case.
     #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
     pub kinds: Vec<String>,
+    /// Cluster-scoped kinds, such as `Namespace`, and those whose objects grant rights or change the API server, such as
+    /// `rbac.authorization.k8s.io/Role` or `apiextensions.k8s.io/CustomResourceDefinition`: only what is named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub cluster_kinds: Vec<String>,
+    /// Whether messages may take fields over from other field managers (`force`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+    /// Where manifests may come from besides the message: `manifestsFrom` of every job that takes manifests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<ManifestSources>,
+}
+
+/// Where manifests may come from.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ManifestSources {
+    /// ConfigMaps of the pool's namespace. Workers have them as files and follow their changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), inner(length(min = 1, max = 253), pattern(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub config_maps: Vec<String>,
+    /// Secrets of the pool's namespace, in the same way; those of clusters and of the pool's broker are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), inner(length(min = 1, max = 253), pattern(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub secrets: Vec<String>,
+    /// Hosts, as `jobs.http.hosts` has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 300), pattern(r"^(https?://)?([A-Za-z0-9_*]([A-Za-z0-9_.*-]*[A-Za-z0-9_*])?|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub hosts: Vec<String>,
+}
+
+/// Objects at a target that a job may touch.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.clusterKinds) || (has(self.kinds) && has(self.namespaces))").message("kinds with namespaces, or clusterKinds, must be given"))]
+pub struct ObjectsJob {
+    /// Namespaces at the target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub namespaces: Vec<String>,
+    /// Namespaced kinds, such as `ConfigMap` or `apps/Deployment`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub kinds: Vec<String>,
+    /// Cluster-scoped kinds, such as `Namespace`, and those whose objects grant rights or change the API server, such as
+    /// `rbac.authorization.k8s.io/Role` or `apiextensions.k8s.io/CustomResourceDefinition`: only what is named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub cluster_kinds: Vec<String>,
+}
+
+/// What the delete job may delete at a target.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.clusterKinds) || (has(self.kinds) && has(self.namespaces))").message("kinds with namespaces, or clusterKinds, must be given"))]
+pub struct DeleteJob {
+    /// Namespaces at the target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "set"))]
+    pub namespaces: Vec<String>,
+    /// Namespaced kinds, such as `ConfigMap` or `apps/Deployment`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub kinds: Vec<String>,
+    /// Cluster-scoped kinds, such as `Namespace`, and those whose objects grant rights or change the API server, such as
+    /// `rbac.authorization.k8s.io/Role` or `apiextensions.k8s.io/CustomResourceDefinition`: only what is named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 253), pattern(r"^([a-z0-9][a-z0-9.-]*/)?[A-Z][A-Za-z0-9]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub cluster_kinds: Vec<String>,
+    /// Whether messages may delete what no apply job wrote (`anyOwner`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub any_owner: bool,
+}
+
+/// Labels that the label-nodes job may set and remove.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LabelNodesJob {
+    /// How their keys begin, such as `fleet.example.com/`. Keys of kubernetes.io and k8s.io only with their whole domain, such
+    /// as `node-role.kubernetes.io/`.
+    #[schemars(length(min = 1, max = 100), inner(length(min = 1, max = 317), pattern(r"^[A-Za-z0-9][A-Za-z0-9./_-]*$")), extend("x-kubernetes-list-type" = "set"))]
+    pub prefixes: Vec<String>,
 }
 
 /// What the exec job may run.

@@ -39,6 +39,8 @@ const SECRETS: &str = "umbel-broker";
 const SECRETS_PATH: &str = "/var/run/umbel/broker";
 /// Where the Secrets for arguments are, a folder each: the default of the worker's `--secrets-dir`.
 const ARGS_PATH: &str = "/var/run/umbel/secrets";
+/// Where the sources of manifests are, a folder each: the default of the worker's `--sources-dir`.
+const SOURCES_PATH: &str = "/var/run/umbel/sources";
 /// Where a worker answers its probes.
 const ADMIN_PORT: u16 = 8080;
 
@@ -213,6 +215,29 @@ fn umbel(pool: &Pool, revision: &str, spec: &mut Map<String, Value>) {
             let name = format!("umbel-secret-{number}");
             mounts.push(json!({ "name": name, "mountPath": format!("{ARGS_PATH}/{secret}"), "readOnly": true }));
             volumes.push(json!({ "name": name, "secret": { "secretName": secret, "optional": true } }));
+        }
+        for sources in pool.jobs.apply.iter().filter_map(|apply| apply.sources.as_ref()) {
+            let maps = sources.config_maps.iter().enumerate();
+            let secrets = sources.secrets.iter().enumerate();
+            let maps = maps.map(|(number, map)| {
+                (
+                    format!("umbel-source-map-{number}"),
+                    format!("configmaps/{map}"),
+                    json!({ "configMap": { "name": map, "optional": true } }),
+                )
+            });
+            let secrets = secrets.map(|(number, secret)| {
+                (
+                    format!("umbel-source-secret-{number}"),
+                    format!("secrets/{secret}"),
+                    json!({ "secret": { "secretName": secret, "optional": true } }),
+                )
+            });
+            for (name, folder, mut volume) in maps.chain(secrets) {
+                mounts.push(json!({ "name": name, "mountPath": format!("{SOURCES_PATH}/{folder}"), "readOnly": true }));
+                volume["name"] = json!(name);
+                volumes.push(volume);
+            }
         }
         set_named(container, "volumeMounts", mounts);
         set_named(spec, "volumes", volumes);

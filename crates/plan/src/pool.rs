@@ -115,8 +115,10 @@ pub enum Fault {
     #[error("spec.{0}")]
     Schedule(CalendarFault),
     /// A Secret that no task may read.
-    #[error("spec.jobs.secrets: tasks may not get values of Secret {name}: it is that of {whose}")]
+    #[error("spec.jobs.{list}: tasks may not get values of Secret {name}: it is that of {whose}")]
     SecretRefused {
+        /// The list that names it.
+        list: &'static str,
         /// The Secret.
         name: String,
         /// What it belongs to.
@@ -277,7 +279,11 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         })
         .collect();
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
-    for name in jobs.secrets.iter().flat_map(|secrets| &secrets.names) {
+    let arguments = jobs.secrets.iter().flat_map(|secrets| &secrets.names);
+    let sources = jobs.apply.iter().filter_map(|apply| apply.sources.as_ref());
+    let sources = sources.flat_map(|sources| &sources.secrets);
+    let sources = sources.map(|name| ("apply.sources.secrets", name));
+    for (list, name) in arguments.map(|name| ("secrets", name)).chain(sources) {
         // Of any cluster of the namespace, whether this pool reaches it or not.
         let cluster = referred
             .clusters
@@ -286,6 +292,7 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         let whose = cluster.map(|cluster| format!("TargetCluster {}", cluster.name_any()));
         if let Some(whose) = whose.or_else(|| (secret.0 == *name).then(|| "the broker".to_owned())) {
             return Err(Fault::SecretRefused {
+                list,
                 name: name.clone(),
                 whose,
             });

@@ -563,3 +563,41 @@ fn how_a_broker_is_reached_is_mounted_and_no_secret_is_in_the_environment() {
     assert_eq!(value("UMBEL_REDIS_SENTINEL_MASTER"), "mymaster");
     assert_eq!(value("UMBEL_REDIS_TLS"), "true");
 }
+
+#[test]
+fn sources_of_manifests_are_mounted_and_secrets_of_clusters_and_brokers_are_refused() {
+    let named = |secrets: Value| {
+        let sources = json!({ "configMaps": ["site"], "secrets": secrets });
+        let apply = json!({ "namespaces": ["shop"], "kinds": ["ConfigMap"], "sources": sources });
+        on_mail(json!({ "jobs": { "apply": apply } }))
+    };
+    let valid = mail().validate(named(json!(["keys"]))).unwrap();
+    let template = &plan(&valid)["spec"]["template"]["spec"];
+    let mounts = template["containers"][0]["volumeMounts"].as_array().unwrap();
+    for (name, volume, folder) in [
+        (
+            "umbel-source-map-0",
+            json!({ "configMap": { "name": "site", "optional": true } }),
+            "configmaps/site",
+        ),
+        (
+            "umbel-source-secret-0",
+            json!({ "secret": { "secretName": "keys", "optional": true } }),
+            "secrets/keys",
+        ),
+    ] {
+        let mut volume = volume;
+        volume["name"] = json!(name);
+        assert!(template["volumes"].as_array().unwrap().contains(&volume), "{template}");
+        let mount = json!({ "name": name, "mountPath": format!("/var/run/umbel/sources/{folder}"), "readOnly": true });
+        assert!(mounts.contains(&mount), "{mounts:?}");
+    }
+    assert_eq!(access::plan(&valid).grant, None, "no right is needed for that");
+    for (secret, whose) in [("lab-kubeconfig", "TargetCluster lab"), ("redis", "the broker")] {
+        let fault = mail().validate(named(json!(["keys", secret]))).map(|_| ()).unwrap_err();
+        let text = format!(
+            "spec.jobs.apply.sources.secrets: tasks may not get values of Secret {secret}: it is that of {whose}"
+        );
+        assert_eq!((fault.reason(), fault.to_string()), ("SecretRefused", text));
+    }
+}

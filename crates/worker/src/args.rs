@@ -251,6 +251,14 @@ pub struct Args {
         hide = true
     )]
     secrets_dir: PathBuf,
+    /// Folder of the ConfigMaps and Secrets that manifests may come from: `configmaps` and `secrets`, a folder each
+    #[arg(
+        long,
+        env = "UMBEL_SOURCES_DIR",
+        default_value = "/var/run/umbel/sources",
+        hide = true
+    )]
+    sources_dir: PathBuf,
 }
 
 /// Who the operator says we are; empty outside Kubernetes.
@@ -366,6 +374,8 @@ pub struct Config {
     pub jobs: String,
     /// `UMBEL_SECRETS_DIR`.
     pub secrets_dir: PathBuf,
+    /// Where the ConfigMaps and Secrets are that manifests may come from.
+    pub sources_dir: PathBuf,
 }
 
 /// Flags that contradict each other.
@@ -549,6 +559,7 @@ impl TryFrom<Args> for Config {
             clusters: args.clusters,
             jobs: args.jobs,
             secrets_dir: args.secrets_dir,
+            sources_dir: args.sources_dir,
         })
     }
 }

@@ -267,7 +267,7 @@ async fn cluster_jobs(config: &Config) -> anyhow::Result<Vec<Box<dyn Job>>> {
     let settings = jobs::Settings::parse(&config.jobs).context("UMBEL_JOBS")?;
     let client = kube::Client::try_default().await.context("the home cluster's client")?;
     let registry = umbel_clusters::Registry::new(client, config.pod.namespace.clone(), accesses);
-    Ok(jobs::builtin(&registry, settings))
+    jobs::builtin(&registry, settings, config.sources_dir.clone()).context("UMBEL_JOBS")
 }
 
 /// A random number in `0.0..1.0`.

@@ -62,9 +62,16 @@ async fn place(name: &str) -> Client {
 
 /// A worker as the operator's pods are, but for its gate; it serves the queue `q`.
 fn worker(redis: &Redis, namespace: &str, flags: &[&str]) -> Process {
+    worker_of(redis, namespace, &["c2"], flags)
+}
+
+/// One whose pool may touch these clusters; all have the same Secret.
+fn worker_of(redis: &Redis, namespace: &str, clusters: &[&str], flags: &[&str]) -> Process {
     let home = STAGE.get().unwrap().home.kubeconfig().display().to_string();
-    let clusters = json!([{"name": "c2", "secret": "access", "key": "kubeconfig"}]).to_string();
-    let jobs = json!({"apply": {"namespaces": [namespace], "kinds": ["ConfigMap"]}}).to_string();
+    let access = |name: &&str| json!({"name": name, "secret": "access", "key": "kubeconfig"});
+    let clusters = json!(clusters.iter().map(access).collect::<Vec<_>>()).to_string();
+    let rules = json!({"namespaces": [namespace], "kinds": ["ConfigMap"]});
+    let jobs = json!({"apply": rules, "prune": rules, "wait": rules}).to_string();
     let url = redis.url();
     let args = ["--standalone", "--redis-url", &url, "--queue", "q"]
         .into_iter()
@@ -92,6 +99,10 @@ const SHORT: &[&str] = &[
 
 /// An apply of so many ConfigMaps with this value, as the run of a slot.
 fn run(namespace: &str, id: &str, order: i64, objects: usize, value: &str) -> Vec<u8> {
+    run_of(namespace, id, order, objects, value, None)
+}
+
+fn run_of(namespace: &str, id: &str, order: i64, objects: usize, value: &str, set: Option<&str>) -> Vec<u8> {
     let manifests: Vec<Value> = (0..objects)
         .map(|n| {
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("m{n}"), "namespace": namespace},
@@ -102,7 +113,9 @@ fn run(namespace: &str, id: &str, order: i64, objects: usize, value: &str) -> Ve
         id: id.into(),
         task: "umbel.cluster.apply".into(),
         queue: "q".into(),
-        kwargs: Json::of(&json!({"manifests": manifests})),
+        kwargs: Json::of(
+            &json!({"manifests": manifests, "namespace": namespace, "applySet": set, "prune": set.is_some()}),
+        ),
         headers: vec![
             ("umbel_order".into(), Json::of(&order)),
             ("umbel_cluster".into(), Json::string("c2")),
@@ -114,8 +127,10 @@ fn run(namespace: &str, id: &str, order: i64, objects: usize, value: &str) -> Ve
 
 async fn runs(maps: &Api<ConfigMap>) -> Vec<String> {
     let maps = maps.list(&ListParams::default()).await.unwrap();
+    let is_inventory = |map: &ConfigMap| map.metadata.name.as_ref().unwrap().starts_with("umbel-applyset-");
     maps.items
         .into_iter()
+        .filter(|map| !is_inventory(map))
         .map(|map| map.data.unwrap().remove("run").unwrap())
         .collect()
 }
@@ -294,4 +309,165 @@ async fn a_worker_that_wakes_up_late_overwrites_nothing_of_a_newer_run() {
     succeeded(&broker, "probe", &[&zombie]).await;
     assert_eq!(runs(&maps).await, vec!["two"; 40], "{}", zombie.log());
     other.signal(Signal::Cont);
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_half_way_through_a_set_is_followed_by_one_that_finishes_it_and_prunes() {
+    let target = place("halfset").await;
+    let redis = Redis::start().await;
+    let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();
+    let maps = Api::<ConfigMap>::namespaced(target, "halfset");
+    let publish = async |id: &str, order: i64, objects: usize, value: &str| {
+        let message = run_of("halfset", id, order, objects, value, Some("shop"));
+        broker.publish("q", 0, &[message]).await.unwrap();
+    };
+    let first = worker(&redis, "halfset", SHORT);
+    publish("run-1", 1, 60, "one").await;
+    succeeded(&broker, "run-1", &[&first]).await;
+    publish("run-2", 2, 40, "two").await;
+    let mut first = first;
+    eventually(SOON, "it has begun", async || {
+        runs(&maps).await.contains(&"two".to_owned())
+    })
+    .await;
+    first.kill();
+    assert!(runs(&maps).await.len() == 60, "it was killed half way");
+    let state = async || {
+        maps.get("umbel-applyset-shop")
+            .await
+            .unwrap()
+            .data
+            .unwrap()
+            .remove("state")
+            .unwrap()
+    };
+    assert_eq!(state().await, "open");
+
+    let second = worker(&redis, "halfset", SHORT);
+    succeeded(&broker, "run-2", &[&second]).await;
+    assert_eq!(runs(&maps).await, vec!["two"; 40]);
+    assert_eq!(state().await, "closed");
+}
+
+#[tokio::test]
+async fn which_clusters_a_message_may_name_is_decided_where_it_runs() {
+    let target = place("rights").await;
+    let redis = Redis::start().await;
+    let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();
+    let maps = Api::<ConfigMap>::namespaced(target, "rights");
+    let publish = async |id: &str, cluster: &str| {
+        let manifest =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": id, "namespace": "rights"}});
+        let task = NewTask {
+            id: id.into(),
+            task: "umbel.cluster.apply".into(),
+            queue: "q".into(),
+            kwargs: Json::of(&json!({"manifests": [manifest], "cluster": cluster})),
+            ..NewTask::default()
+        };
+        broker.publish("q", 0, &[task.encode()]).await.unwrap();
+    };
+    let refused = async |id: &str, cluster: &str| {
+        let result = broker.wait_result(id, Duration::from_mins(1)).await.unwrap().unwrap();
+        let result = String::from_utf8(result).unwrap();
+        let words = format!("this pool may not touch a cluster named `{cluster}`");
+        assert!(
+            result.contains("\"FAILURE\"") && result.contains("PermissionError") && result.contains(&words),
+            "{result}"
+        );
+        assert!(maps.get_opt(id).await.unwrap().is_none());
+    };
+    let old = worker_of(&redis, "rights", &["c2", "leaving"], SHORT);
+    publish("foreign", "somebody-elses").await;
+    refused("foreign", "somebody-elses").await;
+    publish("before", "leaving").await;
+    succeeded(&broker, "before", &[&old]).await;
+    publish("early", "coming").await;
+    refused("early", "coming").await;
+    drop(old);
+    // Written while a pool had one and not the other; run when it is the other way round.
+    publish("late", "leaving").await;
+    publish("queued", "coming").await;
+    let new = worker_of(&redis, "rights", &["c2", "coming"], SHORT);
+    refused("late", "leaving").await;
+    succeeded(&broker, "queued", &[&new]).await;
+    assert!(maps.get_opt("queued").await.unwrap().is_some());
+}
+
+/// Waiting and in flight.
+async fn depth(broker: &Broker) -> (u64, u64) {
+    let mut sample = broker.depths(&["q".to_owned()]).await.unwrap();
+    let depth = sample.queues.remove(0).unwrap();
+    (depth.waiting, depth.in_flight)
+}
+
+/// Resident memory of a process, in bytes.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn five_thousand_waits_fit_into_one_worker_and_cost_little() {
+    const WAITS: u64 = 5000;
+    let target = place("parked").await;
+    let redis = Redis::start().await;
+    let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();
+    let maps = Api::<ConfigMap>::namespaced(target, "parked");
+    let wait = |id: String, name: &str, goal: &str| {
+        let kwargs = json!({"cluster": "c2", "apiVersion": "v1", "kind": "ConfigMap", "namespace": "parked", "name": name,
+            "for": goal, "timeout": 600});
+        let task = NewTask {
+            id,
+            task: "umbel.cluster.wait".into(),
+            queue: "q".into(),
+            kwargs: Json::of(&kwargs),
+            ..NewTask::default()
+        };
+        task.encode()
+    };
+    let worker = worker(
+        &redis,
+        "parked",
+        &["--concurrency", "5200", "--lease", "60s", "--renew-every", "20s"],
+    );
+    // One that ends at once: connections are open and tables are there.
+    broker
+        .publish("q", 0, &[wait("warm".into(), "none", "deleted")])
+        .await
+        .unwrap();
+    succeeded(&broker, "warm", &[&worker]).await;
+    let before = resident(worker.pid());
+    let all: Vec<Vec<u8>> = (0..WAITS)
+        .map(|n| wait(format!("w{n}"), &format!("m{}", n % 100), "jsonpath=.data.v=1"))
+        .collect();
+    broker.publish("q", 0, &all).await.unwrap();
+    eventually(Duration::from_mins(2), "all wait", async || {
+        let (waiting, in_flight) = depth(&broker).await;
+        waiting == 0 && in_flight == WAITS
+    })
+    .await;
+    // They are parked, and other work goes on.
+    broker
+        .publish("q", 0, &[wait("beside".into(), "none", "deleted")])
+        .await
+        .unwrap();
+    succeeded(&broker, "beside", &[&worker]).await;
+    let each = resident(worker.pid()).saturating_sub(before) / WAITS;
+    eprintln!("{each} bytes for each of {WAITS} waits");
+    assert!(each <= 20 * 1024, "{each} bytes for each");
+    for n in 0..100 {
+        let map = json!({"metadata": {"name": format!("m{n}")}, "data": {"v": "1"}});
+        maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap())
+            .await
+            .unwrap();
+    }
+    eventually(Duration::from_mins(2), "all have ended", async || {
+        depth(&broker).await.1 == 0
+    })
+    .await;
+    for id in ["w0", "w4999"] {
+        succeeded(&broker, id, &[&worker]).await;
+    }
 }

@@ -1,58 +1,96 @@
-//! `umbel.cluster.apply`: manifests to clusters, by server-side apply, fenced.
+//! `umbel.cluster.apply`: manifests to clusters, by server-side apply, fenced. And `umbel.cluster.prune`: what left an apply
+//! set.
 //!
 //! # Guarantees
-//! * Nothing is written to a cluster before every object was read, held against the fence and dry-run there.
-//! * An object that a newer run wrote is not overwritten: each write carries the fence and the resourceVersion that it
-//!   was decided on, and a first write is a create, which fails if somebody was faster.
-//! * A run that died half-way is finished by its next delivery: same field manager, same objects.
+//! * Nothing is written to a cluster before every object was read, held against the fence and dry-run there; but for
+//!   objects whose namespace or kind comes with the same message, which are looked at once those are there.
+//! * An object that a newer run wrote is not overwritten: [`super::writer`].
+//! * Of an apply set, what is in place is not written at all: [`super::inventory`].
+//! * A run that died half-way is finished by its next delivery: same field manager, same objects, same inventory.
+//! * Only what the inventory lists, what carries the set's label and was written by us is ever removed.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use futures::{StreamExt as _, stream};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
-use kube::discovery::{self, Scope};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kube::api::{Api, DynamicObject, ListParams};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use umbel_clusters::{Error, Registry, Target};
+use umbel_clusters::Registry;
 
-use super::fence::Fence;
+use super::inventory::{self, Inventory, Member};
 use super::manifest::{self, Manifest};
-use super::{ApplyRules, target};
+use super::rules::{Allow, ObjectRules};
+use super::set::{Removed, SetRef};
+use super::site::{self, Fault, REQUEST, Served, Site};
+use super::sources::{Source, Sources};
+use super::target;
+use super::writer::{Manner, Planned, same};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
-use crate::lease::Lost;
 
-const ANNOTATION: &str = "umbel.dev/fence";
-const MANAGER: &str = "umbel-apply";
-/// One request. The API server's own limit is a minute; a healthy one answers in a tenth of a second.
-const REQUEST: Duration = Duration::from_secs(15);
 /// Clusters of one message at a time; a message for more than a few should have been a fan-out.
 const PARALLEL: usize = 4;
 /// Clusters of one message.
 const MAX_CLUSTERS: usize = 100;
-/// Requests for one object: a create takes three, and each time that it changes between our read and our write one more.
-const STEPS: usize = 8;
+/// Questions to one cluster at a time. Writes go one by one, in their order.
+const QUESTIONS: usize = 4;
+/// From so many members of one kind and namespace on they are read by one list.
+const WORTH_A_LIST: usize = 3;
+/// Objects of one page.
+const PAGE: u32 = 200;
+/// A definition is served within a second or two of its creation.
+const ESTABLISHED: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The job.
 pub(super) struct Apply {
     clusters: Registry,
-    rules: ApplyRules,
+    rules: ObjectRules,
+    /// Those of prune, where the pool has it.
+    prune: Option<ObjectRules>,
+    sources: Arc<Sources>,
+}
+
+/// The other job.
+pub(super) struct Prune {
+    clusters: Registry,
+    rules: ObjectRules,
+    sources: Arc<Sources>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Keywords {
     cluster: Option<String>,
     #[serde(default)]
     clusters: Vec<String>,
-    manifests: Value,
-    /// For objects that name none.
+    manifests: Option<Value>,
+    #[serde(default, alias = "manifests_from")]
+    manifests_from: Vec<Source>,
+    /// For objects that name none, and for the inventory.
     namespace: Option<String>,
+    #[serde(alias = "apply_set")]
+    apply_set: Option<String>,
+    /// Remove what left the set, once the rest is in place.
+    #[serde(default)]
+    prune: bool,
     /// Take fields over from other field managers.
     #[serde(default)]
     force: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PruneKeywords {
+    cluster: Option<String>,
+    manifests: Option<Value>,
+    #[serde(default, alias = "manifests_from")]
+    manifests_from: Vec<Source>,
+    namespace: Option<String>,
+    #[serde(alias = "apply_set")]
+    apply_set: String,
 }
 
 /// One object as the result lists it.
@@ -66,95 +104,34 @@ struct Applied {
     action: &'static str,
 }
 
-/// Why a cluster's part ended early.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error(transparent)]
-    Target(#[from] Error),
-    #[error(transparent)]
-    Lost(#[from] Lost),
-    #[error("cluster `{cluster}`: {object}: {source}")]
-    Object {
-        cluster: String,
-        object: String,
-        source: Error,
-    },
-    #[error("cluster `{cluster}`: {object}: the cluster has no kind {kind}")]
-    NoKind {
-        cluster: String,
-        object: String,
-        kind: String,
-    },
-    #[error("cluster `{cluster}`: {object}: {kind} is cluster-scoped, and only namespaced kinds are applied")]
-    NotNamespaced {
-        cluster: String,
-        object: String,
-        kind: String,
-    },
-    #[error("cluster `{cluster}`: {object}: {stored} wrote it, which is newer than this run ({ours})")]
-    Newer {
-        cluster: String,
-        object: String,
-        stored: String,
-        ours: Fence,
-    },
-    #[error(
-        "cluster `{cluster}`: {object}: its annotation {ANNOTATION} is `{stored}`, which is no fence; remove it to go on"
-    )]
-    NoFence {
-        cluster: String,
-        object: String,
-        stored: String,
-    },
-    #[error("cluster `{cluster}`: {object}: it kept changing while it was written")]
-    Restless { cluster: String, object: String },
-}
-
-impl Fault {
-    fn failure(&self) -> Failure {
-        match self {
-            Fault::Target(source) | Fault::Object { source, .. } => {
-                // A conflict with another field manager stays until a person decides.
-                let is_retryable = !source.is_permanent() && !is_field_conflict(source);
-                Failure {
-                    is_retryable,
-                    ..Failure::permanent(&target::failure(source).exc_type, self.to_string())
-                }
-            }
-            Fault::Lost(_) | Fault::Restless { .. } => Failure::transient(self.to_string()),
-            Fault::NoKind { .. } => Failure::permanent("LookupError", self.to_string()),
-            Fault::NotNamespaced { .. } => Failure::permanent("PermissionError", self.to_string()),
-            Fault::Newer { .. } | Fault::NoFence { .. } => Failure::permanent("RuntimeError", self.to_string()),
-        }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Fault::Target(source) | Fault::Object { source, .. } => source.retry_after(),
-            _ => None,
-        }
-    }
-}
-
-/// A manifest with what its cluster says about it.
-struct Planned<'a> {
-    manifest: &'a Manifest,
-    api: Api<DynamicObject>,
-    /// As it was read; `None` if it was not there.
-    current: Option<DynamicObject>,
-}
-
-/// One cluster's part of a run.
-struct Run<'a> {
-    ctx: &'a JobContext,
-    target: Target,
-    fence: Fence,
+/// What a run does at each cluster.
+struct Order<'a> {
+    allow: Allow<'a>,
+    /// Rules for what is removed; `None` removes nothing.
+    prune: Option<Allow<'a>>,
+    set: Option<SetRef>,
     force: bool,
 }
 
+/// What was done at one cluster.
+struct Part {
+    applied: Vec<Applied>,
+    pruned: Option<Vec<Removed>>,
+}
+
 impl Apply {
-    pub(super) fn new(clusters: Registry, rules: ApplyRules) -> Apply {
-        Apply { clusters, rules }
+    pub(super) fn new(
+        clusters: Registry,
+        rules: ObjectRules,
+        prune: Option<ObjectRules>,
+        sources: Arc<Sources>,
+    ) -> Apply {
+        Apply {
+            clusters,
+            rules,
+            prune,
+            sources,
+        }
     }
 
     async fn apply(&self, ctx: &JobContext, arguments: &Arguments) -> Result<Outcome, Failure> {
@@ -162,43 +139,53 @@ impl Apply {
             cluster,
             clusters,
             manifests,
+            manifests_from,
             namespace,
+            apply_set,
+            prune,
             force,
         } = target::keywords(self.name(), arguments)?;
-        let mut names = clusters;
-        if let Some(name) = target::cluster(ctx, cluster)? {
-            if !names.is_empty() {
-                return Err(Failure::type_error(
-                    "umbel.cluster.apply takes one cluster or several, not both",
+        let names = clusters_of(ctx, cluster, clusters)?;
+        let allow = Allow {
+            job: "apply",
+            rules: &self.rules,
+        };
+        if force && !self.rules.force {
+            return Err(Failure::permanent(
+                "PermissionError",
+                "this pool does not let messages take over fields of other managers (spec.jobs.apply.force)",
+            ));
+        }
+        let set = apply_set
+            .map(|set| set_of(set, namespace.as_deref(), allow))
+            .transpose()?;
+        let prune = match (prune, &self.prune, &set) {
+            (false, ..) => None,
+            (true, _, None) => return Err(Failure::type_error("prune needs an applySet")),
+            (true, None, _) => {
+                return Err(Failure::permanent(
+                    "PermissionError",
+                    "this pool does not prune (spec.jobs.prune)",
                 ));
             }
-            names.push(name);
-        }
-        names.sort();
-        names.dedup();
-        if names.is_empty() || names.len() > MAX_CLUSTERS {
-            let text =
-                format!("umbel.cluster.apply needs 1 to {MAX_CLUSTERS} clusters: `cluster`, `clusters` or a fan-out");
-            return Err(Failure::type_error(text));
-        }
-        let manifests = manifest::read(&manifests, namespace.as_deref(), &self.rules).map_err(|rejected| {
-            let exc_type = match rejected {
-                manifest::Rejected::NotAllowed { .. } => "PermissionError",
-                manifest::Rejected::TooLarge(_)
-                | manifest::Rejected::TooMany
-                | manifest::Rejected::NotYaml(_)
-                | manifest::Rejected::Shape(_)
-                | manifest::Rejected::Document { .. } => "ValueError",
-            };
-            Failure::permanent(exc_type, rejected.to_string())
-        })?;
-        let fence = Fence::of(ctx.order, &ctx.token())
-            .ok_or_else(|| Failure::permanent("RuntimeError", "the delivery carries no fencing token"))?;
-
+            (true, Some(rules), _) => Some(Allow { job: "prune", rules }),
+        };
+        let inputs = self.sources.gather(ctx, manifests, &manifests_from).await?;
+        let manifests = manifest::read(&inputs, namespace.as_deref(), allow).map_err(|why| site::rejected(&why))?;
+        let fence = site::fence(ctx)?;
+        let order = &Order {
+            allow,
+            prune,
+            set,
+            force,
+        };
         let manifests = manifests.as_slice();
-        let parts: Vec<(String, Result<Vec<Applied>, Fault>)> = stream::iter(names)
+        let parts: Vec<(String, Result<Part, Fault>)> = stream::iter(names)
             .map(|name| async move {
-                let part = self.apply_at(ctx, &name, manifests, fence, force).await;
+                let part = match Site::enter(&self.clusters, &name, ctx, fence).await {
+                    Ok(site) => Box::pin(apply_at(&site, manifests, order)).await,
+                    Err(err) => Err(err.into()),
+                };
                 (name, part)
             })
             .buffered(PARALLEL)
@@ -206,260 +193,486 @@ impl Apply {
             .await;
         Ok(outcome(parts))
     }
+}
 
-    async fn apply_at(
+impl Prune {
+    pub(super) fn new(clusters: Registry, rules: ObjectRules, sources: Arc<Sources>) -> Prune {
+        Prune {
+            clusters,
+            rules,
+            sources,
+        }
+    }
+
+    async fn prune(&self, ctx: &JobContext, arguments: &Arguments) -> Result<Outcome, Failure> {
+        let (keywords, cluster) = site::one_cluster(self.name(), ctx, arguments, |keywords: &mut PruneKeywords| {
+            keywords.cluster.take()
+        })?;
+        let PruneKeywords {
+            cluster: _,
+            manifests,
+            manifests_from,
+            namespace,
+            apply_set,
+        } = keywords;
+        let allow = Allow {
+            job: "prune",
+            rules: &self.rules,
+        };
+        let set = set_of(apply_set, namespace.as_deref(), allow)?;
+        let inputs = self.sources.gather(ctx, manifests, &manifests_from).await?;
+        let manifests = manifest::read(&inputs, namespace.as_deref(), allow).map_err(|why| site::rejected(&why))?;
+        let fence = site::fence(ctx)?;
+        Ok(
+            match Box::pin(self.prune_at(ctx, &cluster, manifests, &set, allow, fence)).await {
+                Ok(pruned) => Outcome::done(&json!({ "cluster": cluster, "pruned": pruned })),
+                Err(fault) => fault.outcome(),
+            },
+        )
+    }
+
+    async fn prune_at(
         &self,
         ctx: &JobContext,
         cluster: &str,
-        manifests: &[Manifest],
-        fence: Fence,
-        force: bool,
-    ) -> Result<Vec<Applied>, Fault> {
-        let run = Run {
-            ctx,
-            target: self.clusters.target(cluster).await?,
-            fence,
-            force,
-        };
-        let kinds = run.kinds(manifests).await?;
-        let mut planned = Vec::with_capacity(manifests.len());
-        for manifest in manifests {
-            let kind = &kinds[&(
-                manifest.group.as_str(),
-                manifest.version.as_str(),
-                manifest.kind.as_str(),
-            )];
-            let api = Api::namespaced_with(run.target.client(), &manifest.namespace, kind);
-            let current = run.read(manifest, &api).await?;
-            planned.push(Planned { manifest, api, current });
+        manifests: Vec<Manifest>,
+        set: &SetRef,
+        allow: Allow<'_>,
+        fence: super::fence::Fence,
+    ) -> Result<Vec<Removed>, Fault> {
+        let site = Site::enter(&self.clusters, cluster, ctx, fence).await?;
+        let mut members = Vec::with_capacity(manifests.len());
+        for mut manifest in manifests {
+            match site.place(&mut manifest, allow).await {
+                // A kind that is not there has no objects; they stay in the inventory.
+                Ok(_) | Err(Fault::NoKind { .. }) => members.push(Member::of(&manifest)),
+                Err(fault) => return Err(fault),
+            }
         }
-        for one in &planned {
-            run.write(one, one.current.as_ref(), true)
+        let had = set.read(&site).await?;
+        let left = had.left(&members);
+        if left.is_empty() {
+            return Ok(Vec::new());
+        }
+        set.admit(&site, &left, allow)?;
+        let is_unsettled = had.is_open;
+        let open = set.write(&site, &had, true, &had.members).await?;
+        let (pruned, kept) = remove_all(&site, set, &left, allow, is_unsettled).await?;
+        let stay = |member: &&Member| !left.contains(member) || kept.contains(member);
+        let stay: Vec<Member> = had.members.iter().filter(stay).cloned().collect();
+        // What an unfinished apply left half-way is still to be written over: only an apply closes that.
+        set.write(&site, &open, is_unsettled, &stay).await?;
+        Ok(pruned)
+    }
+}
+
+/// The clusters of a message, each once.
+fn clusters_of(ctx: &JobContext, cluster: Option<String>, clusters: Vec<String>) -> Result<Vec<String>, Failure> {
+    let mut names = clusters;
+    if let Some(name) = target::cluster(ctx, cluster)? {
+        if !names.is_empty() {
+            return Err(Failure::type_error(
+                "umbel.cluster.apply takes one cluster or several, not both",
+            ));
+        }
+        names.push(name);
+    }
+    names.sort();
+    names.dedup();
+    if names.is_empty() || names.len() > MAX_CLUSTERS {
+        let text =
+            format!("umbel.cluster.apply needs 1 to {MAX_CLUSTERS} clusters: `cluster`, `clusters` or a fan-out");
+        return Err(Failure::type_error(text));
+    }
+    Ok(names)
+}
+
+fn set_of(name: String, namespace: Option<&str>, allow: Allow<'_>) -> Result<SetRef, Failure> {
+    if inventory::name(&name).is_none() {
+        return Err(Failure::permanent(
+            "ValueError",
+            "applySet: 1 to 63 of a-z, 0-9 and -, the last not at the ends",
+        ));
+    }
+    let namespace =
+        namespace.ok_or_else(|| Failure::type_error("an applySet needs a `namespace`: there is its inventory"))?;
+    allow
+        .namespace(namespace)
+        .map_err(|why| Failure::permanent("PermissionError", format!("apply set {namespace}/{name}: {why}")))?;
+    Ok(SetRef {
+        name,
+        namespace: namespace.to_owned(),
+    })
+}
+
+async fn apply_at(site: &Site<'_>, manifests: &[Manifest], order: &Order<'_>) -> Result<Part, Fault> {
+    let manner = Manner {
+        force: order.force,
+        set: order.set.as_ref(),
+    };
+    let had = match &order.set {
+        Some(set) => Some(set.read(site).await?),
+        None => None,
+    };
+    let (placed, later) = place(site, manifests, order.allow).await?;
+    let mut planned = look(site, placed, had.as_ref(), manner).await?;
+    // Namespaces that come with the message: what is in them can be looked at when they are there.
+    let coming: BTreeSet<String> = planned
+        .iter()
+        .filter(|one| one.manifest.kind == "Namespace" && one.manifest.group.is_empty() && one.current.is_none())
+        .map(|one| one.manifest.name.clone())
+        .collect();
+    let mut waiting = Vec::new();
+    if !coming.is_empty() {
+        let (inside, rest) = planned
+            .into_iter()
+            .partition(|one| coming.contains(&one.manifest.namespace));
+        planned = rest;
+        waiting = inside;
+    }
+    rehearse(site, &mut planned, had.as_ref(), manner).await?;
+
+    let members: Vec<Member> = planned
+        .iter()
+        .chain(&waiting)
+        .map(|one| Member::of(&one.manifest))
+        .collect();
+    let mut members: Vec<Member> = members.into_iter().chain(later.iter().map(Member::of)).collect();
+    members.sort();
+    let left = had.as_ref().map(|had| had.left(&members)).unwrap_or_default();
+    let doomed = if order.prune.is_some() { left.as_slice() } else { &[] };
+    if let (Some(set), Some(allow)) = (&order.set, order.prune) {
+        set.admit(site, doomed, allow)?;
+    }
+    let is_quiet =
+        planned.iter().all(|one| one.is_settled) && waiting.is_empty() && later.is_empty() && doomed.is_empty();
+    let is_unsettled = had.as_ref().is_some_and(|had| had.is_open);
+    let mut inventory = had.clone();
+    if let (Some(set), Some(had), false) = (&order.set, &had, is_quiet) {
+        inventory = Some(set.write(site, had, true, &had.with(&members)).await?);
+    }
+
+    let mut applied = Vec::with_capacity(manifests.len());
+    write_all(site, &planned, manner, &mut applied).await?;
+    if !(waiting.is_empty() && later.is_empty()) {
+        site.forget_missing_kinds().await;
+        let manifests: Vec<Manifest> = waiting.into_iter().map(|one| one.manifest).chain(later).collect();
+        let mut placed = Vec::with_capacity(manifests.len());
+        for mut manifest in manifests {
+            let api = site.place(&mut manifest, order.allow).await?;
+            placed.push((manifest, api));
+        }
+        let mut planned = look(site, placed, had.as_ref(), manner).await?;
+        rehearse(site, &mut planned, had.as_ref(), manner).await?;
+        write_all(site, &planned, manner, &mut applied).await?;
+    }
+
+    let Some((set, inventory)) = order.set.as_ref().zip(inventory) else {
+        return Ok(Part { applied, pruned: None });
+    };
+    let (pruned, kept) = match order.prune {
+        Some(allow) => {
+            let (pruned, kept) = remove_all(site, set, doomed, allow, is_unsettled).await?;
+            (Some(pruned), kept)
+        }
+        None => (None, left),
+    };
+    let members: Vec<Member> = members.into_iter().chain(kept).collect();
+    set.write(site, &inventory, false, &members).await?;
+    Ok(Part { applied, pruned })
+}
+
+/// Where each object is; what is of kinds that definitions of the same message bring comes apart.
+async fn place(
+    site: &Site<'_>,
+    manifests: &[Manifest],
+    allow: Allow<'_>,
+) -> Result<(Vec<(Manifest, Api<DynamicObject>)>, Vec<Manifest>), Fault> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let defined: BTreeMap<(String, String), bool> = manifests
+        .iter()
+        .filter(|one| is_definition(one))
+        .map(|one| {
+            let spec = &one.object["spec"];
+            let kind = (text(&spec["group"]), text(&spec["names"]["kind"]));
+            (kind, spec["scope"] == "Namespaced")
+        })
+        .collect();
+    let (mut placed, mut later) = (Vec::new(), Vec::new());
+    for manifest in manifests {
+        let mut manifest = manifest.clone();
+        match site.place(&mut manifest, allow).await {
+            Ok(api) => placed.push((manifest, api)),
+            Err(fault @ Fault::NoKind { .. }) => match defined.get(&(manifest.group.clone(), manifest.kind.clone())) {
+                Some(true) => later.push(manifest),
+                Some(false) => {
+                    if allow.is_cluster_kind(&manifest.group, &manifest.kind) {
+                        manifest.without_namespace();
+                    }
+                    later.push(manifest);
+                }
+                None => return Err(fault),
+            },
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok((placed, later))
+}
+
+fn is_definition(manifest: &Manifest) -> bool {
+    manifest.kind == "CustomResourceDefinition" && manifest.group == "apiextensions.k8s.io"
+}
+
+/// Reads every object and refuses those of newer runs. Members of a set are read by lists where there are several.
+async fn look(
+    site: &Site<'_>,
+    placed: Vec<(Manifest, Api<DynamicObject>)>,
+    had: Option<&Inventory>,
+    manner: Manner<'_>,
+) -> Result<Vec<Planned>, Fault> {
+    let mut known = BTreeMap::new();
+    if let (Some(had), Some(set)) = (had, manner.set) {
+        known = members_at(site, &placed, had, &set.name).await?;
+    }
+    let known = &known;
+    let planned: Vec<Planned> = stream::iter(placed)
+        .map(|(manifest, api)| async move {
+            let current = match known.get(&key(&manifest)) {
+                Some(current) => Some(current.clone()),
+                None => site.read(&manifest, &api).await?,
+            };
+            site.applied(&manifest, current.as_ref())?;
+            site.belongs(&manifest, current.as_ref(), manner)?;
+            Ok::<_, Fault>(Planned {
+                manifest,
+                api,
+                current,
+                is_settled: false,
+            })
+        })
+        .buffered(QUESTIONS)
+        .try_collect()
+        .await?;
+    Ok(planned)
+}
+
+/// Which object: group, version, kind, namespace, name.
+type Key = (site::Gvk, String, String);
+
+fn key(manifest: &Manifest) -> Key {
+    (site::gvk(manifest), manifest.namespace.clone(), manifest.name.clone())
+}
+
+/// The members of a set that are there, by one list for each kind and namespace that has several.
+async fn members_at(
+    site: &Site<'_>,
+    placed: &[(Manifest, Api<DynamicObject>)],
+    had: &Inventory,
+    set: &str,
+) -> Result<BTreeMap<Key, DynamicObject>, Fault> {
+    let mut groups: BTreeMap<(site::Gvk, &str), (usize, &Api<DynamicObject>)> = BTreeMap::new();
+    for (manifest, api) in placed {
+        let member = Member::of(manifest);
+        if had.members.iter().any(|one| one.is_same_object(&member)) {
+            let group = groups
+                .entry((site::gvk(manifest), &manifest.namespace))
+                .or_insert((0, api));
+            group.0 += 1;
+        }
+    }
+    let mut known = BTreeMap::new();
+    for ((gvk, namespace), (count, api)) in groups {
+        if count < WORTH_A_LIST {
+            continue;
+        }
+        let mut params = ListParams::default()
+            .labels(&format!("{}={set}", inventory::LABEL))
+            .limit(PAGE);
+        loop {
+            let page = match site.target.ask("list the set", REQUEST, api.list(&params)).await {
+                Ok(page) => page,
+                // Without the right to list, or with a list that expired: one by one.
+                Err(err) if matches!(err.code(), Some(403 | 410)) => break,
+                Err(err) => return Err(err.into()),
+            };
+            for mut object in page.items {
+                let name = object.metadata.name.clone().unwrap_or_default();
+                // Items of a list do not say what they are.
+                object.types = Some(kube::api::TypeMeta {
+                    api_version: if gvk.0.is_empty() {
+                        gvk.1.clone()
+                    } else {
+                        format!("{}/{}", gvk.0, gvk.1)
+                    },
+                    kind: gvk.2.clone(),
+                });
+                known.insert((gvk.clone(), namespace.to_owned(), name), object);
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => break,
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// Dry-runs every object: finds all conflicts before anything is written, and what is in place already.
+async fn rehearse(
+    site: &Site<'_>,
+    planned: &mut [Planned],
+    had: Option<&Inventory>,
+    manner: Manner<'_>,
+) -> Result<(), Fault> {
+    let all = &*planned;
+    let said: Vec<_> = stream::iter(0..all.len())
+        .map(|at| async move {
+            let one = &all[at];
+            site.write(&one.manifest, &one.api, one.current.as_ref(), manner, true)
                 .await
-                .map_err(|source| run.about(one.manifest, source))?;
+        })
+        .buffered(QUESTIONS)
+        .collect()
+        .await;
+    let mut conflicts = Vec::new();
+    let mut settled = Vec::with_capacity(said.len());
+    for (one, said) in all.iter().zip(said) {
+        match said {
+            Ok(said) => settled.push(is_settled(site, one, &said, had)?),
+            Err(err) if site::is_field_conflict(&err) => {
+                let found = site::conflicts(&err);
+                conflicts.extend(found.iter().map(|conflict| format!("{}: {conflict}", one.manifest)));
+                settled.push(false);
+            }
+            Err(source) => return Err(site.about(&one.manifest, source)),
         }
-        let mut applied = Vec::with_capacity(planned.len());
-        for one in planned {
-            let action = run.settle(&one).await?;
-            let Manifest {
-                kind,
-                namespace,
-                name,
-                object,
-                ..
-            } = one.manifest;
-            tracing::info!(cluster, object = %one.manifest, action, "applied");
-            applied.push(Applied {
-                api_version: object["apiVersion"].as_str().unwrap_or_default().to_owned(),
-                kind: kind.clone(),
-                namespace: namespace.clone(),
-                name: name.clone(),
-                action,
+    }
+    if !conflicts.is_empty() {
+        return Err(Fault::Conflicts {
+            cluster: site.cluster(),
+            conflicts,
+        });
+    }
+    for (one, settled) in planned.iter_mut().zip(settled) {
+        one.is_settled = settled;
+    }
+    Ok(())
+}
+
+/// Is there nothing to write? The object is as it will be, and older runs are held off: by the set, which was closed after
+/// it wrote the object, or because this same run wrote it.
+fn is_settled(site: &Site<'_>, one: &Planned, said: &DynamicObject, had: Option<&Inventory>) -> Result<bool, Fault> {
+    let Some(current) = &one.current else { return Ok(false) };
+    if super::writer::created_by_us(current) || !same(Some(current), Some(said)) {
+        return Ok(false);
+    }
+    let Some(fence) = site.applied(&one.manifest, Some(current))? else {
+        return Ok(false);
+    };
+    if !fence.is_of_earlier_run(site.fence) {
+        return Ok(true);
+    }
+    let member = Member::of(&one.manifest);
+    Ok(had.is_some_and(|had| !had.is_open && had.members.iter().any(|other| other.is_same_object(&member))))
+}
+
+async fn write_all(
+    site: &Site<'_>,
+    planned: &[Planned],
+    manner: Manner<'_>,
+    applied: &mut Vec<Applied>,
+) -> Result<(), Fault> {
+    for one in planned {
+        let action = site.settle(one, manner).await?;
+        let Manifest {
+            kind, namespace, name, ..
+        } = &one.manifest;
+        tracing::info!(cluster = site.target.name(), object = %one.manifest, action, "applied");
+        applied.push(Applied {
+            api_version: one.manifest.api_version().to_owned(),
+            kind: kind.clone(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            action,
+        });
+    }
+    for one in planned.iter().filter(|one| is_definition(&one.manifest)) {
+        established(site, one).await?;
+    }
+    Ok(())
+}
+
+/// Waits until the cluster serves a definition's kinds.
+async fn established(site: &Site<'_>, definition: &Planned) -> Result<(), Fault> {
+    let until = Instant::now() + ESTABLISHED;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let spec = &definition.manifest.object["spec"];
+    let served: Vec<site::Gvk> = spec["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|version| version["served"] == true)
+        .map(|version| {
+            let (group, kind) = (text(&spec["group"]), text(&spec["names"]["kind"]));
+            (group, text(&version["name"]), kind)
+        })
+        .collect();
+    loop {
+        let object = site.read(&definition.manifest, &definition.api).await?;
+        let is_established = object.as_ref().is_some_and(|object| {
+            let conditions = object.data["status"]["conditions"].as_array();
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.any(|one| one["type"] == "Established" && one["status"] == "True")
+        });
+        if is_established {
+            let mut missing = 0;
+            for gvk in &served {
+                let found: Option<Served> = site::look_up(&site.target, gvk).await?;
+                missing += usize::from(found.is_none());
+            }
+            if missing == 0 {
+                return Ok(());
+            }
+        }
+        if Instant::now() > until {
+            return Err(Fault::Late {
+                cluster: site.cluster(),
+                object: definition.manifest.to_string(),
+                why: format!("not established within {} s", ESTABLISHED.as_secs()),
             });
         }
-        Ok(applied)
+        site.ctx.checkpoint().await?;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
-impl Run<'_> {
-    fn about(&self, manifest: &Manifest, source: Error) -> Fault {
-        Fault::Object {
-            cluster: self.target.name().to_owned(),
-            object: manifest.to_string(),
-            source,
+/// Removes what left a set. Also: what stays in its inventory, because an older run may yet create it.
+async fn remove_all(
+    site: &Site<'_>,
+    set: &SetRef,
+    left: &[Member],
+    allow: Allow<'_>,
+    is_unsettled: bool,
+) -> Result<(Vec<Removed>, Vec<Member>), Fault> {
+    let (mut removed, mut kept) = (Vec::with_capacity(left.len()), Vec::new());
+    for member in left {
+        let action = set.remove(site, member, allow).await?;
+        tracing::info!(
+            cluster = site.target.name(),
+            kind = member.kind,
+            name = member.name,
+            action,
+            "pruned"
+        );
+        if action == "absent" && is_unsettled {
+            kept.push(member.clone());
         }
+        removed.push(Removed {
+            member: member.clone(),
+            action,
+        });
     }
-
-    /// How the cluster serves each kind; refuses what is not namespaced there.
-    async fn kinds<'m>(
-        &self,
-        manifests: &'m [Manifest],
-    ) -> Result<BTreeMap<(&'m str, &'m str, &'m str), ApiResource>, Fault> {
-        let mut kinds = BTreeMap::new();
-        for manifest in manifests {
-            let key = (
-                manifest.group.as_str(),
-                manifest.version.as_str(),
-                manifest.kind.as_str(),
-            );
-            if kinds.contains_key(&key) {
-                continue;
-            }
-            let gvk = GroupVersionKind::gvk(key.0, key.1, key.2);
-            let cluster = self.target.name().to_owned();
-            let (object, kind) = (manifest.to_string(), format!("{} {}", gvk.api_version(), gvk.kind));
-            let client = self.target.client();
-            let served = self
-                .target
-                .ask("look up a kind", REQUEST, discovery::pinned_kind(&client, &gvk))
-                .await;
-            match served {
-                Ok((resource, capabilities)) if capabilities.scope == Scope::Namespaced => {
-                    kinds.insert(key, resource);
-                }
-                Ok(_) => return Err(Fault::NotNamespaced { cluster, object, kind }),
-                // A missing group is a 404; a missing kind in it is found by the client library.
-                Err(err)
-                    if err.code() == Some(404) || matches!(&err, Error::Answer { .. } if err.status().is_none()) =>
-                {
-                    return Err(Fault::NoKind { cluster, object, kind });
-                }
-                Err(err) => return Err(err.into()),
-            }
-        }
-        Ok(kinds)
-    }
-
-    /// Reads the object and refuses it if a newer run wrote it.
-    async fn read(&self, manifest: &Manifest, api: &Api<DynamicObject>) -> Result<Option<DynamicObject>, Fault> {
-        let current = self
-            .target
-            .ask("read it", REQUEST, api.get_opt(&manifest.name))
-            .await
-            .map_err(|source| self.about(manifest, source))?;
-        let annotations = current.as_ref().and_then(|object| object.metadata.annotations.as_ref());
-        if let Some(stored) = annotations.and_then(|annotations| annotations.get(ANNOTATION)) {
-            let (cluster, object, stored) = (self.target.name().to_owned(), manifest.to_string(), stored.clone());
-            match Fence::parse(&stored) {
-                Some(newer) if newer > self.fence => {
-                    return Err(Fault::Newer {
-                        cluster,
-                        object,
-                        stored,
-                        ours: self.fence,
-                    });
-                }
-                Some(_) => {}
-                None => {
-                    let stored = stored.chars().take(64).collect();
-                    return Err(Fault::NoFence {
-                        cluster,
-                        object,
-                        stored,
-                    });
-                }
-            }
-        }
-        Ok(current)
-    }
-
-    /// Writes the object for good, reading it again as often as somebody else was faster.
-    async fn settle(&self, planned: &Planned<'_>) -> Result<&'static str, Fault> {
-        let Planned { manifest, api, current } = planned;
-        let mut current = current.clone();
-        let mut is_new = false;
-        for _ in 0..STEPS {
-            self.ctx.checkpoint().await?;
-            let written = match &current {
-                None => self.create(planned).await,
-                Some(object) if created_by_us(object) => self.adopt(planned, object).await,
-                Some(_) => self.write(planned, current.as_ref(), false).await,
-            };
-            match written {
-                Ok(written) => {
-                    let had = current.replace(written);
-                    match had {
-                        None => is_new = true,
-                        Some(had) if created_by_us(&had) => {}
-                        Some(_) if is_new => return Ok("created"),
-                        Some(had) if same(Some(&had), current.as_ref()) => return Ok("unchanged"),
-                        Some(_) => return Ok("configured"),
-                    }
-                }
-                Err(err) if err.code() == Some(409) && !is_field_conflict(&err) => {
-                    current = self.read(manifest, api).await?;
-                }
-                // Deleted since it was read.
-                Err(err) if err.code() == Some(404) && current.is_some() => current = self.read(manifest, api).await?,
-                Err(source) => return Err(self.about(manifest, source)),
-            }
-        }
-        Err(Fault::Restless {
-            cluster: self.target.name().to_owned(),
-            object: manifest.to_string(),
-        })
-    }
-
-    /// The object as it is sent: with the fence, and with the version that it was decided on.
-    fn body(&self, manifest: &Manifest, current: Option<&DynamicObject>) -> Value {
-        let mut object = manifest.object.clone();
-        object["metadata"]["annotations"][ANNOTATION] = json!(self.fence.to_string());
-        if let Some(version) = current.and_then(|object| object.metadata.resource_version.as_ref()) {
-            object["metadata"]["resourceVersion"] = json!(version);
-        }
-        object
-    }
-
-    /// A first write. An apply would overwrite what a newer run created in between; a create meets a conflict.
-    async fn create(&self, planned: &Planned<'_>) -> Result<DynamicObject, Error> {
-        let Planned { manifest, api, .. } = planned;
-        let params = PostParams {
-            dry_run: false,
-            field_manager: Some(MANAGER.to_owned()),
-        };
-        let create = async {
-            let object = serde_json::from_value(self.body(manifest, None)).map_err(kube::Error::SerdeError)?;
-            api.create(&params, &object).await
-        };
-        self.target.ask("create it", REQUEST, create).await
-    }
-
-    /// Makes the fields of a create of ours those of an apply of ours. Otherwise they would have two owners, and what a
-    /// later manifest leaves out would stay.
-    async fn adopt(&self, planned: &Planned<'_>, object: &DynamicObject) -> Result<DynamicObject, Error> {
-        let metadata = &object.metadata;
-        let mut fields = metadata.managed_fields.clone().unwrap_or_default();
-        let is_applied = fields.iter().any(|entry| is_ours(entry, "Apply"));
-        if is_applied {
-            fields.retain(|entry| !is_ours(entry, "Update"));
-        }
-        for entry in &mut fields {
-            if is_ours(entry, "Update") {
-                entry.operation = Some("Apply".to_owned());
-            }
-        }
-        let body = json!({"metadata": {"resourceVersion": metadata.resource_version, "managedFields": fields}});
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&body));
-        let request = planned.api.patch(&planned.manifest.name, &params, &patch);
-        self.target.ask("own it by apply", REQUEST, request).await
-    }
-
-    /// A server-side apply, or its dry run.
-    async fn write(
-        &self,
-        planned: &Planned<'_>,
-        current: Option<&DynamicObject>,
-        dry_run: bool,
-    ) -> Result<DynamicObject, Error> {
-        let Planned { manifest, api, .. } = planned;
-        // Before `adopt`, our own create would be a conflict; a dry run takes nothing over.
-        let force = self.force || (dry_run && current.is_some_and(created_by_us));
-        let params = PatchParams {
-            dry_run,
-            force,
-            ..PatchParams::apply(MANAGER)
-        };
-        let patch = Patch::Apply(self.body(manifest, current));
-        self.target
-            .ask("apply it", REQUEST, api.patch(&manifest.name, &params, &patch))
-            .await
-    }
-}
-
-/// Does the object carry fields of a create of ours that no apply owns yet?
-fn created_by_us(object: &DynamicObject) -> bool {
-    object
-        .metadata
-        .managed_fields
-        .iter()
-        .flatten()
-        .any(|entry| is_ours(entry, "Update"))
-}
-
-fn is_ours(entry: &ManagedFieldsEntry, operation: &str) -> bool {
-    entry.manager.as_deref() == Some(MANAGER)
-        && entry.operation.as_deref() == Some(operation)
-        && entry.subresource.as_deref().unwrap_or_default().is_empty()
+    Ok((removed, kept))
 }
 
 impl Job for Apply {
@@ -472,56 +685,37 @@ impl Job for Apply {
     }
 }
 
-/// Is the 409 about fields of another manager, rather than about a version?
-fn is_field_conflict(err: &Error) -> bool {
-    let causes = err
-        .status()
-        .and_then(|status| status.details.as_ref())
-        .map(|details| details.causes.as_slice());
-    causes
-        .unwrap_or_default()
-        .iter()
-        .any(|cause| cause.reason == "FieldManagerConflict")
-}
+impl Job for Prune {
+    fn name(&self) -> &'static str {
+        "umbel.cluster.prune"
+    }
 
-/// Are two versions of an object the same but for what every write changes?
-fn same(before: Option<&DynamicObject>, after: Option<&DynamicObject>) -> bool {
-    let essence = |object: Option<&DynamicObject>| {
-        let mut object = object.cloned()?;
-        object.metadata.managed_fields = None;
-        object.metadata.resource_version = None;
-        object.metadata.generation = None;
-        if let Some(annotations) = &mut object.metadata.annotations {
-            annotations.remove(ANNOTATION);
-        }
-        object.metadata.annotations = object
-            .metadata
-            .annotations
-            .filter(|annotations| !annotations.is_empty());
-        let mut object = serde_json::to_value(object).ok()?;
-        if let Some(object) = object.as_object_mut() {
-            object.remove("status");
-        }
-        Some(object)
-    };
-    essence(before) == essence(after)
+    fn run<'a>(&'a self, ctx: &'a JobContext, args: Arguments) -> BoxFuture<'a, Outcome> {
+        Box::pin(async move { self.prune(ctx, &args).await.unwrap_or_else(Outcome::Failed) })
+    }
 }
 
 /// Done when every cluster is; failed for good as soon as one cannot be helped; else again, later.
-fn outcome(parts: Vec<(String, Result<Vec<Applied>, Fault>)>) -> Outcome {
+fn outcome(parts: Vec<(String, Result<Part, Fault>)>) -> Outcome {
     let total = parts.len();
     let mut done = BTreeMap::new();
+    let mut pruned = BTreeMap::new();
     let mut failed = Vec::new();
     for (name, part) in parts {
         match part {
-            Ok(applied) => {
-                done.insert(name, applied);
+            Ok(part) => {
+                pruned.extend(part.pruned.map(|removed| (name.clone(), removed)));
+                done.insert(name, part.applied);
             }
             Err(fault) => failed.push(fault),
         }
     }
     if failed.is_empty() {
-        return Outcome::done(&json!({ "clusters": done }));
+        let mut result = json!({ "clusters": done });
+        if !pruned.is_empty() {
+            result["pruned"] = json!(pruned);
+        }
+        return Outcome::done(&result);
     }
     if let Some(lost) = failed.iter().find_map(|fault| match fault {
         Fault::Lost(lost) => Some(*lost),

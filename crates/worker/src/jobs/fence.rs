@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+/// Where the fence of an object is that an apply wrote.
+pub(super) const ANNOTATION: &str = "umbel.dev/fence";
+
 /// `<run order>/<term>.<microseconds>`, compared in that order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Fence {
@@ -23,6 +26,16 @@ impl Fence {
             term: term.parse().ok()?,
             micros: micros.parse().ok()?,
         })
+    }
+
+    /// Is it of an earlier run than the other, rather than of another delivery of the same one?
+    pub(super) fn is_of_earlier_run(self, other: Fence) -> bool {
+        self.order < other.order
+    }
+
+    /// The run's order: milliseconds.
+    pub(super) fn order(self) -> i64 {
+        self.order
     }
 
     /// Reads an annotation.

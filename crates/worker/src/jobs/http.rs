@@ -188,6 +188,29 @@ impl Http {
         Ok(outcome(&answer))
     }
 
+    /// The text at an address that the list allows.
+    pub(super) async fn text(&self, ctx: &JobContext, url: &str) -> Result<String, Failure> {
+        let kwargs = Json::of(&serde_json::json!({ "url": url }));
+        let arguments = Arguments {
+            args: Json::empty_array(),
+            kwargs,
+        };
+        let request = Request::read(&arguments, &ctx.id)?;
+        let (host, timeout) = (origin(&request.url), request.timeout);
+        let exchange = tokio::time::timeout(timeout, self.follow(ctx, request)).await;
+        let answer = exchange
+            .unwrap_or(Err(Fault::Silent { host, after: timeout }))
+            .map_err(|fault| fault.failure())?;
+        if answer.status != StatusCode::OK {
+            return Err(match outcome(&answer) {
+                Outcome::Retry { why, .. } | Outcome::Failed(why) => why,
+                _ => value_error(format!("{} answered {}", answer.host, answer.status)),
+            });
+        }
+        String::from_utf8(answer.body.into())
+            .map_err(|_| value_error(format!("{} answered with what is no text", answer.host)))
+    }
+
     /// Sends the request, and again where it is sent to.
     async fn follow(&self, ctx: &JobContext, mut request: Request) -> Result<Answer, Fault> {
         for _ in 0..=MAX_REDIRECTS {

@@ -4,21 +4,38 @@
 //! never from a message: a message names a cluster, a program or an address, and what to do there.
 
 mod apply;
+mod delete;
+mod diff;
 pub(crate) mod echo;
 mod exec;
 mod fence;
+mod get;
+mod goal;
 mod hosts;
 mod http;
+mod inventory;
+mod label_nodes;
 pub(crate) mod leash;
 mod manifest;
+mod path;
 mod pulse;
 mod quantity;
+mod restart;
+mod rules;
+mod scale;
+mod set;
+mod site;
 pub(crate) mod sleep;
+mod sources;
 mod sync;
 mod target;
 #[cfg(test)]
 mod tests;
+mod wait;
+mod writer;
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -26,16 +43,42 @@ use umbel_clusters::Registry;
 
 pub use exec::{ExecRules, Program};
 pub use http::HttpRules;
+pub use label_nodes::LabelRules;
+pub use rules::{ObjectRules, SourceRules};
 
 use crate::job::Job;
 
 /// What a pool lets its built-in jobs do, as `UMBEL_JOBS` says it. A job that is not named is an unknown task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// `umbel.cluster.apply`, if the pool runs it.
     #[serde(default)]
-    pub apply: Option<ApplyRules>,
+    pub apply: Option<ObjectRules>,
+    /// `umbel.cluster.prune`, and `prune` of an apply.
+    #[serde(default)]
+    pub prune: Option<ObjectRules>,
+    /// `umbel.cluster.delete`.
+    #[serde(default)]
+    pub delete: Option<ObjectRules>,
+    /// `umbel.cluster.diff`.
+    #[serde(default)]
+    pub diff: Option<ObjectRules>,
+    /// `umbel.cluster.get`.
+    #[serde(default)]
+    pub get: Option<ObjectRules>,
+    /// `umbel.cluster.label-nodes`.
+    #[serde(default)]
+    pub label_nodes: Option<LabelRules>,
+    /// `umbel.cluster.restart`.
+    #[serde(default)]
+    pub restart: Option<ObjectRules>,
+    /// `umbel.cluster.scale`.
+    #[serde(default)]
+    pub scale: Option<ObjectRules>,
+    /// `umbel.cluster.wait`.
+    #[serde(default)]
+    pub wait: Option<ObjectRules>,
     /// `umbel.exec`, if the pool runs it.
     #[serde(default)]
     pub exec: Option<ExecRules>,
@@ -55,16 +98,6 @@ pub struct SecretRules {
     pub names: Vec<String>,
 }
 
-/// What `umbel.cluster.apply` may write at a target.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApplyRules {
-    /// Namespaces, by name.
-    pub namespaces: Vec<String>,
-    /// Kinds: `Kind` of the core group, `group/Kind` of another.
-    pub kinds: Vec<String>,
-}
-
 /// Settings that no worker can run with.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -80,7 +113,7 @@ pub enum SettingsError {
         reason: String,
     },
     /// A host that cannot be allowed.
-    #[error("http: host `{host}`: {reason}")]
+    #[error("host `{host}`: {reason}")]
     Host {
         /// As the pool names it.
         host: String,
@@ -106,19 +139,65 @@ impl Settings {
     }
 }
 
-/// The jobs that a pool with these clusters and settings runs.
-pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
+/// The jobs that a pool with these clusters and settings runs; ConfigMaps and Secrets with manifests are in `folder`.
+///
+/// # Errors
+/// [`SettingsError`] names what cannot be allowed.
+pub fn builtin(clusters: &Registry, settings: Settings, folder: PathBuf) -> Result<Vec<Box<dyn Job>>, SettingsError> {
     let Settings {
         apply,
+        prune,
+        delete,
+        diff,
+        get,
+        label_nodes,
+        restart,
+        scale,
+        wait,
         exec: _,
         http: _,
         secrets: _,
     } = settings;
+    let sources = apply.as_ref().and_then(|rules| rules.sources.clone());
+    let sources = Arc::new(sources::Sources::new(sources.unwrap_or_default(), folder)?);
     let mut jobs: Vec<Box<dyn Job>> = vec![Box::new(sync::Sync::new(clusters.clone()))];
     if let Some(rules) = apply {
-        jobs.push(Box::new(apply::Apply::new(clusters.clone(), rules)));
+        let apply = apply::Apply::new(clusters.clone(), rules, prune.clone(), Arc::clone(&sources));
+        jobs.push(Box::new(apply));
     }
-    jobs
+    if let Some(rules) = prune {
+        jobs.push(Box::new(apply::Prune::new(
+            clusters.clone(),
+            rules,
+            Arc::clone(&sources),
+        )));
+    }
+    if let Some(rules) = delete {
+        jobs.push(Box::new(delete::Delete::new(
+            clusters.clone(),
+            rules,
+            Arc::clone(&sources),
+        )));
+    }
+    if let Some(rules) = diff {
+        jobs.push(Box::new(diff::Diff::new(clusters.clone(), rules, sources)));
+    }
+    if let Some(rules) = get {
+        jobs.push(Box::new(get::Get::new(clusters.clone(), rules)));
+    }
+    if let Some(rules) = label_nodes {
+        jobs.push(Box::new(label_nodes::LabelNodes::new(clusters.clone(), rules)));
+    }
+    if let Some(rules) = restart {
+        jobs.push(Box::new(restart::Restart::new(clusters.clone(), rules)));
+    }
+    if let Some(rules) = scale {
+        jobs.push(Box::new(scale::Scale::new(clusters.clone(), rules)));
+    }
+    if let Some(rules) = wait {
+        jobs.push(Box::new(wait::Wait::new(clusters.clone(), rules)));
+    }
+    Ok(jobs)
 }
 
 /// The jobs that a pool with these settings (`UMBEL_JOBS`) runs without any cluster. Leases have this length and are
@@ -127,17 +206,12 @@ pub fn builtin(clusters: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
 /// # Errors
 /// [`SettingsError`] names what cannot be allowed.
 pub fn local(json: &str, lease: Duration, renewal: Duration) -> Result<Vec<Box<dyn Job>>, SettingsError> {
-    let Settings {
-        apply: _,
-        exec,
-        http,
-        secrets: _,
-    } = Settings::parse(json).map_err(SettingsError::Json)?;
+    let settings = Settings::parse(json).map_err(SettingsError::Json)?;
     let mut jobs: Vec<Box<dyn Job>> = Vec::new();
-    if let Some(rules) = exec {
+    if let Some(rules) = settings.exec {
         jobs.push(Box::new(exec::Exec::new(rules, lease, renewal)?));
     }
-    if let Some(rules) = http {
+    if let Some(rules) = settings.http {
         jobs.push(Box::new(http::Http::new(&rules)?));
     }
     Ok(jobs)
@@ -152,7 +226,16 @@ mod settings {
     #[test]
     fn what_a_pool_says_is_what_its_worker_reads() {
         let pool: umbel_api::workerpool::Jobs = serde_json::from_value(json!({
-            "apply": {"namespaces": ["shop"], "kinds": ["ConfigMap"]},
+            "apply": {"namespaces": ["shop"], "kinds": ["ConfigMap"], "clusterKinds": ["Namespace"], "force": true,
+                "sources": {"configMaps": ["site"], "secrets": ["keys"], "hosts": ["git.example.com"]}},
+            "prune": {"namespaces": ["shop"], "kinds": ["ConfigMap"]},
+            "delete": {"namespaces": ["shop"], "kinds": ["ConfigMap"], "anyOwner": true},
+            "diff": {"namespaces": ["shop"], "kinds": ["ConfigMap"]},
+            "get": {"clusterKinds": ["Node"]},
+            "labelNodes": {"prefixes": ["fleet.example.com/"]},
+            "restart": {"namespaces": ["shop"], "kinds": ["apps/Deployment"]},
+            "scale": {"namespaces": ["shop"], "kinds": ["apps/Deployment"]},
+            "wait": {"namespaces": ["shop"], "kinds": ["apps/Deployment"]},
             "exec": {"programs": [
                 {"name": "resize", "path": "/usr/bin/resize", "args": ["--fast"], "env": ["S3_BUCKET"]},
                 {"name": "plain", "path": "/usr/bin/plain"},
@@ -168,13 +251,43 @@ mod settings {
             env: env.iter().map(|&name| name.to_owned()).collect(),
         };
         let read = Settings::parse(&json!(pool).to_string()).unwrap();
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let objects = |kind: &str| {
+            Some(ObjectRules {
+                namespaces: names(&["shop"]),
+                kinds: names(&[kind]),
+                ..ObjectRules::default()
+            })
+        };
         assert_eq!(
             read,
             Settings {
-                apply: Some(ApplyRules {
-                    namespaces: vec!["shop".into()],
-                    kinds: vec!["ConfigMap".into()],
+                apply: objects("ConfigMap").map(|rules| ObjectRules {
+                    cluster_kinds: names(&["Namespace"]),
+                    force: true,
+                    sources: Some(SourceRules {
+                        config_maps: names(&["site"]),
+                        secrets: names(&["keys"]),
+                        hosts: names(&["git.example.com"]),
+                    }),
+                    ..rules
                 }),
+                prune: objects("ConfigMap"),
+                delete: objects("ConfigMap").map(|rules| ObjectRules {
+                    any_owner: true,
+                    ..rules
+                }),
+                diff: objects("ConfigMap"),
+                get: Some(ObjectRules {
+                    cluster_kinds: names(&["Node"]),
+                    ..ObjectRules::default()
+                }),
+                label_nodes: Some(LabelRules {
+                    prefixes: names(&["fleet.example.com/"]),
+                }),
+                restart: objects("apps/Deployment"),
+                scale: objects("apps/Deployment"),
+                wait: objects("apps/Deployment"),
                 exec: Some(ExecRules {
                     programs: vec![
                         program("resize", &["--fast"], &["S3_BUCKET"]),

@@ -1,5 +1,12 @@
 //! The jobs against real API servers.
 
+mod hostile;
+mod objects;
+mod samples;
+mod sets;
+mod sources;
+mod waits;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +23,7 @@ use umbel_clusters::{Access, Registry};
 use umbel_protocol::json::Json;
 use umbel_testkit::{ControlPlane, Target};
 
-use super::{ApplyRules, Settings, builtin};
+use super::{ObjectRules, Settings};
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome, Report};
 use crate::lease::Leases;
 
@@ -112,6 +119,10 @@ fn arguments(kwargs: &Value) -> Arguments {
     }
 }
 
+fn builtin(registry: &Registry, settings: Settings) -> Vec<Box<dyn Job>> {
+    super::builtin(registry, settings, "/nowhere".into()).unwrap()
+}
+
 async fn sync(registry: &Registry, ctx: &JobContext, kwargs: &Value) -> Outcome {
     let jobs = builtin(registry, Settings::default());
     assert_eq!(
@@ -127,9 +138,11 @@ fn applier(registry: &Registry, namespace: &str) -> Box<dyn Job> {
         .map(str::to_owned)
         .to_vec();
     let settings = Settings {
-        apply: Some(ApplyRules {
+        apply: Some(ObjectRules {
             namespaces: vec![namespace.into()],
             kinds,
+            force: true,
+            ..ObjectRules::default()
         }),
         ..Settings::default()
     };
@@ -142,6 +155,59 @@ fn applier(registry: &Registry, namespace: &str) -> Box<dyn Job> {
 async fn apply(registry: &Registry, namespace: &str, fence: (i64, u64), kwargs: Value) -> Outcome {
     let (ctx, _leases, _) = delivery(fence.0, fence.1, &[("umbel_cluster", "c2")]);
     applier(registry, namespace).run(&ctx, arguments(&kwargs)).await
+}
+
+/// A run of a job of a pool with these settings.
+async fn run(registry: &Registry, settings: &Value, name: &str, fence: (i64, u64), kwargs: Value) -> Outcome {
+    let settings = Settings::parse(&settings.to_string()).unwrap();
+    run_of(&builtin(registry, settings), name, fence, kwargs).await
+}
+
+async fn run_of(jobs: &[Box<dyn Job>], name: &str, fence: (i64, u64), kwargs: Value) -> Outcome {
+    run_at("c2", jobs, name, fence, kwargs).await
+}
+
+async fn run_at(cluster: &str, jobs: &[Box<dyn Job>], name: &str, fence: (i64, u64), kwargs: Value) -> Outcome {
+    let (ctx, _leases, _) = delivery(fence.0, fence.1, &[("umbel_cluster", cluster)]);
+    let job = jobs.iter().find(|job| job.name() == format!("umbel.cluster.{name}"));
+    job.unwrap().run(&ctx, arguments(&kwargs)).await
+}
+
+/// How often the target's API server was asked for this resource, by verb; dry runs apart.
+async fn asked(target: &kube::Client, resource: &str) -> BTreeMap<String, u64> {
+    let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+    let text = target.request_text(request).await.unwrap();
+    let mut counts = BTreeMap::new();
+    let label = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("{name}=\""))?;
+        Some(rest.split_once('"')?.0.to_owned())
+    };
+    for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+        if label(line, "resource").as_deref() == Some(resource) {
+            let dry = label(line, "dry_run").unwrap();
+            let verb = format!("{}{dry}", label(line, "verb").unwrap());
+            let count = line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+            *counts.entry(verb).or_default() += count;
+        }
+    }
+    counts
+}
+
+/// What was asked since then.
+async fn asked_since(target: &kube::Client, resource: &str, then: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let mut now = asked(target, resource).await;
+    for (verb, count) in then {
+        *now.get_mut(verb).unwrap() -= count;
+    }
+    now.retain(|_, count| *count > 0);
+    now
+}
+
+#[track_caller]
+fn refused(outcome: Outcome, exc_type: &str, words: &str) {
+    let why = failed(outcome);
+    assert!(why.message.contains(words), "expected {words:?}, got {why}");
+    assert!(why.exc_type == exc_type && !why.is_retryable, "{why:?}");
 }
 
 fn config_map(namespace: &str, name: &str, data: &Value) -> Value {

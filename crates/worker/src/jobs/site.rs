@@ -1,0 +1,471 @@
+//! One run at one cluster: how kinds are served there, what objects look like, whether a newer run wrote them; and what
+//! each failure means to the task.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::discovery::{self, Scope};
+use serde_json::{Value, json};
+use umbel_clusters::{Error, Registry, Target};
+
+use super::fence::{ANNOTATION, Fence};
+use super::manifest::{self, Manifest, Rejected};
+use super::rules::Allow;
+use super::target;
+use crate::job::{Arguments, Failure, JobContext, Outcome};
+use crate::lease::Lost;
+
+/// One request. The API server's own limit is a minute; a healthy one answers in a tenth of a second.
+pub(super) const REQUEST: Duration = Duration::from_secs(15);
+/// Requests for one object: a create takes three, and each time that it changes between our read and our write one more.
+pub(super) const STEPS: usize = 8;
+/// Conflicts that a failure lists.
+const LISTED: usize = 20;
+
+/// Why a cluster's part ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error(transparent)]
+    Target(#[from] Error),
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error("cluster `{cluster}`: {object}: {source}")]
+    Object {
+        cluster: String,
+        object: String,
+        source: Error,
+    },
+    #[error("cluster `{cluster}`: fields of other managers: {}", listed(.conflicts))]
+    Conflicts { cluster: String, conflicts: Vec<String> },
+    #[error("cluster `{cluster}`: {object}: the cluster has no kind {kind}")]
+    NoKind {
+        cluster: String,
+        object: String,
+        kind: String,
+    },
+    #[error(
+        "cluster `{cluster}`: {object}: {kind} is cluster-scoped there, and cluster-scoped kinds are not allowed by this pool \
+         unless it names them (spec.jobs.{job}.clusterKinds)"
+    )]
+    NotNamespaced {
+        cluster: String,
+        object: String,
+        kind: String,
+        job: &'static str,
+    },
+    /// A rule that could be asked only once the cluster had said what the kind is.
+    #[error("cluster `{cluster}`: {object}: {why}")]
+    NotAllowed {
+        cluster: String,
+        object: String,
+        why: String,
+    },
+    #[error("cluster `{cluster}`: {object}: {stored} wrote it, which is newer than this run ({ours})")]
+    Newer {
+        cluster: String,
+        object: String,
+        stored: String,
+        ours: Fence,
+    },
+    #[error(
+        "cluster `{cluster}`: {object}: its annotation {annotation} is `{stored}`, which is no fence; remove it to go on"
+    )]
+    NoFence {
+        cluster: String,
+        object: String,
+        annotation: &'static str,
+        stored: String,
+    },
+    #[error("cluster `{cluster}`: {object}: it kept changing while it was written")]
+    Restless { cluster: String, object: String },
+    #[error("cluster `{cluster}`: {object}: {why}")]
+    Refused {
+        cluster: String,
+        object: String,
+        why: String,
+    },
+    #[error("cluster `{cluster}`: {object}: it does not exist")]
+    Absent { cluster: String, object: String },
+    #[error("cluster `{cluster}`: {object}: {why}")]
+    Late {
+        cluster: String,
+        object: String,
+        why: String,
+    },
+}
+
+fn listed(conflicts: &[String]) -> String {
+    let mut text = conflicts
+        .iter()
+        .take(LISTED)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join("; ");
+    if conflicts.len() > LISTED {
+        text = format!("{text}; and {} more", conflicts.len() - LISTED);
+    }
+    text
+}
+
+impl Fault {
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Fault::Target(source) | Fault::Object { source, .. } => {
+                // A conflict with another field manager stays until a person decides.
+                let is_retryable = !source.is_permanent() && !is_field_conflict(source);
+                Failure {
+                    is_retryable,
+                    ..Failure::permanent(&target::failure(source).exc_type, self.to_string())
+                }
+            }
+            Fault::Lost(_) | Fault::Restless { .. } => Failure::transient(self.to_string()),
+            Fault::Late { .. } => Failure {
+                is_retryable: true,
+                ..Failure::permanent("TimeoutError", self.to_string())
+            },
+            Fault::NoKind { .. } | Fault::Absent { .. } => Failure::permanent("LookupError", self.to_string()),
+            Fault::NotNamespaced { .. } | Fault::NotAllowed { .. } => {
+                Failure::permanent("PermissionError", self.to_string())
+            }
+            Fault::Newer { .. } | Fault::NoFence { .. } | Fault::Conflicts { .. } | Fault::Refused { .. } => {
+                Failure::permanent("RuntimeError", self.to_string())
+            }
+        }
+    }
+
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Fault::Target(source) | Fault::Object { source, .. } => source.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// How a run at one cluster ends with it.
+    pub(super) fn outcome(&self) -> Outcome {
+        if let Fault::Lost(lost) = self {
+            return (*lost).into();
+        }
+        let why = self.failure();
+        if why.is_retryable {
+            Outcome::Retry {
+                after: self.retry_after(),
+                why,
+            }
+        } else {
+            Outcome::Failed(why)
+        }
+    }
+}
+
+/// Is the 409 about fields of another manager, rather than about a version?
+pub(super) fn is_field_conflict(err: &Error) -> bool {
+    !conflicts(err).is_empty()
+}
+
+/// The owner and the field of each conflict: `conflict with "kubectl" using v1: .data.a`.
+pub(super) fn conflicts(err: &Error) -> Vec<String> {
+    let details = err.status().and_then(|status| status.details.as_ref());
+    let causes = details.map(|details| details.causes.as_slice()).unwrap_or_default();
+    causes
+        .iter()
+        .filter(|cause| cause.reason == "FieldManagerConflict")
+        .map(|cause| format!("{}: {}", cause.message, cause.field))
+        .collect()
+}
+
+/// The failure of arguments that are refused before any cluster is asked.
+pub(super) fn rejected(rejected: &Rejected) -> Failure {
+    let exc_type = match rejected {
+        Rejected::NotAllowed { .. } => "PermissionError",
+        Rejected::TooLarge { .. }
+        | Rejected::TooMany { .. }
+        | Rejected::NotYaml { .. }
+        | Rejected::Shape { .. }
+        | Rejected::Document { .. } => "ValueError",
+    };
+    Failure::permanent(exc_type, rejected.to_string())
+}
+
+/// A thing at a cluster that a message names: `apiVersion`, `kind`, `namespace`, `name`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Reference {
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+}
+
+impl Reference {
+    /// Within what the pool allows.
+    pub(super) fn read(&self, allow: Allow<'_>) -> Result<Manifest, Failure> {
+        let Reference {
+            api_version,
+            kind,
+            namespace,
+            name,
+        } = self;
+        manifest::reference(api_version, kind, namespace.as_deref(), name, allow).map_err(|why| rejected(&why))
+    }
+}
+
+/// The keyword arguments of a job at one cluster, and the cluster's name.
+pub(super) fn one_cluster<T: serde::de::DeserializeOwned>(
+    task: &str,
+    ctx: &JobContext,
+    arguments: &Arguments,
+    cluster: impl FnOnce(&mut T) -> Option<String>,
+) -> Result<(T, String), Failure> {
+    let mut keywords: T = target::keywords(task, arguments)?;
+    let named = cluster(&mut keywords);
+    let name = target::cluster(ctx, named)?
+        .ok_or_else(|| Failure::type_error(format!("{task} needs a cluster: keyword `cluster` or a fan-out")))?;
+    Ok((keywords, name))
+}
+
+/// The fence of this delivery.
+pub(super) fn fence(ctx: &JobContext) -> Result<Fence, Failure> {
+    Fence::of(ctx.order, &ctx.token())
+        .ok_or_else(|| Failure::permanent("RuntimeError", "the delivery carries no fencing token"))
+}
+
+/// How a cluster serves a kind.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    pub(super) resource: ApiResource,
+    pub(super) is_namespaced: bool,
+}
+
+/// A kind's group, version and name.
+pub(super) type Gvk = (String, String, String);
+
+/// One run at one cluster.
+pub(super) struct Site<'a> {
+    pub(super) ctx: &'a JobContext,
+    pub(super) target: Target,
+    pub(super) fence: Fence,
+    kinds: tokio::sync::Mutex<BTreeMap<Gvk, Option<Served>>>,
+}
+
+impl<'a> Site<'a> {
+    /// Takes a turn at the cluster.
+    pub(super) async fn enter(
+        clusters: &Registry,
+        cluster: &str,
+        ctx: &'a JobContext,
+        fence: Fence,
+    ) -> Result<Site<'a>, Error> {
+        Ok(Site {
+            ctx,
+            target: clusters.target(cluster).await?,
+            fence,
+            kinds: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(super) fn cluster(&self) -> String {
+        self.target.name().to_owned()
+    }
+
+    pub(super) fn about(&self, object: &impl std::fmt::Display, source: Error) -> Fault {
+        Fault::Object {
+            cluster: self.cluster(),
+            object: object.to_string(),
+            source,
+        }
+    }
+
+    pub(super) fn refused(&self, object: &impl std::fmt::Display, why: impl Into<String>) -> Fault {
+        Fault::Refused {
+            cluster: self.cluster(),
+            object: object.to_string(),
+            why: why.into(),
+        }
+    }
+
+    pub(super) fn restless(&self, object: &impl std::fmt::Display) -> Fault {
+        Fault::Restless {
+            cluster: self.cluster(),
+            object: object.to_string(),
+        }
+    }
+
+    /// How the cluster serves a kind; `None` if it does not. Asked once a run.
+    pub(super) async fn served(&self, gvk: &Gvk) -> Result<Option<Served>, Fault> {
+        let mut kinds = self.kinds.lock().await;
+        if let Some(served) = kinds.get(gvk) {
+            return Ok(served.clone());
+        }
+        let served = look_up(&self.target, gvk).await?;
+        kinds.insert(gvk.clone(), served.clone());
+        Ok(served)
+    }
+
+    /// Asks anew for kinds that were not there.
+    pub(super) async fn forget_missing_kinds(&self) {
+        self.kinds.lock().await.retain(|_, served| served.is_some());
+    }
+
+    /// Where the object is, with its namespace as its kind wants it; refuses what only the cluster can tell to be
+    /// outside of the rules.
+    pub(super) async fn place(&self, manifest: &mut Manifest, allow: Allow<'_>) -> Result<Api<DynamicObject>, Fault> {
+        let gvk = gvk(manifest);
+        let kind = || format!("{} {}", manifest.api_version(), manifest.kind);
+        let Some(served) = self.served(&gvk).await? else {
+            return Err(Fault::NoKind {
+                cluster: self.cluster(),
+                object: manifest.to_string(),
+                kind: kind(),
+            });
+        };
+        if !served.is_namespaced {
+            if !allow.is_cluster_kind(&manifest.group, &manifest.kind) {
+                return Err(Fault::NotNamespaced {
+                    cluster: self.cluster(),
+                    object: manifest.to_string(),
+                    kind: kind(),
+                    job: allow.job,
+                });
+            }
+            manifest.without_namespace();
+            return Ok(Api::all_with(self.target.client(), &served.resource));
+        }
+        let admitted = if manifest.namespace.is_empty() {
+            Err("it has no namespace, and its kind needs one".to_owned())
+        } else {
+            allow.namespace(&manifest.namespace)
+        };
+        admitted.map_err(|why| Fault::NotAllowed {
+            cluster: self.cluster(),
+            object: manifest.to_string(),
+            why,
+        })?;
+        Ok(Api::namespaced_with(
+            self.target.client(),
+            &manifest.namespace,
+            &served.resource,
+        ))
+    }
+
+    /// Reads the object.
+    pub(super) async fn read(
+        &self,
+        manifest: &Manifest,
+        api: &Api<DynamicObject>,
+    ) -> Result<Option<DynamicObject>, Fault> {
+        let read = self.target.ask("read it", REQUEST, api.get_opt(&manifest.name)).await;
+        read.map_err(|source| self.about(manifest, source))
+    }
+
+    /// The fence in this annotation; refuses an object on which it is a newer run's.
+    pub(super) fn held(
+        &self,
+        manifest: &impl std::fmt::Display,
+        annotation: &'static str,
+        stored: Option<&str>,
+    ) -> Result<Option<Fence>, Fault> {
+        let Some(stored) = stored else { return Ok(None) };
+        let (cluster, object) = (self.cluster(), manifest.to_string());
+        match Fence::parse(stored) {
+            Some(newer) if newer > self.fence => Err(Fault::Newer {
+                cluster,
+                object,
+                stored: stored.to_owned(),
+                ours: self.fence,
+            }),
+            Some(fence) => Ok(Some(fence)),
+            None => Err(Fault::NoFence {
+                cluster,
+                object,
+                annotation,
+                stored: stored.chars().take(64).collect(),
+            }),
+        }
+    }
+
+    /// Changes an object by a merge patch that carries the fence of this job in an annotation of its own. `change` gets
+    /// the object and the fence on it, and returns `None` where there is nothing to do. Answers the object, and whether it
+    /// was written.
+    pub(super) async fn change(
+        &self,
+        manifest: &Manifest,
+        api: &Api<DynamicObject>,
+        annotation: &'static str,
+        manager: &str,
+        change: impl Fn(&DynamicObject, Option<Fence>) -> Option<Value>,
+    ) -> Result<(DynamicObject, bool), Fault> {
+        let params = PatchParams {
+            field_manager: Some(manager.to_owned()),
+            ..PatchParams::default()
+        };
+        for _ in 0..STEPS {
+            let Some(object) = self.read(manifest, api).await? else {
+                return Err(self.absent(manifest));
+            };
+            let stored = self.held(manifest, annotation, self::annotation(&object, annotation))?;
+            let Some(mut body) = change(&object, stored) else {
+                return Ok((object, false));
+            };
+            body["metadata"]["annotations"][annotation] = json!(self.fence.to_string());
+            body["metadata"]["resourceVersion"] = json!(object.metadata.resource_version);
+            self.ctx.checkpoint().await?;
+            let patch = Patch::Merge(&body);
+            let request = api.patch(&manifest.name, &params, &patch);
+            match self.target.ask("change it", REQUEST, request).await {
+                Ok(written) => return Ok((written, true)),
+                Err(err) if matches!(err.code(), Some(404 | 409)) => {}
+                Err(source) => return Err(self.about(manifest, source)),
+            }
+        }
+        Err(self.restless(manifest))
+    }
+
+    pub(super) fn absent(&self, manifest: &Manifest) -> Fault {
+        Fault::Absent {
+            cluster: self.cluster(),
+            object: manifest.to_string(),
+        }
+    }
+
+    /// As [`Site::held`], of what an apply wrote.
+    pub(super) fn applied(&self, manifest: &Manifest, object: Option<&DynamicObject>) -> Result<Option<Fence>, Fault> {
+        self.held(
+            manifest,
+            ANNOTATION,
+            object.and_then(|object| annotation(object, ANNOTATION)),
+        )
+    }
+}
+
+pub(super) fn annotation<'o>(object: &'o DynamicObject, name: &str) -> Option<&'o str> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    annotations.get(name).map(String::as_str)
+}
+
+pub(super) fn gvk(manifest: &Manifest) -> Gvk {
+    let Manifest {
+        group, version, kind, ..
+    } = manifest;
+    (group.clone(), version.clone(), kind.clone())
+}
+
+/// How a cluster serves a kind; `None` if it does not.
+pub(super) async fn look_up(target: &Target, gvk: &Gvk) -> Result<Option<Served>, Error> {
+    let gvk = GroupVersionKind::gvk(&gvk.0, &gvk.1, &gvk.2);
+    let client = target.client();
+    let served = target
+        .ask("look up a kind", REQUEST, discovery::pinned_kind(&client, &gvk))
+        .await;
+    match served {
+        Ok((resource, capabilities)) => Ok(Some(Served {
+            resource,
+            is_namespaced: capabilities.scope == Scope::Namespaced,
+        })),
+        // A missing group is a 404; a missing kind in it is found by the client library.
+        Err(err) if err.code() == Some(404) || matches!(&err, Error::Answer { .. } if err.status().is_none()) => {
+            Ok(None)
+        }
+        Err(err) => Err(err),
+    }
+}
