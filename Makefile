@@ -125,7 +125,7 @@ huge: ## Send a message of 512 MB past a worker (Redis takes 2 GB for it)
 .PHONY: bench
 bench: ## Measure beside Celery and the floor, write the table into docs/benchmarks.md; ONLY="noop idle" for some rows, into none
 	@hack/setup.sh packages venv kubernetes
-	cargo build --release --locked -p umbel-worker -p umbel-client -p umbel-operator --bin umbel-worker --bin umbel-operator --example test_tasks --example enqueue --example chord
+	cargo build --release --locked -p umbel-worker -p umbel-client -p umbel-operator -p umbel-clusters --bin umbel-worker --bin umbel-operator --example test_tasks --example enqueue --example chord --example targets
 	cargo build --release --locked --manifest-path bench/floor/Cargo.toml --target-dir bench/floor/target
 	@bench/run $(or $(foreach row,$(ONLY),--only $(row)),--docs)
 

@@ -35,6 +35,14 @@ ASKED = {
     "2,000 pools on 1 Redis: API writes a minute at rest": [("value", "<=", 0)],
     "2,000 pools on 1 Redis: message by Celery's producer to size, p99 (ms)": [("value", "<=", 3_000)],
     "2,000 pools on 1 Redis: message by our client to size, p99 (ms)": [("value", "<=", 1_000)],
+    "sync of 500 clusters, 5 workers, first time (s)": [("value", "<=", 30)],
+    "cluster syncs/s, once connected": [("value", ">=", 60), ("share", ">=", 0.60)],
+    "10 of 500 clusters dead, the others' syncs take (% of before)": [("value", "<=", 105)],
+    "100 of 500 clusters dead, the others' syncs take (% of before)": [("value", "<=", 105)],
+    "worker with 500 clusters connected, RSS (MiB)": [("value", "<=", 150)],
+    "apply, objects/s that are in place already": [("share", ">=", 0.80)],
+    "memory of one of 5,000 waits (KiB)": [("value", "<=", 20)],
+    "sync of a cluster with 5,000 pods, memory above idle (MiB)": [("value", "<=", 10)],
 }
 
 WORDS = {"value": "{0:,g}", "share": "{0:.0%} of the floor", "ratio": "{0:g}×", "times": "{0:g} × the floor"}

@@ -38,9 +38,10 @@ TASKS = TARGET / "release" / "examples" / "test_tasks"
 ENQUEUE = TARGET / "release" / "examples" / "enqueue"
 CHORD = TARGET / "release" / "examples" / "chord"
 OPERATOR = TARGET / "release" / "umbel-operator"
+TARGETS = TARGET / "release" / "examples" / "targets"
 FLOOR = ROOT / "bench" / "floor" / "target" / "release" / "umbel-bench-floor"
 PEERS = ROOT / "e2e" / "peers"
-PROGRAMS = (WORKER, OPERATOR, TASKS, ENQUEUE, CHORD, FLOOR)
+PROGRAMS = (WORKER, OPERATOR, TASKS, ENQUEUE, CHORD, TARGETS, FLOOR)
 CORES = os.cpu_count()
 
 

@@ -1,6 +1,6 @@
 """The measurements: each function takes `(figures, sizes)`; `bench/run --only` calls them by these names."""
 
-from rows import chord, cost, enqueue, fleet, idle, latency, later, pools, schedules, throughput
+from rows import chord, clusters, cost, enqueue, fleet, idle, latency, later, pools, schedules, throughput
 
 ROWS = {
     "noop": throughput.noop,
@@ -17,4 +17,6 @@ ROWS = {
     "fleet": fleet.fleet,
     "pools": pools.pools,
     "schedules": schedules.schedules,
+    "clusters": clusters.clusters,
+    "cluster": clusters.one_cluster,
 }

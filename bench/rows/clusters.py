@@ -1,0 +1,281 @@
+"""Many target clusters: how soon all are looked at, what dead ones cost the others, and what a worker needs for them."""
+
+import base64
+import concurrent.futures
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.parse
+import uuid
+
+import yaml
+from celery import Celery
+
+from plane import CLUSTER, tls
+from stage import TARGETS, WORKER, Server, free_port, wait
+
+CLUSTERS, SERVERS, WORKERS, SLOTS = 500, 3, 5, 20
+PODS = 5_000
+OBJECTS = 100
+WAITS = 5_000
+
+COLD = "sync of 500 clusters, 5 workers, first time (s)"
+WARM = "cluster syncs/s, once connected"
+FEW, MANY = "10 of 500 clusters dead, the others' syncs take (% of before)", "100 of 500 clusters dead, the others' syncs take (% of before)"
+CLIENTS = "worker with 500 clusters connected, RSS (MiB)"
+LISTING = "sync of a cluster with 5,000 pods, memory above idle (MiB)"
+PLACED = "apply, objects/s that are in place already"
+WAITING = "memory of one of 5,000 waits (KiB)"
+
+
+class Cluster:
+    """An API server; its objects by this process's own requests."""
+
+    def __init__(self, *flags):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-cluster-"))
+        self.home = self.folder / "c"
+        command = [CLUSTER / "cluster", "up", "--dir", self.home, "--disposable-parent", str(os.getpid()), *flags]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        self.kubeconfig = self.home / "kubeconfig"
+        self.told = yaml.safe_load(self.kubeconfig.read_text())
+        self.server = urllib.parse.urlsplit(self.told["clusters"][0]["cluster"]["server"])
+        self.tls = tls(self.kubeconfig)
+
+    def create(self, path, objects):
+        """Creates objects, several at a time."""
+        objects = list(objects)
+
+        def some(part):
+            connection = http.client.HTTPSConnection(self.server.hostname, self.server.port, context=self.tls)
+            for one in part:
+                connection.request("POST", path, json.dumps(one), {"content-type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status >= 300:
+                    raise RuntimeError(f"POST {path}: {answer.status} {text[:300]}")
+            connection.close()
+
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            list(threads.map(some, (objects[n::8] for n in range(8))))
+
+    def through(self, port):
+        """A kubeconfig that leads here by another port."""
+        told = json.loads(json.dumps(self.told))
+        told["clusters"][0]["cluster"]["server"] = f"https://{self.server.hostname}:{port}"
+        return yaml.safe_dump(told)
+
+    def close(self):
+        subprocess.run([CLUSTER / "cluster", "down", "--dir", self.home], check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Relay:
+    """As many ports as clusters, each a way to one of the servers; some can be made black holes."""
+
+    def __init__(self, count, servers):
+        command = [TARGETS, "relay", str(count), *(f"{one.server.hostname}:{one.server.port}" for one in servers)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ports = json.loads(self.process.stdout.readline())
+
+    def holes(self, count):
+        self.process.stdin.write(f"holes {count}\n")
+        self.process.stdin.flush()
+        self.process.stdout.readline()
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Fleet:
+    """Workers for clusters by these names, whose Secrets are at home."""
+
+    def __init__(self, home, names, count, slots=SLOTS, jobs=None):
+        self.server = Server()
+        clusters = [
+            {"name": name, "secret": name, "key": "kubeconfig", "limits": {"qps": 1000, "burst": 2000, "maxConcurrentTasks": 100}}
+            for name in names
+        ]
+        env = {
+            **os.environ,
+            "KUBECONFIG": str(home.kubeconfig),
+            "UMBEL_NAMESPACE": "default",
+            "UMBEL_CLUSTERS": json.dumps(clusters),
+            "UMBEL_JOBS": json.dumps(jobs or {}),
+        }
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-fleet-"))
+        command = [WORKER, "--standalone", "--redis-url", self.server.url, "--queue", "q", "--concurrency", str(slots)]
+        self.processes = []
+        for n in range(count):
+            log = open(self.folder / f"log{n}", "w")
+            flags = ["--admin-addr", f"127.0.0.1:{free_port()}"]
+            self.processes.append(subprocess.Popen([*command, *flags], env=env, stdout=log, stderr=log, start_new_session=True))
+        self.app = Celery(broker=self.server.url, backend=self.server.url)
+        wait("they are there", lambda: self.server.client.hlen("umbel:workers") >= count, 60, 0.05)
+
+    def send(self, task, every):
+        """One task for each of these keyword arguments; their ids."""
+        ids = [str(uuid.uuid4()) for _ in every]
+        with self.app.producer_or_acquire() as producer:
+            for one, kwargs in zip(ids, every):
+                self.app.send_task(task, kwargs=kwargs, queue="q", task_id=one, producer=producer)
+        return ids
+
+    def ended(self, ids):
+        return self.server.client.exists(*(f"celery-task-meta-{one}" for one in ids))
+
+    def run(self, task, every, of=None, seconds=300):
+        """How long all take, or those of `of`."""
+        begin = time.monotonic()
+        ids = self.send(task, every)
+        awaited = ids if of is None else [one for one, kwargs in zip(ids, every) if of(kwargs)]
+        wait(f"{task} has run {len(awaited)} times", lambda: self.ended(awaited) == len(awaited), seconds, 0.01)
+        took = time.monotonic() - begin
+        results = [json.loads(text) for text in self.server.client.mget(f"celery-task-meta-{one}" for one in awaited)]
+        failed = [one for one in results if one["status"] != "SUCCESS"]
+        if failed:
+            raise RuntimeError(f"{len(failed)} of {len(awaited)} failed: {failed[0]['result']}")
+        return took
+
+    def rss(self, n=0, line="VmRSS"):
+        lines = pathlib.Path(f"/proc/{self.processes[n].pid}/status").read_text().splitlines()
+        return next(int(text.split()[1]) for text in lines if text.startswith(line)) / 1024
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+        self.server.close()
+        shutil.rmtree(self.folder)
+
+
+def secret(name, kubeconfig):
+    data = base64.b64encode(kubeconfig.encode()).decode()
+    return {"metadata": {"name": name}, "data": {"kubeconfig": data}}
+
+
+def clusters(figures, sizes):
+    count = CLUSTERS if sizes.rounds > 1 else CLUSTERS // 10
+    home, targets, relay = Cluster(), [Cluster() for _ in range(SERVERS)], None
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-kubeconfigs-"))
+    try:
+        relay = Relay(count, targets)
+        names = [f"c{n:03}" for n in range(count)]
+        texts = [targets[n % SERVERS].through(port) for n, port in enumerate(relay.ports)]
+        for name, text in zip(names, texts):
+            (folder / name).write_text(text)
+        home.create("/api/v1/namespaces/default/secrets", map(secret, names, texts))
+        every = [{"cluster": name} for name in names]
+        for _ in range(sizes.few):
+            fleet = Fleet(home, names, WORKERS)
+            try:
+                figures.note(COLD, "umbel", fleet.run("umbel.cluster.sync", every))
+                # Any worker gets any cluster: after some rounds each knows most.
+                for _ in range(WORKERS):
+                    fleet.run("umbel.cluster.sync", every)
+                bare = floor("sync", folder, WORKERS * SLOTS, 4)
+                figures.note(COLD, "floor", bare[0])
+                for seconds in bare[1:]:
+                    figures.note(WARM, "floor", count / seconds)
+                before = [fleet.run("umbel.cluster.sync", every) for _ in range(3)]
+                for seconds in before:
+                    figures.note(WARM, "umbel", count / seconds)
+                before = sorted(before)[1]
+                for what, share in ((FEW, 50), (MANY, 5)):
+                    dead = count // share
+                    relay.holes(dead)
+                    lives = lambda kwargs: int(kwargs["cluster"][1:]) >= dead  # noqa: E731, B023
+                    # Until each worker knows which are dead.
+                    for _ in range(3):
+                        fleet.run("umbel.cluster.sync", every, lives)
+                        time.sleep(16)
+                    fleet.server.client.delete("q")
+                    took = sorted(fleet.run("umbel.cluster.sync", every, lives) for _ in range(3))[1]
+                    figures.note(what, "umbel", 100 * took / before)
+                    relay.holes(0)
+                    time.sleep(61)  # The longest rest of a circuit.
+                    fleet.run("umbel.cluster.sync", every)
+            finally:
+                fleet.close()
+        fleet = Fleet(home, names, 1, 50)
+        try:
+            for _ in range(2):
+                fleet.run("umbel.cluster.sync", every)
+            figures.note(CLIENTS, "umbel", fleet.rss())
+        finally:
+            fleet.close()
+    finally:
+        if relay:
+            relay.close()
+        for one in (home, *targets):
+            one.close()
+        shutil.rmtree(folder)
+
+
+def floor(*args):
+    """The seconds of each round."""
+    done = subprocess.run([TARGETS, *map(str, args)], check=True, stdout=subprocess.PIPE, text=True)
+    return [json.loads(line)["seconds"] for line in done.stdout.splitlines()]
+
+
+def config_map(n):
+    data = {"key": "x" * 1000}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"m{n}", "namespace": "default"}, "data": data}
+
+
+def one_cluster(figures, sizes):
+    pods = PODS if sizes.rounds > 1 else PODS // 10
+    waits = WAITS if sizes.rounds > 1 else WAITS // 10
+    home = Cluster("--apiserver-arg=--max-mutating-requests-inflight=1000")
+    try:
+        home.create("/api/v1/namespaces/default/secrets", [secret("c", home.kubeconfig.read_text())])
+        jobs = {
+            "apply": {"namespaces": ["default"], "kinds": ["ConfigMap"]},
+            "wait": {"namespaces": ["default"], "kinds": ["apps/Deployment"]},
+        }
+        manifests = [config_map(n) for n in range(OBJECTS)]
+        file = home.folder / "objects"
+        file.write_text(json.dumps(manifests))
+        fleet = Fleet(home, ["c"], 1, jobs=jobs)
+        try:
+            apply = [{"cluster": "c", "namespace": "default", "applySet": "bench", "manifests": manifests}]
+            fleet.run("umbel.cluster.apply", apply)
+            for _ in range(3 * sizes.few):
+                figures.note(PLACED, "umbel", OBJECTS / fleet.run("umbel.cluster.apply", apply))
+                for seconds in floor("apply", home.kubeconfig, file, 2)[1:]:
+                    figures.note(PLACED, "floor", OBJECTS / seconds)
+        finally:
+            fleet.close()
+        fleet = Fleet(home, ["c"], 1, waits, jobs)
+        try:
+            # It has its client and has looked at the kinds.
+            kwargs = {"cluster": "c", "apiVersion": "apps/v1", "kind": "Deployment", "namespace": "default", "for": "rollout", "timeout": 600}
+            fleet.send("umbel.cluster.wait", [{**kwargs, "name": "first"}])
+            time.sleep(3)
+            idle = fleet.rss()
+            fleet.send("umbel.cluster.wait", [{**kwargs, "name": f"d{n}"} for n in range(waits)])
+            wait("all are parked", lambda: fleet.server.client.llen("q") == 0, 60, 0.1)
+            time.sleep(10)
+            figures.note(WAITING, "umbel", 1024 * (fleet.rss() - idle) / waits)
+        finally:
+            fleet.close()
+        container = {"name": "c", "image": "registry.example/app:1", "env": [{"name": f"V{n}", "value": "x" * 40} for n in range(20)]}
+        home.create(
+            "/api/v1/namespaces/default/pods",
+            ({"metadata": {"name": f"p{n}", "labels": {"app": "a"}}, "spec": {"containers": [container]}} for n in range(pods)),
+        )
+        fleet = Fleet(home, ["c"], 1)
+        try:
+            idle = fleet.rss()
+            fleet.run("umbel.cluster.sync", [{"cluster": "c"}])
+            figures.note(LISTING, "umbel", fleet.rss(line="VmHWM") - idle)
+        finally:
+            fleet.close()
+    finally:
+        home.close()
