@@ -42,6 +42,8 @@ pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/saf
 pub const ANNOTATION_DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 /// Annotation on objects applied at a target cluster: `<run order>/<token>`.
 pub const ANNOTATION_FENCE: &str = "umbel.dev/fence";
+/// Annotation on a TargetCluster: the uid of the kube-system namespace that it may have from now on.
+pub const ANNOTATION_ACCEPT_IDENTITY: &str = "umbel.dev/accept-identity";
 /// Annotation on the leader's Lease: the term of the holder.
 pub const ANNOTATION_TERM: &str = "umbel.dev/term";
 
@@ -133,4 +135,8 @@ pub mod cluster_condition {
     pub const KUBECONFIG_ACCEPTED: &str = "KubeconfigAccepted";
     /// The latest sync reached the API server.
     pub const REACHABLE: &str = "Reachable";
+    /// The credential may read what a sync needs.
+    pub const AUTHORIZED: &str = "Authorized";
+    /// The API server is ready, and so are all nodes.
+    pub const HEALTHY: &str = "Healthy";
 }

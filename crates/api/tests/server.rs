@@ -305,7 +305,22 @@ fn accepted() -> Vec<(&'static str, Value)> {
             "TargetCluster",
             json!({"kubeconfigSecretRef": {"name": "eu", "key": "kubeconfig"}}),
         ),
+        (
+            "TargetCluster",
+            target(&json!({
+                "limits": {"qps": 1000, "burst": 1, "maxConcurrentTasks": 1000},
+                "impersonate": {"user": "jane doe@example.com", "groups": ["dev", "system:authenticated"]},
+            })),
+        ),
     ]
+}
+
+/// A TargetCluster's spec with more in it.
+fn target(more: &Value) -> Value {
+    let mut spec = json!({"kubeconfigSecretRef": {"name": "eu", "key": "kubeconfig"}});
+    let fields = spec.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    spec
 }
 
 /// What must be refused, and a word of the answer that tells a person where to look.
@@ -990,6 +1005,67 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "TargetCluster",
             json!({"kubeconfigSecretRef": {"name": "eu"}}),
             "spec.kubeconfigSecretRef.key",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"limits": {"qps": 0}})),
+            "spec.limits.qps",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"limits": {"qps": 1001}})),
+            "spec.limits.qps",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"limits": {"burst": 0}})),
+            "spec.limits.burst",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"limits": {"maxConcurrentTasks": 0}})),
+            "spec.limits.maxConcurrentTasks",
+        ),
+        // Who would otherwise be the kubeconfig's own user, or more than that.
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"groups": ["dev"]}})),
+            "spec.impersonate.user",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": ""}})),
+            "spec.impersonate.user",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": "  "}})),
+            "impersonate.user must not be empty",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": " jane"}})),
+            "begin or end with a blank",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": "jane\r\nx"}})),
+            "printable ASCII",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": "system:admin"}})),
+            "impersonate.user must not begin with system:",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": "jane", "groups": [""]}})),
+            "spec.impersonate.groups",
+        ),
+        (
+            "TargetCluster",
+            target(&json!({"impersonate": {"user": "jane", "groups": ["dev", "system:masters"]}})),
+            "impersonate.groups must not name system:masters",
         ),
     ]
 }

@@ -134,6 +134,7 @@ scripts! {
     STORE_RESULT = "store_result";
     SWEEP = "sweep";
     TAKER = "taker";
+    TARGET = "target";
     TERM = "term";
     TURNS = "turns";
     TRIM = "trim";

@@ -21,6 +21,8 @@
 //! | `Pumbel:unique:<key>`, `Pumbel:copy:<id>:<try>` | the task that has a unique key; lease id of who runs it, or `done` |
 //! | `Pumbel:revoked`, `Pumbel:revoked-stamps` | task ids and stamps that are not to run, by the time until which that holds |
 //! | `Pumbel:revocations` | how often something was revoked |
+//! | `Pumbel:clusters:<namespace>`, `Pumbel:targets:<namespace>` | target cluster → its last report; what the operator says of it: the uid that it must have, or that it is gone |
+//! | `Pumbel:target:<namespace>/<cluster>`, `Pumbel:target:turns:…` | budget and circuit of a target cluster; tasks at work on it |
 //! | `Pumbel:fence`, `Pumbel:gen`, `Pumbel:sweep`, `Pumbel:policy` | last token, id of this data set, sweeps, queue limits |
 //!
 //! The scripts in `scripts/` say for each what it reads, writes and returns. They pop and remove **last**: an error
@@ -64,6 +66,7 @@ mod sentinel;
 mod settle;
 mod survey;
 mod sweep;
+mod targets;
 mod tls;
 mod trouble;
 mod turns;
@@ -97,6 +100,7 @@ pub use route::{Binding, ExchangeKind, route};
 pub use settle::{AckGroup, End, FollowUp, Settlement};
 pub use survey::{Durability, Survey};
 pub use sweep::{GivenUp, JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
+pub use targets::{TargetCall, TargetLimits, TargetRules, TargetSaid, TargetState, TargetWord};
 pub use tls::{Pem, Tls};
 pub use trouble::Trouble;
 pub use turns::{Ask, Once, Turn};

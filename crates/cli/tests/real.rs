@@ -312,6 +312,7 @@ async fn a_joined_cluster_is_a_secret_that_workers_accept_and_a_target_with_labe
         name: "c2".into(),
         secret: reference.name,
         key: reference.key,
+        ..umbel_clusters::Access::default()
     };
     let registry = umbel_clusters::Registry::new(client, "join", vec![access]);
     let turn = registry.target("c2").await.unwrap();

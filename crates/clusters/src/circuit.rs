@@ -11,35 +11,76 @@ const LONGEST: Duration = Duration::from_mins(1);
 /// A probe that never reports (its task was cancelled) blocks the next one no longer than this.
 const PROBE: Duration = Duration::from_secs(30);
 
-/// The state of one target's circuit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Circuit {
-    /// Calls go through.
-    Closed {
-        /// Silent calls since the last answer.
-        failures: u32,
-    },
-    /// No call until then.
-    Open {
-        /// When a probe may go.
-        until: Instant,
-        /// This pause, doubled the next time.
-        pause: Duration,
-    },
+/// While another task's probe is under way, look again after this: most probes are answered in milliseconds.
+const MEANWHILE: Duration = Duration::from_secs(5);
+
+/// Whether calls go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum State {
+    /// They do.
+    #[default]
+    Closed,
+    /// None does until a probe may.
+    Open,
     /// One probe is under way.
-    HalfOpen {
-        /// When another may go if this one never reports.
-        until: Instant,
-        /// The pause before it.
-        pause: Duration,
-    },
+    HalfOpen,
 }
 
-impl Default for Circuit {
-    fn default() -> Self {
-        Circuit::Closed { failures: 0 }
+impl State {
+    /// As status and the shared record write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Closed => "Closed",
+            State::Open => "Open",
+            State::HalfOpen => "HalfOpen",
+        }
+    }
+
+    /// Reads a word; an unknown one is a closed circuit, which at worst costs a call.
+    pub fn of(word: &str) -> State {
+        match word {
+            "Open" => State::Open,
+            "HalfOpen" => State::HalfOpen,
+            _ => State::Closed,
+        }
     }
 }
+
+/// The circuit of one target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Circuit {
+    /// Whether calls go through.
+    pub state: State,
+    /// Silent calls since the last answer.
+    pub failures: u32,
+    /// Since when it is in this state; `None`: ever since it is known.
+    pub since: Option<Instant>,
+    /// When the next probe may go, where it is not closed.
+    pub until: Option<Instant>,
+    /// The present pause, doubled the next time.
+    pub pause: Duration,
+}
+
+/// The figures by which circuits open and close, for whoever keeps them in another place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// Consecutive silent calls before it opens.
+    pub threshold: u32,
+    /// First pause.
+    pub first: Duration,
+    /// Longest pause.
+    pub longest: Duration,
+    /// How long a probe that never reports blocks the next one.
+    pub probe: Duration,
+}
+
+/// Ours.
+pub const RULES: Rules = Rules {
+    threshold: THRESHOLD,
+    first: FIRST,
+    longest: LONGEST,
+    probe: PROBE,
+};
 
 impl Circuit {
     /// Admits a call, or answers how long to wait.
@@ -47,45 +88,67 @@ impl Circuit {
     /// # Errors
     /// The time until a call may be tried.
     pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
-        match *self {
-            Circuit::Closed { .. } => Ok(()),
-            Circuit::Open { until, .. } | Circuit::HalfOpen { until, .. } if now < until => Err(until - now),
-            Circuit::Open { pause, .. } | Circuit::HalfOpen { pause, .. } => {
-                *self = Circuit::HalfOpen {
-                    until: now + PROBE,
-                    pause,
+        if let Some(wait) = self.wait(now) {
+            return Err(wait);
+        }
+        match self.state {
+            State::Closed => {}
+            State::Open | State::HalfOpen => {
+                *self = Circuit {
+                    state: State::HalfOpen,
+                    since: Some(now),
+                    until: Some(now + PROBE),
+                    ..*self
                 };
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// How long a call would have to wait now, without taking the probe.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        match *self {
-            Circuit::Closed { .. } => None,
-            Circuit::Open { until, .. } | Circuit::HalfOpen { until, .. } => until.checked_duration_since(now),
+        let left = self.until.and_then(|until| until.checked_duration_since(now))?;
+        match self.state {
+            _ if left.is_zero() => None,
+            State::Closed => None,
+            State::Open => Some(left),
+            State::HalfOpen => Some(left.min(MEANWHILE)),
         }
     }
 
+    /// Is there anything that an answer would change?
+    pub fn is_clean(&self) -> bool {
+        self.state == State::Closed && self.failures == 0
+    }
+
     /// The target answered, whatever it said.
-    pub fn answered(&mut self) {
-        *self = Circuit::default();
+    pub fn answered(&mut self, now: Instant) {
+        let since = match self.state {
+            State::Closed => self.since,
+            State::Open | State::HalfOpen => Some(now),
+        };
+        *self = Circuit {
+            since,
+            ..Circuit::default()
+        };
     }
 
     /// The target did not answer. True when this opened the circuit.
     pub fn silent(&mut self, now: Instant) -> bool {
-        let pause = match *self {
-            Circuit::Closed { failures } if failures + 1 < THRESHOLD => {
-                *self = Circuit::Closed { failures: failures + 1 };
+        let pause = match self.state {
+            State::Closed if self.failures + 1 < THRESHOLD => {
+                self.failures += 1;
                 return false;
             }
-            Circuit::Closed { .. } => FIRST,
-            Circuit::HalfOpen { pause, .. } => (pause * 2).min(LONGEST),
-            Circuit::Open { .. } => return false, // A call that began before it opened.
+            State::Closed => FIRST,
+            State::HalfOpen => (self.pause * 2).min(LONGEST),
+            State::Open => return false, // A call that began before it opened.
         };
-        *self = Circuit::Open {
-            until: now + pause,
+        *self = Circuit {
+            state: State::Open,
+            failures: self.failures + 1,
+            since: Some(now),
+            until: Some(now + pause),
             pause,
         };
         true
@@ -109,7 +172,7 @@ mod tests {
         let mut circuit = Circuit::default();
         circuit.silent(now);
         circuit.silent(now);
-        circuit.answered();
+        circuit.answered(now);
         assert!(!circuit.silent(now));
         assert_eq!(circuit.admit(now), Ok(()));
     }
@@ -121,7 +184,7 @@ mod tests {
         assert_eq!(circuit.admit(now + Duration::from_secs(2)), Err(Duration::from_secs(3)));
         let later = now + FIRST;
         assert_eq!(circuit.admit(later), Ok(()));
-        assert_eq!(circuit.admit(later), Err(PROBE));
+        assert_eq!(circuit.admit(later), Err(MEANWHILE));
     }
 
     #[test]

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use http_body_util::Limited;
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use secrecy::{ExposeSecret as _, SecretString};
-use tower::util::MapResponseLayer;
 
 use crate::kubeconfig::{Accepted, Login, Refused};
 
@@ -14,10 +12,8 @@ use crate::kubeconfig::{Accepted, Login, Refused};
 const CONNECT: Duration = Duration::from_secs(5);
 /// Silence within an answer. Longer than the API server's own slowest lists, shorter than any job's deadline.
 const SILENCE: Duration = Duration::from_secs(20);
-/// Largest answer: a page of 500 pods is about 5 MB.
-const MAX_ANSWER: usize = 32 * 1024 * 1024;
 
-/// Builds the client. Opens no connection yet.
+/// Builds the client. Opens no connection yet. What bounds its requests and answers is [`crate::stay`].
 ///
 /// Redirects are not followed and no proxy is used: the connector has neither, whatever the environment says. Failed
 /// requests are not repeated here, so that a deadline means what it says.
@@ -50,6 +46,5 @@ pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
     // The library's message could quote what it was given, so it is not passed on.
     let builder = ClientBuilder::try_from(config)
         .map_err(|_| Refused::Login("its client certificate and key, or the CA, cannot be used together"))?;
-    let limit = MapResponseLayer::new(|answer: http::Response<_>| answer.map(|body| Limited::new(body, MAX_ANSWER)));
-    Ok(builder.with_layer(&limit).build())
+    Ok(builder.build())
 }

@@ -14,6 +14,12 @@ pub enum Error {
         /// The name that was asked for.
         cluster: String,
     },
+    /// Its TargetCluster was deleted.
+    #[error("target gone: there is no TargetCluster `{cluster}` any more")]
+    Gone {
+        /// The name that was asked for.
+        cluster: String,
+    },
     /// The Secret cannot be read.
     #[error("cluster `{cluster}`: Secret `{secret}`: {fault}")]
     ReadSecret {
@@ -34,6 +40,22 @@ pub enum Error {
         /// The refusal.
         why: Refused,
     },
+    /// Who the requests are to be made as is no one whom a target's user may be.
+    #[error("cluster `{cluster}`: impersonate: {why}")]
+    Impersonation {
+        /// The cluster.
+        cluster: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The target is not the cluster that it was, or nobody can tell.
+    #[error("cluster `{cluster}`: {why}")]
+    Identity {
+        /// The cluster.
+        cluster: String,
+        /// What is wrong.
+        why: Mistaken,
+    },
     /// The target did not answer lately and is left alone for a while.
     #[error("cluster `{cluster}` did not answer lately; the next try is due in {} s", wait.as_secs() + 1)]
     CircuitOpen {
@@ -43,12 +65,20 @@ pub enum Error {
         wait: Duration,
     },
     /// As many tasks as allowed are at work on the target.
-    #[error("cluster `{cluster}` is busy: {limit} tasks of this worker are at work on it")]
+    #[error("cluster `{cluster}` is busy: {limit} tasks are at work on it (spec.limits.maxConcurrentTasks)")]
     Busy {
         /// The cluster.
         cluster: String,
         /// The limit.
-        limit: usize,
+        limit: u32,
+    },
+    /// The target is asked as often as it may be.
+    #[error("cluster `{cluster}` may be asked again in {} s (spec.limits, or its own 429)", wait.as_secs() + 1)]
+    Throttled {
+        /// The cluster.
+        cluster: String,
+        /// Until then.
+        wait: Duration,
     },
     /// No answer within the time of the request.
     #[error("cluster `{cluster}`: {attempt}: no answer within {} s", limit.as_secs_f32())]
@@ -82,15 +112,52 @@ pub enum Error {
     },
 }
 
+/// Why a target may not be worked at.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Mistaken {
+    /// It is another cluster.
+    #[error(
+        "it is another cluster than before: its kube-system namespace has the uid {found}, and it was {pinned}; \
+         if that is meant, annotate the TargetCluster with umbel.dev/accept-identity: {found}"
+    )]
+    Changed {
+        /// The uid that it had.
+        pinned: String,
+        /// The uid that it has.
+        found: String,
+    },
+    /// Nobody can tell.
+    #[error(
+        "nothing is written: it was the cluster with the kube-system uid {pinned}, and that cannot be checked now ({why})"
+    )]
+    Unverified {
+        /// The uid that it had.
+        pinned: String,
+        /// Why it cannot be read.
+        why: String,
+    },
+}
+
 impl Error {
+    /// Is it a matter of turns and rates only? Then the task did not begin in earnest and loses nothing by waiting in its
+    /// queue.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Error::Busy { .. } | Error::Throttled { .. })
+    }
+
     /// Will the same call fail again until somebody changes an object?
     pub fn is_permanent(&self) -> bool {
         match self {
-            Error::UnknownCluster { .. } | Error::RefusedKubeconfig { .. } => true,
+            Error::UnknownCluster { .. }
+            | Error::Gone { .. }
+            | Error::RefusedKubeconfig { .. }
+            | Error::Impersonation { .. }
+            | Error::Identity { .. } => true,
             // The Secret and the right to read it are written by others, often a moment later.
             Error::ReadSecret { .. }
             | Error::CircuitOpen { .. }
             | Error::Busy { .. }
+            | Error::Throttled { .. }
             | Error::Silent { .. }
             | Error::Unreachable { .. } => false,
             // 401 and 403 mend when a credential or a Role is renewed; 404, 409 and 429 are a matter of time.
@@ -101,7 +168,7 @@ impl Error {
     /// When it makes sense to try again, if that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Error::CircuitOpen { wait, .. } => Some(*wait + Duration::from_secs(1)),
+            Error::CircuitOpen { wait, .. } | Error::Throttled { wait, .. } => Some(*wait + Duration::from_secs(1)),
             Error::Busy { .. } => Some(Duration::from_secs(2)),
             Error::Answer { source, .. } => match &**source {
                 kube::Error::Api(status) if status.code == 429 => {
@@ -111,6 +178,9 @@ impl Error {
                 _ => None,
             },
             Error::UnknownCluster { .. }
+            | Error::Gone { .. }
+            | Error::Impersonation { .. }
+            | Error::Identity { .. }
             | Error::ReadSecret { .. }
             | Error::RefusedKubeconfig { .. }
             | Error::Silent { .. }
@@ -154,6 +224,10 @@ pub(crate) fn chain(err: &kube::Error) -> String {
 
 fn answer(err: &kube::Error) -> String {
     match err {
+        kube::Error::Api(status) if status.code == 401 => format!(
+            "it refuses the credential, which was read from its Secret again: {} (401)",
+            status.message
+        ),
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         other => chain(other),
     }

@@ -1,31 +1,33 @@
 //! The clusters that this worker's pool may touch, and the clients that are open now.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use http::header::HeaderValue;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use moka::future::Cache;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, watch};
 
+use crate::board::{Admission, Board, Bucket, Facts, Grant, Limits};
 use crate::circuit::Circuit;
 use crate::error::Error;
 use crate::secret::{self, Fault, Freshness};
+use crate::stay::{Dress, Identity, Stay, Target, lock};
 use crate::{client, kubeconfig};
 
-/// Tasks of one worker at work on one target: a target's API server serves many workers.
-const CONCURRENT: usize = 5;
-/// A task waits this long for its turn at a target before it gives its slot back.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Open clients. One costs some 100 KB with its connection; a worker rarely serves more targets at a time.
 const MAX_CLIENTS: u64 = 256;
 /// A client that nobody used for this long is closed, with its watch at home.
 const IDLE: Duration = Duration::from_mins(10);
 
-/// One entry of `UMBEL_CLUSTERS`: a cluster that the pool may touch, and the Secret with its kubeconfig.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One entry of `UMBEL_CLUSTERS`: a cluster that the pool may touch, the Secret with its kubeconfig, and how it may be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Access {
     /// Name of the TargetCluster.
@@ -35,10 +37,57 @@ pub struct Access {
     /// Key in the Secret; `kubeconfig` where the TargetCluster does not say.
     #[serde(default = "default_key")]
     pub key: String,
+    /// What it is asked at most.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
+    /// Whom requests are made as, where it is not the credential's own user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impersonate: Option<Impersonate>,
+}
+
+/// Whom requests are made as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Impersonate {
+    /// The user.
+    pub user: String,
+    /// Their groups.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+impl Impersonate {
+    /// As headers, if nobody can become somebody else by them than the names say: an empty user is the credential's own.
+    fn dress(&self) -> Result<(HeaderValue, Vec<HeaderValue>), &'static str> {
+        let plain = |text: &str| !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control);
+        let header = |text: &str| HeaderValue::from_str(text).map_err(|_| "a name cannot be sent as a header");
+        if !plain(&self.user) {
+            return Err("the user is empty, or has blanks around it");
+        }
+        if self.user.starts_with("system:") {
+            return Err("a user whose name begins with `system:` is not allowed");
+        }
+        if !self.groups.iter().all(|group| plain(group)) {
+            return Err("a group is empty, or has blanks around it");
+        }
+        if self.groups.iter().any(|group| group == "system:masters") {
+            return Err("the group `system:masters` is not allowed");
+        }
+        let groups = self
+            .groups
+            .iter()
+            .map(|group| header(group))
+            .collect::<Result<_, _>>()?;
+        Ok((header(&self.user)?, groups))
+    }
 }
 
 fn default_key() -> String {
     "kubeconfig".to_owned()
+}
+
+fn is_default(limits: &Limits) -> bool {
+    *limits == Limits::default()
 }
 
 /// Reads `UMBEL_CLUSTERS`; empty text is an empty list.
@@ -65,52 +114,88 @@ pub struct Registry {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     home: Option<Home>,
     entries: BTreeMap<String, Arc<Entry>>,
     connections: Cache<String, Arc<Connection>>,
+    pub(crate) board: Option<Arc<dyn Board>>,
+    /// Of the names of turns: of this process, and counted.
+    process: u64,
+    turns: AtomicU64,
 }
 
-struct Entry {
-    access: Access,
+pub(crate) struct Entry {
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) dress: Dress,
+    mistake: Option<&'static str>,
     turns: Arc<Semaphore>,
     circuit: Mutex<Circuit>,
+    /// Changes when the circuit opens: who waits for an answer then waits in vain.
+    pub(crate) opened: watch::Sender<u64>,
+    bucket: Mutex<Bucket>,
+    facts: Mutex<Facts>,
     /// Held while the Secret is read, so that a burst of tasks reads it once.
     reading: tokio::sync::Mutex<()>,
 }
 
-struct Connection {
-    version: String,
-    client: Client,
-    freshness: Freshness,
+pub(crate) struct Connection {
+    pub(crate) version: String,
+    pub(crate) link: Arc<Link>,
+    pub(crate) freshness: Freshness,
+}
+
+/// A client, and who was at its other end, and when.
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    pub(crate) identity: tokio::sync::Mutex<Option<(Identity, Instant)>>,
 }
 
 impl Registry {
     /// A worker without clusters: every name is unknown.
     pub fn none() -> Registry {
-        Registry::build(None, Vec::new())
+        Registry::build(None, Vec::new(), None)
     }
 
-    /// The given clusters, with their Secrets in `namespace` of the cluster that `client` reaches.
+    /// The given clusters, with their Secrets in `namespace` of the cluster that `client` reaches; the worker knows their
+    /// limits and circuits by itself.
     ///
     /// The client should have a connect timeout and no read timeout: it holds watches.
     pub fn new(client: Client, namespace: impl Into<String>, clusters: Vec<Access>) -> Registry {
-        Registry::build(
-            Some(Home {
-                client,
-                namespace: namespace.into(),
-            }),
-            clusters,
-        )
+        let namespace = namespace.into();
+        Registry::build(Some(Home { client, namespace }), clusters, None)
     }
 
-    fn build(home: Option<Home>, clusters: Vec<Access>) -> Registry {
+    /// As [`Registry::new`], with limits and circuits that are one for all who use the same board.
+    pub fn with_board(
+        client: Client,
+        namespace: impl Into<String>,
+        clusters: Vec<Access>,
+        board: Arc<dyn Board>,
+    ) -> Registry {
+        let namespace = namespace.into();
+        Registry::build(Some(Home { client, namespace }), clusters, Some(board))
+    }
+
+    fn build(home: Option<Home>, clusters: Vec<Access>, board: Option<Arc<dyn Board>>) -> Registry {
         let entry = |access: Access| {
+            let limits = access.limits.sane();
+            let (dress, mistake) = match access.impersonate.as_ref().map(Impersonate::dress) {
+                None => (None, None),
+                Some(Ok(dress)) => (Some(dress), None),
+                Some(Err(why)) => (None, Some(why)),
+            };
             let entry = Entry {
-                access,
-                turns: Arc::new(Semaphore::new(CONCURRENT)),
+                turns: Arc::new(Semaphore::new(limits.tasks as usize)),
+                bucket: Mutex::new(Bucket::new(limits, Instant::now())),
                 circuit: Mutex::default(),
+                opened: watch::Sender::default(),
+                facts: Mutex::default(),
                 reading: tokio::sync::Mutex::default(),
+                access,
+                limits,
+                dress,
+                mistake,
             };
             (entry.access.name.clone(), Arc::new(entry))
         };
@@ -121,6 +206,9 @@ impl Registry {
                 home,
                 entries,
                 connections,
+                board,
+                process: RandomState::new().hash_one(std::process::id()),
+                turns: AtomicU64::new(0),
             }),
         }
     }
@@ -130,52 +218,122 @@ impl Registry {
         self.shared.entries.keys().map(String::as_str)
     }
 
-    /// A turn at a target, with a client whose credential is at most 30 s older than the Secret.
+    /// The circuit of a cluster, as this worker knows it.
+    pub fn circuit(&self, cluster: &str) -> Option<Circuit> {
+        self.shared.entries.get(cluster).map(|entry| *entry.circuit())
+    }
+
+    /// A turn at a target, with a client whose credential is at most 30 s older than the Secret. Waits for none: who finds
+    /// no turn comes again later and leaves its slot to others.
     ///
     /// # Errors
-    /// [`Error::UnknownCluster`], [`Error::ReadSecret`], [`Error::RefusedKubeconfig`], and without a call to the
-    /// target [`Error::CircuitOpen`] or [`Error::Busy`].
+    /// [`Error::UnknownCluster`], [`Error::Gone`], [`Error::ReadSecret`], [`Error::RefusedKubeconfig`],
+    /// [`Error::Impersonation`]; without a call to the target [`Error::CircuitOpen`], [`Error::Busy`] or
+    /// [`Error::Throttled`]; [`Error::Identity`], and how that could not be read.
     ///
     /// # Cancellation
     /// Safe: nothing is kept but a client that the next call uses.
     pub async fn target(&self, cluster: &str) -> Result<Target, Error> {
-        let entry = self.shared.entries.get(cluster).ok_or_else(|| Error::UnknownCluster {
-            cluster: cluster.to_owned(),
-        })?;
-        let open = |wait| Error::CircuitOpen {
-            cluster: cluster.to_owned(),
-            wait,
+        let shared = &self.shared;
+        let name = || cluster.to_owned();
+        let Some(entry) = shared.entries.get(cluster) else {
+            let facts = match &shared.board {
+                Some(board) => board.facts(cluster).await.unwrap_or_default(),
+                None => Facts::default(),
+            };
+            return Err(if facts.is_gone {
+                Error::Gone { cluster: name() }
+            } else {
+                Error::UnknownCluster { cluster: name() }
+            });
         };
-        if let Some(wait) = entry.circuit().wait(Instant::now()) {
-            return Err(open(wait));
+        if let Some(why) = entry.mistake {
+            return Err(Error::Impersonation { cluster: name(), why });
         }
-        let turn = tokio::time::timeout(PATIENCE, entry.turns.clone().acquire_owned())
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| Error::Busy {
-                cluster: cluster.to_owned(),
-                limit: CONCURRENT,
-            })?;
-        let connection = self.connection(entry).await?;
-        // Last, because it may take the one probe of a half-open circuit.
-        entry.circuit().admit(Instant::now()).map_err(open)?;
-        Ok(Target {
-            entry: entry.clone(),
-            connection,
-            _turn: turn,
-        })
+        let waits = entry.circuit().wait(Instant::now());
+        if let Some(wait) = waits
+            && !shared.has_new_credential(entry).await
+        {
+            return Err(Error::CircuitOpen { cluster: name(), wait });
+        }
+        let busy = || Error::Busy {
+            cluster: name(),
+            limit: entry.limits.tasks,
+        };
+        let permit = entry.turns.clone().try_acquire_owned().map_err(|_| busy())?;
+        let turn = format!(
+            "{:016x}:{}",
+            shared.process,
+            shared.turns.fetch_add(1, Ordering::Relaxed)
+        );
+        let admission = match &shared.board {
+            Some(board) => board.begin(cluster, &turn, entry.limits).await.ok(),
+            None => None,
+        };
+        let grant = match admission {
+            Some(Admission::Go { grant, circuit, facts }) => {
+                entry.sees(circuit);
+                *entry.facts() = facts;
+                grant
+            }
+            Some(Admission::Busy) => return Err(busy()),
+            Some(Admission::Gone) => return Err(Error::Gone { cluster: name() }),
+            Some(Admission::Open(circuit)) => {
+                entry.sees(circuit);
+                let wait = circuit.wait(Instant::now()).unwrap_or_default();
+                return Err(Error::CircuitOpen { cluster: name(), wait });
+            }
+            None => {
+                let now = Instant::now();
+                let open = |wait| Error::CircuitOpen { cluster: name(), wait };
+                entry.circuit().admit(now).map_err(open)?;
+                entry.bucket().take(entry.limits, entry.limits.batch(), now)
+            }
+        };
+        let Grant { tokens, wait } = grant;
+        let stay = Stay::new(shared, entry, turn, grant, permit);
+        if tokens == 0 {
+            return Err(Error::Throttled { cluster: name(), wait });
+        }
+        Target::arrive(stay).await
+    }
+}
+
+impl Shared {
+    /// Has the Secret of a target that does not answer changed since it was read? Then the reason may be gone.
+    async fn has_new_credential(&self, entry: &Arc<Entry>) -> bool {
+        let Some(old) = self.connections.get(&entry.access.name).await else {
+            return false;
+        };
+        if old.freshness.holds(Instant::now()) {
+            return false;
+        }
+        let is_new = self.connection(entry).await.is_ok_and(|new| new.version != old.version);
+        if is_new {
+            self.closed(entry).await;
+        }
+        is_new
+    }
+
+    /// The target answered, or there is reason to try it anew.
+    pub(crate) async fn closed(&self, entry: &Entry) {
+        entry.circuit().answered(Instant::now());
+        if let Some(board) = &self.board
+            && let Ok(circuit) = board.answered(&entry.access.name).await
+        {
+            entry.sees(circuit);
+        }
     }
 
     /// The open connection of a cluster, or a new one when there is none or its Secret changed.
-    async fn connection(&self, entry: &Entry) -> Result<Arc<Connection>, Error> {
-        let Access { name, secret, key } = &entry.access;
+    pub(crate) async fn connection(&self, entry: &Entry) -> Result<Arc<Connection>, Error> {
+        let Access { name, secret, key, .. } = &entry.access;
         let held = |connection: &Arc<Connection>| connection.freshness.holds(Instant::now());
-        if let Some(connection) = self.shared.connections.get(name).await.filter(held) {
+        if let Some(connection) = self.connections.get(name).await.filter(held) {
             return Ok(connection);
         }
         let _reading = entry.reading.lock().await;
-        let old = self.shared.connections.get(name).await;
+        let old = self.connections.get(name).await;
         if let Some(connection) = old.clone().filter(held) {
             return Ok(connection);
         }
@@ -185,7 +343,7 @@ impl Registry {
             secret: secret.clone(),
             fault,
         };
-        let home = self.shared.home.as_ref().ok_or_else(|| unreadable(Fault::NoHome))?;
+        let home = self.home.as_ref().ok_or_else(|| unreadable(Fault::NoHome))?;
         let api: Api<Secret> = Api::namespaced(home.client.clone(), &home.namespace);
         let reading = match secret::read(&api, secret, key).await {
             Ok(reading) => reading,
@@ -199,7 +357,7 @@ impl Registry {
             }
             Err(fault) => {
                 // A credential that was taken away is not used again, even when the reason is a lost right.
-                self.shared.connections.invalidate(name).await;
+                self.connections.invalidate(name).await;
                 return Err(unreadable(fault));
             }
         };
@@ -208,99 +366,90 @@ impl Registry {
             secret: secret.clone(),
             why,
         };
-        let client = if let Some(old) = old.filter(|old| old.version == reading.version) {
-            old.client.clone()
+        let link = if let Some(old) = old.filter(|old| old.version == reading.version) {
+            old.link.clone()
         } else {
-            let accepted = kubeconfig::parse(&reading.kubeconfig).map_err(refused)?;
+            let accepted = match kubeconfig::parse(&reading.kubeconfig) {
+                Ok(accepted) => accepted,
+                Err(why) => {
+                    // The old credential is not used once the Secret holds something else.
+                    self.connections.invalidate(name).await;
+                    return Err(refused(why));
+                }
+            };
             tracing::info!(cluster = name, server = accepted.server(), "credential read");
-            client::build(&accepted).map_err(refused)?
+            Arc::new(Link {
+                client: client::build(&accepted).map_err(refused)?,
+                identity: tokio::sync::Mutex::default(),
+            })
         };
         let freshness = Freshness::watch(api, secret.clone(), reading.version.clone(), Instant::now());
         let connection = Arc::new(Connection {
             version: reading.version,
-            client,
+            link,
             freshness,
         });
-        self.shared.connections.insert(name.clone(), connection.clone()).await;
+        self.connections.insert(name.clone(), connection.clone()).await;
         Ok(connection)
     }
 }
 
 impl Entry {
-    fn circuit(&self) -> std::sync::MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn circuit(&self) -> MutexGuard<'_, Circuit> {
+        lock(&self.circuit)
+    }
+
+    pub(crate) fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        lock(&self.bucket)
+    }
+
+    pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
+        lock(&self.facts)
+    }
+
+    /// What the board says of the circuit.
+    pub(crate) fn sees(&self, circuit: Circuit) {
+        *self.circuit() = circuit;
     }
 }
 
-/// A turn at a target cluster. Give it back (drop it) when the work there is done.
-pub struct Target {
-    entry: Arc<Entry>,
-    connection: Arc<Connection>,
-    _turn: OwnedSemaphorePermit,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Target {
-    /// Name of the cluster.
-    pub fn name(&self) -> &str {
-        &self.entry.access.name
-    }
-
-    /// The client. Send requests through [`Target::ask`], which bounds them and tells the circuit.
-    pub fn client(&self) -> Client {
-        self.connection.client.clone()
-    }
-
-    /// Awaits one request for at most `limit`.
-    ///
-    /// # Errors
-    /// [`Error::Silent`], [`Error::Unreachable`] or [`Error::Answer`], with `attempt` saying what was asked.
-    ///
-    /// # Cancellation
-    /// Safe for reads. A write that was sent may still happen.
-    pub async fn ask<T>(
-        &self,
-        attempt: &'static str,
-        limit: Duration,
-        request: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, Error> {
-        let cluster = self.name().to_owned();
-        let err = match tokio::time::timeout(limit, request).await {
-            Err(_) => Error::Silent {
-                cluster,
-                attempt,
-                limit,
-            },
-            Ok(Ok(answer)) => {
-                self.entry.circuit().answered();
-                return Ok(answer);
-            }
-            Ok(Err(source)) if is_transport(&source) => Error::Unreachable {
-                cluster,
-                attempt,
-                source: Box::new(source),
-            },
-            Ok(Err(source)) => Error::Answer {
-                cluster,
-                attempt,
-                source: Box::new(source),
-            },
-        };
-        if let Error::Answer { .. } = err {
-            self.entry.circuit().answered();
-            if err.code() == Some(401) {
-                self.connection.freshness.doubt();
-            }
-        } else if self.entry.circuit().silent(Instant::now()) {
-            tracing::warn!(cluster = self.name(), error = %err, "target left alone for a while");
+    fn as_user(user: &str, groups: &[&str]) -> Result<(HeaderValue, Vec<HeaderValue>), &'static str> {
+        let groups = groups.iter().map(|&group| group.to_owned()).collect();
+        Impersonate {
+            user: user.to_owned(),
+            groups,
         }
-        Err(err)
+        .dress()
     }
-}
 
-/// Did the request fail before an API server answered it?
-fn is_transport(err: &kube::Error) -> bool {
-    matches!(
-        err,
-        kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) | kube::Error::RustlsTls(_)
-    )
+    #[test]
+    fn d06_nobody_becomes_somebody_by_an_empty_or_a_system_name() {
+        for user in [
+            "",
+            " ",
+            "\t",
+            " jane",
+            "jane ",
+            "ja\nne",
+            "system:admin",
+            "system:serviceaccount:a:b",
+        ] {
+            assert!(as_user(user, &[]).is_err(), "{user:?}");
+        }
+        for group in [
+            "",
+            "  ",
+            "a\r\nImpersonate-User: b",
+            "system:masters",
+            " system:masters",
+        ] {
+            assert!(as_user("jane", &["dev", group]).is_err(), "{group:?}");
+        }
+        let (user, groups) = as_user("jane", &["dev", "ops"]).unwrap();
+        assert_eq!((user, groups.len()), (HeaderValue::from_static("jane"), 2));
+    }
 }

@@ -13,7 +13,7 @@ use redis::AsyncCommands;
 use serde_json::{Value, json};
 use umbel_api::condition::find;
 use umbel_api::{TargetCluster, TargetClusterStatus, TaskQueue, TaskQueueStatus, WorkerPool};
-use umbel_broker::ClusterReport;
+use umbel_broker::{ClusterReport, TargetSaid};
 use umbel_testkit::eventually;
 
 const OURS: &str = "umbel.dev/v1alpha1";
@@ -431,6 +431,91 @@ async fn k26_target_clusters_show_what_pools_that_may_touch_them_saw() {
     })
     .await;
     drop(operator);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d05_t10_workers_are_told_which_cluster_a_target_is_and_that_it_is_gone() {
+    let stage = Stage::start().await;
+    let _operator = stage.operator(&[], &[]);
+    let good = std::fs::read_to_string(stage.plane.kubeconfig()).expect("a kubeconfig");
+    join(&stage, "eu", "prod", Some(&good)).await;
+    stage.queue("sync").await;
+    let pool = json!({ "spec": {
+        "queues": [{ "name": "sync" }], "scaling": { "maxReplicas": 0 }, "clusterAccess": { "names": ["eu"] },
+    }});
+    stage.apply(OURS, "WorkerPool", "workerpools", "sync", pool).await;
+    let uid = stage.pools().get("sync").await.expect("there").uid().expect("a uid");
+    let is_said = async |expected: Option<TargetSaid>| {
+        eventually(LONG, &format!("workers are told {expected:?}"), async || {
+            let said = stage.broker.targets_said(NAMESPACE).await.unwrap_or_default();
+            match (said.get("eu"), &expected) {
+                (Some(TargetSaid::Gone(_)), Some(TargetSaid::Gone(_))) => true,
+                (said, expected) => said == expected.as_ref(),
+            }
+        })
+        .await;
+    };
+    is_said(Some(TargetSaid::Known)).await;
+
+    let report = async |body: Value| {
+        let mut body = body;
+        body["at"] = json!(jiff::Timestamp::now().to_string());
+        let report = ClusterReport {
+            namespace: NAMESPACE.into(),
+            name: "eu".into(),
+            pool: uid.clone(),
+            worker: "w".into(),
+            body,
+        };
+        stage.broker.report_cluster(&report).await.expect("reported");
+    };
+    report(json!({
+        "reachable": true, "version": "v1.36.3", "uid": "uid-one", "refused": ["list pods: pods is forbidden"],
+        "healthy": false, "health": "1 of 2 nodes not ready: n2", "usage": { "cpu": "1500m" },
+        "circuit": { "state": "Open", "since": "2026-01-01T00:00:00Z", "until": "2026-01-01T00:00:05Z" },
+    }))
+    .await;
+    is_said(Some(TargetSaid::Pinned("uid-one".into()))).await;
+    says(&stage, "eu", "Authorized", ("False", "Refused")).await;
+    says(&stage, "eu", "Healthy", ("False", "NotHealthy")).await;
+    let status = cluster(&stage, "eu").await;
+    assert_eq!(status.cluster_uid.as_deref(), Some("uid-one"));
+    assert_eq!(status.usage.get("cpu").map(|cpu| cpu.0.as_str()), Some("1500m"));
+    let circuit = status.circuit.expect("a circuit");
+    assert_eq!(json!(circuit.state), json!("Open"));
+    assert!(circuit.since < circuit.until);
+
+    // Another cluster does not change that, nor does a broker that has lost what was said.
+    report(json!({
+        "reachable": false, "reason": "IdentityChanged", "error": "it was uid-one and is uid-two", "uid": "uid-two",
+    }))
+    .await;
+    says(&stage, "eu", "Reachable", ("False", "IdentityChanged")).await;
+    let mut connection = stage.redis.connection().await;
+    let _: () = connection
+        .del(format!("umbel:targets:{NAMESPACE}"))
+        .await
+        .expect("deleted");
+    is_said(Some(TargetSaid::Pinned("uid-one".into()))).await;
+
+    // An administrator does.
+    let clusters: Api<TargetCluster> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    let accept = json!({ "metadata": { "annotations": { "umbel.dev/accept-identity": "uid-two" } } });
+    clusters
+        .patch("eu", &PatchParams::default(), &Patch::Merge(accept))
+        .await
+        .expect("annotated");
+    is_said(Some(TargetSaid::Pinned("uid-two".into()))).await;
+    eventually(LONG, "status shows it", async || {
+        cluster(&stage, "eu").await.cluster_uid.as_deref() == Some("uid-two")
+    })
+    .await;
+
+    let params = kube::api::DeleteParams::default();
+    clusters.delete("eu", &params).await.expect("deleted");
+    is_said(Some(TargetSaid::Gone(0))).await;
+    join(&stage, "eu", "prod", Some(&good)).await;
+    is_said(Some(TargetSaid::Known)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

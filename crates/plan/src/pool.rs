@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use umbel_api::condition;
 use umbel_api::names::queue_condition;
+use umbel_api::targetcluster::{self, Impersonate};
 use umbel_api::taskqueue::{DeletionPolicy, Limits, OnFull, Redis};
 use umbel_api::workerpool::{Budget, Consumption, Jobs, Protection, Recycle, Runtime, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
@@ -160,6 +161,16 @@ pub struct ClusterGrant {
     pub secret: String,
     /// Key in that Secret.
     pub key: String,
+    /// What it is asked at most. The default is not said, as another environment is another revision.
+    #[serde(skip_serializing_if = "is_default")]
+    pub limits: targetcluster::Limits,
+    /// Whom requests are made as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impersonate: Option<Impersonate>,
+}
+
+fn is_default(limits: &targetcluster::Limits) -> bool {
+    *limits == targetcluster::Limits::default()
 }
 
 /// A pool that can run.
@@ -276,6 +287,8 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
             name: cluster.name_any(),
             secret: cluster.spec.kubeconfig_secret_ref.name.clone(),
             key: cluster.spec.kubeconfig_secret_ref.key.clone(),
+            limits: cluster.spec.limits.clone(),
+            impersonate: cluster.spec.impersonate.clone(),
         })
         .collect();
     clusters.sort_by(|a, b| a.name.cmp(&b.name));

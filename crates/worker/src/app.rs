@@ -96,7 +96,12 @@ pub(crate) struct Shared {
 }
 
 /// Runs a worker until it is told to stop, and stops it.
-pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    config: Config,
+    mut tasks: Tasks,
+    targets: Arc<crate::targets::Targets>,
+    stop: Shutdown,
+) -> anyhow::Result<()> {
     tasks.keep(&config.allowed_tasks);
     let mut registry = Registry::new("worker");
     let metrics = Arc::new(Metrics::new(&mut registry));
@@ -118,6 +123,7 @@ pub(crate) async fn run(config: Config, mut tasks: Tasks, stop: Shutdown) -> any
     else {
         return Ok(());
     };
+    targets.connected(&broker);
     crate::server::tell(&broker, &survey, &metrics);
     let results = match &config.results.backend {
         Some(results) => match connect(results, backoff, &stop.quiet, ResultStore::connect)

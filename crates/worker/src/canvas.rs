@@ -429,6 +429,7 @@ impl Job for Calls {
                 match self.job.run(ctx, call).await {
                     Outcome::Done(value) => results.push(value),
                     ended @ (Outcome::Retry { .. }
+                    | Outcome::Parked { .. }
                     | Outcome::Again(_)
                     | Outcome::Failed(_)
                     | Outcome::Ignored

@@ -36,6 +36,7 @@ impl Ending {
         match self {
             Ending::Outcome(Outcome::Done(_)) => "done",
             Ending::Outcome(Outcome::Retry { .. } | Outcome::Again(_)) => "retry",
+            Ending::Outcome(Outcome::Parked { .. }) => "parked",
             Ending::Outcome(Outcome::Failed(_)) => "failed",
             Ending::Outcome(Outcome::Ignored) => "ignored",
             Ending::Outcome(Outcome::Rejected { .. }) => "rejected",

@@ -32,6 +32,14 @@ pub enum Outcome {
         /// Why, for the result document of state RETRY and for the last failure.
         why: Failure,
     },
+    /// The task found no turn at what it wants to work on: it waits in its queue, as it is and uncharged, and leaves its
+    /// slot to others.
+    Parked {
+        /// Time until it is tried again.
+        after: Duration,
+        /// Why.
+        why: Failure,
+    },
     /// The task asks to be run again, with what it wants changed.
     Again(Box<Retry>),
     /// The task failed and must not be run again, unless the failure is retryable and the policy allows it.

@@ -82,6 +82,7 @@ mod stop;
 mod stuck;
 mod subtasks;
 mod sweep;
+mod targets;
 mod tasks;
 
 use std::sync::Arc;
@@ -247,15 +248,16 @@ impl Worker {
         for job in jobs::local(&config.jobs, config.lease, config.renew_every).context("UMBEL_JOBS")? {
             self.tasks.add(job.into());
         }
-        for job in cluster_jobs(&config).await? {
+        let targets = Arc::new(targets::Targets::new(&config.pod.namespace));
+        for job in cluster_jobs(&config, &targets).await? {
             self.tasks.add(job.into());
         }
-        Box::pin(app::run(config, self.tasks, stop)).await
+        Box::pin(app::run(config, self.tasks, targets, stop)).await
     }
 }
 
 /// The built-in jobs that work at target clusters, where the pool names any.
-async fn cluster_jobs(config: &Config) -> anyhow::Result<Vec<Box<dyn Job>>> {
+async fn cluster_jobs(config: &Config, targets: &Arc<targets::Targets>) -> anyhow::Result<Vec<Box<dyn Job>>> {
     if config.clusters.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -266,7 +268,8 @@ async fn cluster_jobs(config: &Config) -> anyhow::Result<Vec<Box<dyn Job>>> {
     }
     let settings = jobs::Settings::parse(&config.jobs).context("UMBEL_JOBS")?;
     let client = kube::Client::try_default().await.context("the home cluster's client")?;
-    let registry = umbel_clusters::Registry::new(client, config.pod.namespace.clone(), accesses);
+    let registry =
+        umbel_clusters::Registry::with_board(client, config.pod.namespace.clone(), accesses, Arc::clone(targets) as _);
     jobs::builtin(&registry, settings, config.sources_dir.clone()).context("UMBEL_JOBS")
 }
 

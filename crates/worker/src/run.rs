@@ -250,6 +250,9 @@ async fn finish(shared: &Arc<Shared>, started: Started, ending: Ending, order: i
             };
             Box::pin(retry(shared, delivery, asked, order, &trail)).await;
         }
+        Ending::Outcome(Outcome::Parked { after, why }) => {
+            Box::pin(park(shared, delivery, after, why, order, &trail)).await;
+        }
         Ending::Outcome(Outcome::Again(asked)) => Box::pin(retry(shared, delivery, *asked, order, &trail)).await,
         Ending::Outcome(Outcome::Failed(why)) if why.is_retryable => {
             Box::pin(retry(shared, delivery, Retry::new().because(why), order, &trail)).await;
@@ -401,6 +404,24 @@ async fn hand_back(shared: &Arc<Shared>, delivery: Delivery, trail: &[Json]) {
     shared
         .end_with(delivery, end, None, follow_ups, ("", "handed_back"))
         .await;
+}
+
+/// The task found no turn. What was acknowledged early is no message any more, so that it is a retry.
+async fn park(shared: &Arc<Shared>, delivery: Delivery, after: Duration, why: Failure, order: i64, trail: &[Json]) {
+    if delivery.is_early {
+        let asked = Retry::new().after(after).because(why);
+        return retry(shared, delivery, asked, order, trail).await;
+    }
+    tracing::debug!(task.id = %delivery.message.id, task.name = %delivery.message.task, reason = %why, "waits for its turn");
+    shared.events.task(|| Event::TaskRejected {
+        uuid: delivery.message.id.clone(),
+        requeue: true,
+    });
+    // Those that were refused together do not come back together.
+    let after = after.mul_f64(1.0 + crate::random() / 2.0);
+    let due = shared.clock.now() + after.as_secs_f64();
+    shared.due.within(after);
+    shared.end(delivery, End::Park { due }, None, "", "parked").await;
 }
 
 /// The task refuses its message.

@@ -3,7 +3,7 @@
 //! The operator connects to no target. What is known of one comes from `umbel.cluster.sync` jobs through the broker, and
 //! counts only when it comes from a pool whose `clusterAccess` covers the cluster, on that pool's own broker.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,16 +19,18 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use umbel_api::TargetCluster;
 use umbel_api::condition::find;
-use umbel_api::names::cluster_condition::{KUBECONFIG_ACCEPTED, REACHABLE};
+use umbel_api::names::ANNOTATION_ACCEPT_IDENTITY;
+use umbel_api::names::cluster_condition::{AUTHORIZED, HEALTHY, KUBECONFIG_ACCEPTED, REACHABLE};
 use umbel_api::targetcluster::{ClusterObservation, TargetClusterStatus};
-use umbel_broker::ClusterReport;
+use umbel_broker::{Broker, ClusterReport, TargetSaid};
 use umbel_clusters::kubeconfig;
-use umbel_plan::cluster::{Kubeconfig, status, worth};
+use umbel_plan::cluster::{Kubeconfig, pin, status, worth};
 use umbel_plan::queue::Worth;
 
 use crate::apply;
 use crate::brokers::Source;
 use crate::context::Context;
+use crate::failpoint;
 
 /// How often reports are collected: one small read a namespace and broker.
 const COLLECT: Duration = Duration::from_secs(2);
@@ -36,6 +38,8 @@ const COLLECT: Duration = Duration::from_secs(2);
 const RECHECK: Duration = Duration::from_secs(30);
 /// … a refused or missing one after this, so that a repair shows within 5 s.
 const RECHECK_BAD: Duration = Duration::from_secs(4);
+/// That a target is gone is said for so long: longer than a task of it waits anywhere.
+const GONE: i64 = 30 * 86_400;
 /// Wakes on their way to the controller; the collector waits when it is busy.
 const WAKES: usize = 64;
 
@@ -117,6 +121,9 @@ async fn collect(
                     continue;
                 }
             };
+            if ctx.leader.term().is_some() {
+                say(&ctx, scope, &namespace, &broker).await;
+            }
             for report in reports {
                 let Some(observation) = accepted(&ctx, &namespace, &source, &report) else {
                     continue;
@@ -133,16 +140,72 @@ async fn collect(
     }
 }
 
-/// Namespaces that have target clusters, with the brokers of those of their pools that may touch some.
+/// Says to the workers of a namespace which cluster each target must be, and which targets are gone.
+///
+/// It is read each time, so that a broker that lost it has it again two seconds later. A worker that was not told yet works
+/// at the target that its Secret names, as it did before there was a pin.
+async fn say(ctx: &Context, scope: usize, namespace: &str, broker: &Broker) {
+    let said = match broker.targets_said(namespace).await {
+        Ok(said) => said,
+        Err(error) => {
+            tracing::warn!(namespace, error = %umbel_telemetry::chain(&error), "what is said of targets was not read");
+            return;
+        }
+    };
+    let clusters = ctx.scopes[scope].clusters.within(namespace);
+    for (name, wanted) in changes(&clusters, said, Timestamp::now().as_second()) {
+        failpoint::reach("before-say-target");
+        let told = broker.say_target(namespace, &name, wanted.as_ref()).await;
+        failpoint::reach("after-say-target");
+        match told {
+            Ok(()) => tracing::info!(cluster = name, ?wanted, "said of a target to its workers"),
+            Err(error) => {
+                tracing::warn!(cluster = name, error = %umbel_telemetry::chain(&error), "said of a target later");
+            }
+        }
+    }
+}
+
+/// What must be said differently.
+fn changes(
+    clusters: &[Arc<TargetCluster>],
+    mut said: HashMap<String, TargetSaid>,
+    now: i64,
+) -> BTreeMap<String, Option<TargetSaid>> {
+    let mut changes = BTreeMap::new();
+    for cluster in clusters {
+        let name = cluster.name_any();
+        let stored = cluster.status.as_ref().and_then(|status| status.cluster_uid.as_deref());
+        let wanted = pin(accepts(cluster), stored, None).map_or(TargetSaid::Known, TargetSaid::Pinned);
+        if said.remove(&name).as_ref() != Some(&wanted) {
+            changes.insert(name, Some(wanted));
+        }
+    }
+    for (name, left) in said {
+        match left {
+            TargetSaid::Known | TargetSaid::Pinned(_) => {
+                changes.insert(name, Some(TargetSaid::Gone(now)));
+            }
+            TargetSaid::Gone(since) if now - since > GONE => {
+                changes.insert(name, None);
+            }
+            TargetSaid::Gone(_) => {}
+        }
+    }
+    changes
+}
+
+/// The uid that an administrator accepts.
+fn accepts(cluster: &TargetCluster) -> Option<&str> {
+    cluster
+        .annotations()
+        .get(ANNOTATION_ACCEPT_IDENTITY)
+        .map(String::as_str)
+}
+
+/// Namespaces with the brokers of those of their pools that may touch clusters; also when the last cluster is gone.
 fn sources(ctx: &Context, scope: usize) -> BTreeSet<(String, Source)> {
     let scope = &ctx.scopes[scope];
-    let namespaces: BTreeSet<String> = scope
-        .clusters
-        .store
-        .state()
-        .iter()
-        .filter_map(|cluster| cluster.namespace())
-        .collect();
     let with_access = scope
         .pools
         .store
@@ -150,12 +213,7 @@ fn sources(ctx: &Context, scope: usize) -> BTreeSet<(String, Source)> {
         .into_iter()
         .filter(|pool| pool.spec.cluster_access.is_some());
     with_access
-        .filter_map(|pool| {
-            Some((
-                pool.namespace().filter(|namespace| namespaces.contains(namespace))?,
-                ctx.source(&pool)?,
-            ))
-        })
+        .filter_map(|pool| Some((pool.namespace()?, ctx.source(&pool)?)))
         .collect()
 }
 
@@ -181,19 +239,17 @@ fn accepted(ctx: &Context, namespace: &str, source: &Source, report: &ClusterRep
         return None;
     }
     match serde_json::from_value::<ClusterObservation>(report.body.clone()) {
-        // What was said of an earlier object of this name is not about this one.
-        Ok(observation) => Some(observation).filter(|seen| {
-            let (seen, created) = (
-                seen.at.as_ref().map(|at| at.0),
-                cluster.creation_timestamp().map(|created| created.0),
-            );
-            seen >= created
-        }),
+        Ok(observation) => Some(observation).filter(|seen| is_of(cluster.as_ref(), seen)),
         Err(error) => {
             tracing::warn!(cluster = report.name, pool = report.pool, %error, "report not readable");
             None
         }
     }
+}
+
+/// What was said of an earlier object of this name is not about this one.
+fn is_of(cluster: &TargetCluster, seen: &ClusterObservation) -> bool {
+    seen.at.as_ref().map(|at| at.0) >= cluster.creation_timestamp().map(|created| created.0)
 }
 
 /// Keeps the observation if it says something new; whether it did.
@@ -229,7 +285,11 @@ async fn reconcile(cluster: Arc<TargetCluster>, ctx: Arc<Context>, memory: Share
     let (report, since) = {
         let memory = lock(&memory);
         (
-            memory.reports.get(&key).map(|(_, report)| report.clone()),
+            memory
+                .reports
+                .get(&key)
+                .map(|(_, report)| report.clone())
+                .filter(|report| is_of(&cluster, report)),
             memory.written.get(&key).map(Instant::elapsed),
         )
     };
@@ -237,6 +297,7 @@ async fn reconcile(cluster: Arc<TargetCluster>, ctx: Arc<Context>, memory: Share
     let new = status(
         &old,
         &kubeconfig,
+        accepts(&cluster),
         report.as_ref(),
         cluster.metadata.generation,
         Timestamp::now(),
@@ -315,7 +376,7 @@ async fn read(ctx: &Context, cluster: &TargetCluster, namespace: &str) -> Kubeco
 
 /// Events for conditions that turned.
 async fn tell(ctx: &Context, cluster: &TargetCluster, old: &TargetClusterStatus, new: &TargetClusterStatus) {
-    for kind in [KUBECONFIG_ACCEPTED, REACHABLE] {
+    for kind in [KUBECONFIG_ACCEPTED, REACHABLE, AUTHORIZED, HEALTHY] {
         let (before, now) = (find(&old.conditions, kind), find(&new.conditions, kind));
         let Some(now) = now.filter(|now| before.map(|before| &before.status) != Some(&now.status)) else {
             continue;

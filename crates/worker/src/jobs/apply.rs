@@ -723,6 +723,11 @@ fn outcome(parts: Vec<(String, Result<Part, Fault>)>) -> Outcome {
     }) {
         return lost.into();
     }
+    if let ([Fault::Target(source) | Fault::Object { source, .. }], 1) = (failed.as_slice(), total)
+        && let Some(parked) = target::parked(source)
+    {
+        return parked;
+    }
     let failures: Vec<Failure> = failed.iter().map(Fault::failure).collect();
     let worst = failures
         .iter()

@@ -1,6 +1,6 @@
 //! Which cluster a message names, and what its failures mean to the task.
 
-use crate::job::{Arguments, Failure, JobContext};
+use crate::job::{Arguments, Failure, JobContext, Outcome};
 
 /// Header with which a fan-out names the cluster of each message.
 const HEADER: &str = "umbel_cluster";
@@ -31,9 +31,16 @@ pub(super) fn keywords<T: serde::de::DeserializeOwned>(task: &str, arguments: &A
 pub(super) fn failure(err: &umbel_clusters::Error) -> Failure {
     use umbel_clusters::Error;
     let exc_type = match err {
-        Error::UnknownCluster { .. } | Error::RefusedKubeconfig { .. } | Error::ReadSecret { .. } => "PermissionError",
+        Error::Gone { .. } => "LookupError",
+        Error::UnknownCluster { .. }
+        | Error::RefusedKubeconfig { .. }
+        | Error::ReadSecret { .. }
+        | Error::Impersonation { .. }
+        | Error::Identity { .. } => "PermissionError",
         Error::Silent { .. } => "TimeoutError",
-        Error::CircuitOpen { .. } | Error::Busy { .. } | Error::Unreachable { .. } => "ConnectionError",
+        Error::CircuitOpen { .. } | Error::Busy { .. } | Error::Throttled { .. } | Error::Unreachable { .. } => {
+            "ConnectionError"
+        }
         Error::Answer { .. } => match err.code() {
             Some(401 | 403) => "PermissionError",
             Some(_) | None => "RuntimeError",
@@ -43,4 +50,13 @@ pub(super) fn failure(err: &umbel_clusters::Error) -> Failure {
         is_retryable: !err.is_permanent(),
         ..Failure::permanent(exc_type, err.to_string())
     }
+}
+
+/// A task that found no turn at its only target waits for one in its queue; `None` for any other failure.
+pub(super) fn parked(err: &umbel_clusters::Error) -> Option<Outcome> {
+    let after = err.retry_after().filter(|_| err.is_busy())?;
+    Some(Outcome::Parked {
+        after,
+        why: failure(err),
+    })
 }

@@ -80,6 +80,7 @@ async fn registry(name: &str, kubeconfigs: &[(&str, &str)]) -> Registry {
             name: cluster.into(),
             secret: format!("{cluster}-access"),
             key: "kubeconfig".into(),
+            ..Access::default()
         });
     }
     Registry::new(home, name, accesses)
@@ -331,7 +332,7 @@ async fn sync_of_a_target_that_never_answers_fails_in_time_and_says_so() {
     let why = failed(sync(&registry, &ctx, &json!({})).await);
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert!(
-        !why.is_retryable && why.message.starts_with("cluster `dead`: read its version: "),
+        !why.is_retryable && why.message.starts_with("cluster `dead`: read who it is: "),
         "{why}"
     );
     let seen: ClusterObservation = serde_json::from_value(reported.recv().await.unwrap().body).unwrap();
@@ -601,7 +602,7 @@ async fn one_dead_cluster_of_two_is_retried_and_the_other_is_applied() {
     };
     assert!(
         why.message
-            .starts_with("1 of 2 clusters failed: cluster `dead`: look up a kind: not reachable"),
+            .starts_with("1 of 2 clusters failed: cluster `dead`: read who it is: not reachable"),
         "{why}"
     );
     assert_eq!(why.exc_type, "ConnectionError");
