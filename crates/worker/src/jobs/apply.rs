@@ -723,10 +723,8 @@ fn outcome(parts: Vec<(String, Result<Part, Fault>)>) -> Outcome {
     }) {
         return lost.into();
     }
-    if let ([Fault::Target(source) | Fault::Object { source, .. }], 1) = (failed.as_slice(), total)
-        && let Some(parked) = target::parked(source)
-    {
-        return parked;
+    if let ([fault], 1) = (failed.as_slice(), total) {
+        return fault.outcome();
     }
     let failures: Vec<Failure> = failed.iter().map(Fault::failure).collect();
     let worst = failures

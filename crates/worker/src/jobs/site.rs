@@ -143,8 +143,14 @@ impl Fault {
 
     /// How a run at one cluster ends with it.
     pub(super) fn outcome(&self) -> Outcome {
-        if let Fault::Lost(lost) = self {
-            return (*lost).into();
+        match self {
+            Fault::Lost(lost) => return (*lost).into(),
+            Fault::Target(source) | Fault::Object { source, .. } => {
+                if let Some(parked) = target::delayed(source) {
+                    return parked;
+                }
+            }
+            _ => {}
         }
         let why = self.failure();
         if why.is_retryable {
