@@ -1,5 +1,6 @@
 //! Flags and commands.
 
+mod cluster;
 mod periodic;
 mod pool;
 mod queue;
@@ -13,6 +14,7 @@ use clap_complete::Shell;
 use umbel_api::Span;
 use umbel_client::Replicas;
 
+pub(crate) use cluster::{ClusterCommand, ClusterLs, ClusterTest, Join, Leave, Rotate};
 pub(crate) use periodic::{Import, PeriodicCommand, PeriodicLs, PeriodicRun};
 pub(crate) use pool::{PoolCommand, PoolDrain, PoolLs};
 pub(crate) use queue::{
@@ -167,7 +169,7 @@ pub(crate) enum Command {
     /// Look at schedules; run, pause and import them
     #[command(subcommand)]
     Periodic(PeriodicCommand),
-    /// Bring clusters in as targets of jobs
+    /// Bring clusters in as targets of jobs, test them, renew their credentials, take them out
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Print the version of this program and of the cluster
@@ -459,33 +461,6 @@ pub(crate) struct Get {
     pub(crate) queue: Option<String>,
     #[command(flatten)]
     pub(crate) wait: Wait,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ClusterCommand {
-    /// Make a cluster of a kubeconfig a target of jobs: writes a Secret and a TargetCluster
-    #[command(
-        after_help = "The credential must be a token or a client certificate; files that the kubeconfig names are read now \
-                      and kept in the Secret. Joining again updates both objects.\n\nExample:\n  \
-                      umbel cluster join eu-1 --from-context eu-1-admin --label env=prod --label region=eu"
-    )]
-    Join(Join),
-}
-
-/// A cluster to join.
-#[derive(Debug, Args)]
-pub(crate) struct Join {
-    /// Name of the TargetCluster
-    pub(crate) name: String,
-    /// Context that leads to the cluster
-    #[arg(long, value_name = "CONTEXT")]
-    pub(crate) from_context: String,
-    /// Kubeconfig that holds the context; without it the one that kubectl uses
-    #[arg(long, value_name = "FILE")]
-    pub(crate) from_kubeconfig: Option<PathBuf>,
-    /// Label of the TargetCluster; may be repeated
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    pub(crate) labels: Vec<(String, String)>,
 }
 
 /// As the worker takes it.

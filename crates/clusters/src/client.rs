@@ -22,6 +22,11 @@ const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Redirects are not followed and no proxy is used: the connector has neither, whatever the environment says. Failed
 /// requests are not repeated here, so that a deadline means what it says.
 pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
+    build_within(accepted, MAX_ANSWER)
+}
+
+/// The same, with answers of at most so many bytes.
+pub(crate) fn build_within(accepted: &Accepted, max_answer: usize) -> Result<Client, Refused> {
     let Accepted {
         server,
         server_name,
@@ -50,6 +55,7 @@ pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
     // The library's message could quote what it was given, so it is not passed on.
     let builder = ClientBuilder::try_from(config)
         .map_err(|_| Refused::Login("its client certificate and key, or the CA, cannot be used together"))?;
-    let limit = MapResponseLayer::new(|answer: http::Response<_>| answer.map(|body| Limited::new(body, MAX_ANSWER)));
+    let limit =
+        MapResponseLayer::new(move |answer: http::Response<_>| answer.map(|body| Limited::new(body, max_answer)));
     Ok(builder.with_layer(&limit).build())
 }

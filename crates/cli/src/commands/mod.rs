@@ -1,6 +1,10 @@
 //! One file a command.
 
 mod cluster_join;
+mod cluster_leave;
+mod cluster_ls;
+mod cluster_rotate;
+mod cluster_test;
 mod periodic_import;
 mod periodic_ls;
 mod periodic_run;
@@ -61,7 +65,11 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Periodic(PeriodicCommand::Pause { names }) => periodic_run::suspend(global, names, true).await?,
         Command::Periodic(PeriodicCommand::Resume { names }) => periodic_run::suspend(global, names, false).await?,
         Command::Periodic(PeriodicCommand::Import(import)) => return periodic_import::run(global, import),
+        Command::Cluster(ClusterCommand::Ls(ls)) => cluster_ls::run(global, ls).await?,
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,
+        Command::Cluster(ClusterCommand::Test(test)) => return cluster_test::run(global, test).await,
+        Command::Cluster(ClusterCommand::Rotate(rotate)) => cluster_rotate::run(global, rotate).await?,
+        Command::Cluster(ClusterCommand::Leave(leave)) => return cluster_leave::run(global, leave).await,
         Command::Version { client } => version::run(global, *client).await?,
         Command::Completion { shell } => {
             let mut script = Vec::new();
