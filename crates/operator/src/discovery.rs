@@ -39,6 +39,9 @@ const AGAIN: Duration = Duration::from_secs(15);
 /// Changes that come together are looked at together.
 const TOGETHER: Duration = Duration::from_millis(200);
 
+/// Reasons that were told are not told again, as long as there are no more of them than this.
+const MOST_TOLD: usize = 1000;
+
 type Meta = PartialObjectMeta<Secret>;
 
 /// A TargetCluster that should be, from a Secret.
@@ -159,6 +162,9 @@ pub async fn run(ctx: Arc<Context>, watching: Client, namespace: String, stop: C
     }
     let mut told = BTreeSet::new();
     loop {
+        if told.len() > MOST_TOLD {
+            told.clear();
+        }
         let all = labelled.state().into_iter().chain(capi.state());
         let mut all: Vec<Arc<Meta>> = all.collect();
         // The older one of two Secrets for one name has it.
@@ -275,7 +281,7 @@ async fn remove(ctx: &Context, namespace: &str, wanted: &BTreeMap<String, (Wante
             Ok(_) => ctx.metrics.wrote("delete", "targetclusters"),
             Err(error) if matches!(apply::code(&error), Some(404 | 409)) => {}
             Err(error) => {
-                tracing::warn!(namespace, cluster = name, error = %chain(&error), "target cluster not removed")
+                tracing::warn!(namespace, cluster = name, error = %chain(&error), "target cluster not removed");
             }
         }
     }

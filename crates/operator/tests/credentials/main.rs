@@ -20,7 +20,7 @@ use umbel_api::names::ANNOTATION_RENEW;
 use umbel_api::{TargetCluster, TargetClusterStatus, TaskQueue};
 use umbel_clusters::credential::of_token;
 use umbel_clusters::kubeconfig;
-use umbel_testkit::{Signal, Target, eventually, eventually_some};
+use umbel_testkit::{Signal, Target, eventually, eventually_some, send_signal};
 
 const OURS: &str = "umbel.dev/v1alpha1";
 const PLACE: &str = "umbel-system";
@@ -191,11 +191,22 @@ async fn a_renewal_that_fails_says_why_and_is_tried_again() {
     let stage = Stage::start().await;
     let stranger = Stranger::start(&stage).await;
     join(&stage, "eu", &stranger.kubeconfig("eu", 500, 100).await, renew("eu")).await;
+    // It accepts connections and says nothing.
+    let server = stage.plane.pid("kube-apiserver-c2");
+    send_signal(server, Signal::Stop);
     let _operator = stage.operator(&[], &[]);
     let message = says(&stage, "eu", EXPIRING, ("True", "RenewalFailed")).await;
+    assert!(message.contains("deadline has elapsed"), "{message}");
+    send_signal(server, Signal::Cont);
+    // It answers, and says no.
+    let message = eventually_some(LONG, "the target's words are shown", async || {
+        let status = status(&stage, "eu").await;
+        let message = &find(&status.conditions, EXPIRING)?.message;
+        message.contains("cannot create resource").then(|| message.clone())
+    })
+    .await;
     assert!(
-        message.contains("after the latest try: it was not renewed: the target: ")
-            && message.contains("cannot create resource"),
+        message.contains("after the latest try: it was not renewed: the target: "),
         "{message}"
     );
     eventually(LONG, "an Event tells", async || {
@@ -470,8 +481,8 @@ async fn a04_no_reference_crosses_namespaces() {
         .create(&PostParams::default(), &namespace)
         .await
         .expect("made");
-    // `there` exists in the other namespace, `gone` nowhere.
-    let secret = serde_json::from_value(json!({ "metadata": { "name": "there" },
+    // `kept-apart` exists in the other namespace, `never-made` nowhere.
+    let secret = serde_json::from_value(json!({ "metadata": { "name": "kept-apart" },
         "stringData": { "url": stage.redis.url(), "kubeconfig": "k" } }));
     let elsewhere = secrets(&stage, "other");
     elsewhere
@@ -479,7 +490,8 @@ async fn a04_no_reference_crosses_namespaces() {
         .await
         .expect("made");
     let config: k8s_openapi::api::core::v1::ConfigMap =
-        serde_json::from_value(json!({ "metadata": { "name": "there" }, "data": { "key": "[]" } })).expect("a map");
+        serde_json::from_value(json!({ "metadata": { "name": "kept-apart" }, "data": { "key": "[]" } }))
+            .expect("a map");
     let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(stage.client.clone(), "other");
     maps.create(&PostParams::default(), &config).await.expect("made");
 
@@ -488,7 +500,7 @@ async fn a04_no_reference_crosses_namespaces() {
     for (_, definition) in umbel_api::definitions() {
         let value = serde_json::to_value(&definition.spec.versions[0].schema).expect("plain data");
         let spec = &value["openAPIV3Schema"]["properties"]["spec"];
-        references(spec, definition.spec.names.kind.clone(), &mut found);
+        references(spec, &definition.spec.names.kind, &mut found);
     }
     found.sort_by(|one, other| one.0.cmp(&other.0));
     let words: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
@@ -503,7 +515,7 @@ async fn a04_no_reference_crosses_namespaces() {
             "{path}: a name has no slash"
         );
     }
-    for name in ["other/there", "../other/there", "other%2fthere"] {
+    for name in ["other/kept-apart", "../other/kept-apart", "other%2fkept-apart"] {
         let spec = json!({ "spec": { "kubeconfigSecretRef": { "name": name, "key": "kubeconfig" } } });
         let refused = stage
             .try_apply(OURS, "TargetCluster", "targetclusters", "c", spec)
@@ -577,7 +589,7 @@ async fn a04_no_reference_crosses_namespaces() {
     ];
     for (kind, plural, field, spec) in cases {
         let mut words = Vec::new();
-        for name in ["there", "gone"] {
+        for name in ["kept-apart", "never-made"] {
             let object = format!("{field}-{name}");
             stage.apply(OURS, kind, plural, &object, spec(name)).await;
             let word = eventually_some(
@@ -596,32 +608,39 @@ async fn a04_no_reference_crosses_namespaces() {
             "{kind}.{field} tells what lies in another namespace"
         );
     }
-    // Arguments of schedules.
+    // Arguments and queues of schedules.
+    let queue = serde_json::from_value(json!({ "metadata": { "name": "kept-apart" }, "spec": {
+        "broker": { "redis": { "urlSecretRef": reference("kept-apart", "url") } } } }));
+    let queues: Api<TaskQueue> = Api::namespaced(stage.client.clone(), "other");
+    let params = PostParams::default();
+    queues.create(&params, &queue.expect("a queue")).await.expect("made");
     let schedules: Api<umbel_api::PeriodicTask> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    let mut words = Vec::new();
-    for name in ["there", "gone"] {
-        let spec = json!({ "spec": { "schedule": { "every": "1s" }, "taskTemplate": {
-            "task": "umbel.echo", "queueRef": { "name": "own" }, "argsFrom": [{ "configMapKeyRef": reference(name, "key") }] } } });
-        let made = stage
-            .try_apply(OURS, "PeriodicTask", "periodictasks", &format!("p-{name}"), spec)
+    for field in ["arguments", "queue"] {
+        let mut words = Vec::new();
+        for name in ["kept-apart", "never-made"] {
+            let template = match field {
+                "queue" => json!({ "task": "umbel.echo", "queueRef": { "name": name } }),
+                _ => json!({ "task": "umbel.echo", "queueRef": { "name": "own" },
+                    "argsFrom": [{ "name": "a", "configMapKeyRef": reference(name, "key") }] }),
+            };
+            let object = format!("{field}-{name}");
+            let spec = json!({ "spec": { "schedule": { "every": "1s" }, "taskTemplate": template } });
+            stage.apply(OURS, "PeriodicTask", "periodictasks", &object, spec).await;
+            let word = eventually_some(LONG, &format!("schedule {object} says something"), async || {
+                let status = schedules.get(&object).await.ok()?.status?;
+                let mut all = status.conditions.iter();
+                let found = all.find(|found| found.message.replace(&object, "").contains(name))?;
+                Some(format!("{} {} {}", found.type_, found.reason, found.message))
+            })
             .await;
-        made.expect("the schedule is accepted");
-        let word = eventually_some(LONG, &format!("schedule p-{name} says something"), async || {
-            let status = schedules.get(&format!("p-{name}")).await.ok()?.status?;
-            let found = find(&status.conditions, "Stalled").filter(|found| found.status == "True")?;
-            found
-                .message
-                .contains(name)
-                .then(|| format!("{} {}", found.reason, found.message))
-        })
-        .await;
-        words.push(word.replace(&format!("p-{name}"), "OBJECT").replace(name, "NAME"));
+            words.push(word.replace(&object, "OBJECT").replace(name, "NAME"));
+        }
+        assert_eq!(words[0], words[1], "PeriodicTask {field}");
     }
-    assert_eq!(words[0], words[1]);
 }
 
 /// Schemas of objects that name another object: a `…Ref` with a `name`.
-fn references(schema: &Value, path: String, found: &mut Vec<(String, Value)>) {
+fn references(schema: &Value, path: &str, found: &mut Vec<(String, Value)>) {
     if let Some(properties) = schema["properties"].as_object() {
         for (name, inner) in properties {
             let path = format!("{path}.{name}");
@@ -632,12 +651,12 @@ fn references(schema: &Value, path: String, found: &mut Vec<(String, Value)>) {
             if name.ends_with("Ref") && inner["properties"]["name"].is_object() {
                 found.push((path.clone(), inner.clone()));
             }
-            references(inner, path, found);
+            references(inner, &path, found);
         }
     }
     for inner in ["items", "additionalProperties"] {
         if schema[inner].is_object() {
-            references(&schema[inner], path.clone(), found);
+            references(&schema[inner], path, found);
         }
     }
 }
