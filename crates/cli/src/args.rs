@@ -205,8 +205,13 @@ pub(crate) enum TaskCommand {
                             echo '{\"chain\": [{\"task\": \"proj.add\", \"args\": [1, 2]}, \"proj.double\"]}' | umbel task canvas - --wait"
     )]
     Canvas(Canvas),
-    /// Print the state and the result of a task, or of a saved group
-    #[command(after_help = "Example:\n  umbel task get 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --wait --timeout 5m")]
+    /// List objects of kind Task: how far they are
+    #[command(after_help = "Example:\n  umbel task ls -o wide")]
+    Ls(TaskLs),
+    /// Print the state and the result of a task, of a saved group, or of an object of kind Task
+    #[command(
+        after_help = "Examples:\n  umbel task get migrate --wait\n  umbel task get 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --wait --timeout 5m"
+    )]
     Get(Get),
     /// Tell workers not to run tasks, or with --terminate to stop them
     #[command(after_help = "Example:\n  umbel task revoke 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate")]
@@ -273,7 +278,7 @@ pub(crate) struct Revoke {
 /// Tasks to cancel.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// Ids of the tasks
+    /// Ids of the tasks; or names of Tasks, which task.umbel.dev/NAME always is
     #[arg(required = true)]
     pub(crate) ids: Vec<String>,
     /// Stop them if they run
@@ -451,10 +456,20 @@ pub(crate) struct Wait {
     pub(crate) timeout: Duration,
 }
 
+/// Tasks to list.
+#[derive(Debug, Args)]
+pub(crate) struct TaskLs {
+    /// Names of Tasks; all if absent
+    pub(crate) names: Vec<String>,
+    /// In all namespaces
+    #[arg(short = 'A', long, conflicts_with = "names")]
+    pub(crate) all_namespaces: bool,
+}
+
 /// A task to look at.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// Id of the task
+    /// Id of the task; or the name of a Task, which task.umbel.dev/NAME always is
     pub(crate) id: String,
     /// A TaskQueue on the task's broker. Needed where the namespace's queues have several brokers
     #[arg(long)]

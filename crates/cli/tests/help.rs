@@ -9,6 +9,7 @@ const COMMANDS: &[&[&str]] = &[
     &[],
     &["task"],
     &["task", "send"],
+    &["task", "ls"],
     &["task", "get"],
     &["task", "canvas"],
     &["task", "revoke"],

@@ -21,6 +21,7 @@ mod task_cancel;
 mod task_canvas;
 mod task_forget;
 mod task_get;
+mod task_object;
 mod task_retry;
 mod task_revoke;
 mod task_send;
@@ -38,6 +39,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
         Command::Task(TaskCommand::Send(send)) => return task_send::run(global, send).await,
+        Command::Task(TaskCommand::Ls(ls)) => task_object::ls(global, ls).await?,
         Command::Task(TaskCommand::Get(get)) => return task_get::run(global, get).await,
         Command::Task(TaskCommand::Canvas(canvas)) => return task_canvas::run(global, canvas).await,
         Command::Task(TaskCommand::Revoke(revoke)) => task_revoke::run(global, revoke).await?,

@@ -684,3 +684,80 @@ async fn ls_is_a_table_of_what_the_status_says() {
     assert!(wide.contains("env=prod") && wide.contains("EXPIRES"), "{wide}");
     assert_eq!(place.run(&["ls", "absent"]).await.code, 2);
 }
+
+#[tokio::test]
+async fn tasks_that_are_objects_are_listed_shown_and_cancelled() {
+    use umbel_api::Task;
+    let place = place("tasks").await;
+    let tasks: Api<Task> = Api::namespaced(place.home.clone(), "tasks");
+    for name in ["migrate", "other"] {
+        let task: Task = object(
+            json!({"apiVersion": "umbel.dev/v1alpha1", "kind": "Task", "metadata": {"name": name},
+            "spec": {"taskTemplate": {"task": "umbel.echo", "queueRef": {"name": "q"}}}}),
+        );
+        tasks.create(&PostParams::default(), &task).await.unwrap();
+    }
+    let run = async |args: &[&str]| {
+        let flags = place.flags.iter().map(String::as_str);
+        umbel(
+            &["task"]
+                .into_iter()
+                .chain(args.iter().copied())
+                .chain(flags)
+                .collect::<Vec<_>>(),
+        )
+        .await
+    };
+    let phase = async |name: &str, phase: &str| {
+        let status = json!({"status": {"phase": phase, "attempts": 1, "resultPreview": "[2, 3]"}});
+        tasks
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
+            .await
+            .unwrap();
+    };
+    phase("migrate", "Running").await;
+    let table = good(run(&["ls"]).await).out;
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[1][..3], ["migrate", "Running", "1"]);
+    assert_eq!(rows[2][..3], ["other", "Pending", "0"]);
+    assert_eq!(
+        good(run(&["ls", "-o", "name"]).await).out,
+        "task.umbel.dev/migrate\ntask.umbel.dev/other\n"
+    );
+
+    let late = run(&["get", "migrate", "--wait", "--timeout", "0.1"]).await;
+    assert!(
+        late.code == 1 && late.err.contains("Task migrate did not end within 0.1 s"),
+        "{}",
+        late.err
+    );
+    let dry = good(run(&["cancel", "migrate", "--dry-run"]).await);
+    assert!(dry.out.contains("would be cancelled"), "{}", dry.out);
+    assert!(!tasks.get("migrate").await.unwrap().spec.cancel);
+    let asked = run(&["cancel", "task.umbel.dev/migrate", "--timeout", "0.1"]).await;
+    assert!(
+        asked.code == 1 && asked.out.contains("is being cancelled"),
+        "{}",
+        asked.out
+    );
+    assert!(tasks.get("migrate").await.unwrap().spec.cancel);
+    assert!(!tasks.get("other").await.unwrap().spec.cancel);
+    phase("migrate", "Cancelled").await;
+    assert!(good(run(&["cancel", "migrate"]).await).out.contains("cancelled"));
+    assert_eq!(run(&["get", "migrate", "--wait"]).await.code, 1);
+    phase("other", "Succeeded").await;
+    let got: Value = serde_json::from_str(&good(run(&["get", "other", "--wait", "-o", "json"]).await).out).unwrap();
+    assert_eq!(got["items"][0]["status"]["resultPreview"], "[2, 3]");
+    let mixed = run(&["cancel", "other", "7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11"]).await;
+    assert!(
+        mixed.code == 2 && mixed.err.contains("name them apart"),
+        "{}",
+        mixed.err
+    );
+    let absent = run(&["get", "task.umbel.dev/absent"]).await;
+    assert!(
+        absent.code == 1 && absent.err.contains("read Task absent"),
+        "{}",
+        absent.err
+    );
+}
