@@ -37,6 +37,10 @@ for right in 'get secrets' 'watch secrets' 'delete pods' 'list workerpools.umbel
   expect yes kubectl auth can-i $right --as "$me" -n elsewhere
 done
 expect no kubectl auth can-i get secrets --as system:serviceaccount:umbel-system:umbel-redis -n umbel-system
+# Tokens of joined clusters are renewed in the release's namespace, and elsewhere where that is said.
+expect yes kubectl auth can-i update secrets --as "$me" -n umbel-system
+expect no kubectl auth can-i update secrets --as "$me" -n elsewhere
+expect no kubectl auth can-i list secrets --as "$me" -n umbel-system
 
 # A person with the built-in role edit may use the kinds.
 kubectl create rolebinding someone --clusterrole edit --user someone -n umbel-system >/dev/null

@@ -47,6 +47,25 @@ pub const ANNOTATION_ACCEPT_IDENTITY: &str = "umbel.dev/accept-identity";
 /// Annotation on the leader's Lease: the term of the holder.
 pub const ANNOTATION_TERM: &str = "umbel.dev/term";
 
+/// Annotation on a Secret with a kubeconfig: the account at the target whose token the operator renews, as JSON.
+pub const ANNOTATION_RENEW: &str = "umbel.dev/renew";
+/// Annotation beside it: what the account may touch besides what syncs read, as `umbel cluster join --allow` takes it.
+pub const ANNOTATION_ALLOW: &str = "umbel.dev/allow";
+/// Label on the objects at a target that make an account: its name.
+pub const LABEL_ACCOUNT: &str = "umbel.dev/account";
+/// Annotation on an account at a target: the uid of the namespace at home that it was made for.
+pub const ANNOTATION_HOME: &str = "umbel.dev/home";
+/// Label on a Secret that discovery takes for a target's kubeconfig, where it is `true`.
+pub const LABEL_CLUSTER: &str = "umbel.dev/cluster";
+/// Label on such a Secret: the name of the TargetCluster, where it is not the Secret's.
+pub const LABEL_CLUSTER_NAME: &str = "umbel.dev/cluster-name";
+/// Annotation on such a Secret: the key of the kubeconfig.
+pub const ANNOTATION_CLUSTER_KEY: &str = "umbel.dev/cluster-key";
+/// What labels of such a Secret begin with that go on, without it, to the TargetCluster.
+pub const LABEL_PREFIX: &str = "label.umbel.dev/";
+/// Label on a TargetCluster that discovery made.
+pub const LABEL_DISCOVERED: &str = "umbel.dev/discovered";
+
 /// Finalizer of a TaskQueue whose messages go with it.
 pub const FINALIZER_QUEUE: &str = "umbel.dev/queue";
 
@@ -139,4 +158,6 @@ pub mod cluster_condition {
     pub const AUTHORIZED: &str = "Authorized";
     /// The API server is ready, and so are all nodes.
     pub const HEALTHY: &str = "Healthy";
+    /// The credential ends soon and nobody has renewed it.
+    pub const CREDENTIALS_EXPIRING: &str = "CredentialsExpiring";
 }

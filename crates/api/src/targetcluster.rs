@@ -157,6 +157,9 @@ pub struct TargetClusterStatus {
     /// Why the latest sync failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// When the token or the client certificate ends, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_expire_time: Option<Time>,
     /// What holds and what does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

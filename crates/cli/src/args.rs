@@ -1,5 +1,6 @@
 //! Flags and commands.
 
+mod cluster;
 mod periodic;
 mod pool;
 mod queue;
@@ -13,6 +14,7 @@ use clap_complete::Shell;
 use umbel_api::Span;
 use umbel_client::Replicas;
 
+pub(crate) use cluster::{ClusterCommand, ClusterLs, ClusterTest, Join, Leave, Rotate};
 pub(crate) use periodic::{Import, PeriodicCommand, PeriodicLs, PeriodicRun};
 pub(crate) use pool::{PoolCommand, PoolDrain, PoolLs};
 pub(crate) use queue::{
@@ -167,7 +169,7 @@ pub(crate) enum Command {
     /// Look at schedules; run, pause and import them
     #[command(subcommand)]
     Periodic(PeriodicCommand),
-    /// Bring clusters in as targets of jobs
+    /// Bring clusters in as targets of jobs, test them, renew their credentials, take them out
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Print the version of this program and of the cluster
@@ -203,8 +205,13 @@ pub(crate) enum TaskCommand {
                             echo '{\"chain\": [{\"task\": \"proj.add\", \"args\": [1, 2]}, \"proj.double\"]}' | umbel task canvas - --wait"
     )]
     Canvas(Canvas),
-    /// Print the state and the result of a task, or of a saved group
-    #[command(after_help = "Example:\n  umbel task get 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --wait --timeout 5m")]
+    /// List objects of kind Task: how far they are
+    #[command(after_help = "Example:\n  umbel task ls -o wide")]
+    Ls(TaskLs),
+    /// Print the state and the result of a task, of a saved group, or of an object of kind Task
+    #[command(
+        after_help = "Examples:\n  umbel task get migrate --wait\n  umbel task get 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --wait --timeout 5m"
+    )]
     Get(Get),
     /// Tell workers not to run tasks, or with --terminate to stop them
     #[command(after_help = "Example:\n  umbel task revoke 7f8c2a1e-5d0b-4c5f-9d57-6d0a8a4f0f11 --terminate")]
@@ -271,7 +278,7 @@ pub(crate) struct Revoke {
 /// Tasks to cancel.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// Ids of the tasks
+    /// Ids of the tasks; or names of Tasks, which task.umbel.dev/NAME always is
     #[arg(required = true)]
     pub(crate) ids: Vec<String>,
     /// Stop them if they run
@@ -449,43 +456,26 @@ pub(crate) struct Wait {
     pub(crate) timeout: Duration,
 }
 
+/// Tasks to list.
+#[derive(Debug, Args)]
+pub(crate) struct TaskLs {
+    /// Names of Tasks; all if absent
+    pub(crate) names: Vec<String>,
+    /// In all namespaces
+    #[arg(short = 'A', long, conflicts_with = "names")]
+    pub(crate) all_namespaces: bool,
+}
+
 /// A task to look at.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// Id of the task
+    /// Id of the task; or the name of a Task, which task.umbel.dev/NAME always is
     pub(crate) id: String,
     /// A TaskQueue on the task's broker. Needed where the namespace's queues have several brokers
     #[arg(long)]
     pub(crate) queue: Option<String>,
     #[command(flatten)]
     pub(crate) wait: Wait,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ClusterCommand {
-    /// Make a cluster of a kubeconfig a target of jobs: writes a Secret and a TargetCluster
-    #[command(
-        after_help = "The credential must be a token or a client certificate; files that the kubeconfig names are read now \
-                      and kept in the Secret. Joining again updates both objects.\n\nExample:\n  \
-                      umbel cluster join eu-1 --from-context eu-1-admin --label env=prod --label region=eu"
-    )]
-    Join(Join),
-}
-
-/// A cluster to join.
-#[derive(Debug, Args)]
-pub(crate) struct Join {
-    /// Name of the TargetCluster
-    pub(crate) name: String,
-    /// Context that leads to the cluster
-    #[arg(long, value_name = "CONTEXT")]
-    pub(crate) from_context: String,
-    /// Kubeconfig that holds the context; without it the one that kubectl uses
-    #[arg(long, value_name = "FILE")]
-    pub(crate) from_kubeconfig: Option<PathBuf>,
-    /// Label of the TargetCluster; may be repeated
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    pub(crate) labels: Vec<(String, String)>,
 }
 
 /// As the worker takes it.

@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: 0 good, 1 failure, 2 usage.
 
+mod account;
 mod args;
 mod beat;
 mod broker;
@@ -11,6 +12,7 @@ mod home;
 mod output;
 mod short;
 mod signing;
+mod target;
 mod tunnel;
 
 use std::ffi::OsString;

@@ -9,6 +9,7 @@ const COMMANDS: &[&[&str]] = &[
     &[],
     &["task"],
     &["task", "send"],
+    &["task", "ls"],
     &["task", "get"],
     &["task", "canvas"],
     &["task", "revoke"],
@@ -40,7 +41,11 @@ const COMMANDS: &[&[&str]] = &[
     &["periodic", "resume"],
     &["periodic", "import"],
     &["cluster"],
+    &["cluster", "ls"],
     &["cluster", "join"],
+    &["cluster", "test"],
+    &["cluster", "rotate"],
+    &["cluster", "leave"],
     &["version"],
     &["completion"],
 ];
@@ -104,6 +109,19 @@ fn a_wrong_call_is_exit_code_2_and_says_so_on_standard_error() {
         &["queue", "ls", "-o", "xml"],
         &["cluster", "join", "a"],
         &["cluster", "join", "a", "--from-context", "b", "--label", "x"],
+        &[
+            "cluster",
+            "join",
+            "a",
+            "--from-context",
+            "b",
+            "--as-is",
+            "--allow",
+            "n:ConfigMap",
+        ],
+        &["cluster", "join", "a", "--from-context", "b", "--token-life", "2h"],
+        &["cluster", "test"],
+        &["cluster", "rotate", "a", "--key"],
     ];
     for args in cases {
         let (code, out, err) = umbel(args);

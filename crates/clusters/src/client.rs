@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use http_body_util::Limited;
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use secrecy::{ExposeSecret as _, SecretString};
+use tower::util::MapResponseLayer;
 
 use crate::kubeconfig::{Accepted, Login, Refused};
 
@@ -18,6 +20,24 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// Redirects are not followed and no proxy is used: the connector has neither, whatever the environment says. Failed
 /// requests are not repeated here, so that a deadline means what it says.
 pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
+    let config = config(accepted);
+    Ok(ClientBuilder::try_from(config).map_err(unusable)?.build())
+}
+
+/// The same, with answers of at most so many bytes: for few requests and no watch.
+pub(crate) fn build_within(accepted: &Accepted, max_answer: usize) -> Result<Client, Refused> {
+    let limit =
+        MapResponseLayer::new(move |answer: http::Response<_>| answer.map(|body| Limited::new(body, max_answer)));
+    let builder = ClientBuilder::try_from(config(accepted)).map_err(unusable)?;
+    Ok(builder.with_layer(&limit).build())
+}
+
+/// The library's message could quote what it was given, so it is not passed on.
+fn unusable(_: kube::Error) -> Refused {
+    Refused::Login("its client certificate and key, or the CA, cannot be used together")
+}
+
+fn config(accepted: &Accepted) -> Config {
     let Accepted {
         server,
         server_name,
@@ -43,8 +63,5 @@ pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
             config.auth_info.client_key_data = Some(SecretString::from(key.expose_secret()));
         }
     }
-    // The library's message could quote what it was given, so it is not passed on.
-    let builder = ClientBuilder::try_from(config)
-        .map_err(|_| Refused::Login("its client certificate and key, or the CA, cannot be used together"))?;
-    Ok(builder.build())
+    config
 }

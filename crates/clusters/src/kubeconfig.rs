@@ -143,6 +143,24 @@ pub fn parse(bytes: &[u8]) -> Result<Accepted, Refused> {
     })
 }
 
+/// The same kubeconfig with another token, as text.
+///
+/// # Errors
+/// [`Refused`], also where its credential is no token.
+pub fn with_token(bytes: &[u8], token: &str) -> Result<String, Refused> {
+    if !matches!(parse(bytes)?.login, Login::Token(_)) {
+        return Err(Refused::Login("has a client certificate, which no token replaces"));
+    }
+    let mut root = yaml(bytes)?;
+    let user = root
+        .pointer_mut("/users/0/user")
+        .ok_or_else(|| field("user", "user", "is missing"))?;
+    user["token"] = Value::String(token.to_owned());
+    let text = serde_saphyr::to_string(&root).map_err(|_| Refused::NotYaml { at: String::new() })?;
+    parse(text.as_bytes())?;
+    Ok(text)
+}
+
 const FILE: &str = "a worker reads no file that a kubeconfig names; put the content inline";
 const IMPERSONATION: &str = "a target's user is who the credential says";
 const PASSWORD: &str = "passwords are not accepted; use a token or a client certificate";

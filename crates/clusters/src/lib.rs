@@ -6,12 +6,15 @@
 //!   rules that a worker without it keeps by itself. Pure.
 //! * [`registry`] knows the clusters that a pool may touch, reads their Secrets by name and keeps their clients.
 //!
+//! * [`credential`] says how long a credential lasts, and asks a target for a new token.
+//!
 //! Which clusters a worker may touch is decided by its pool alone; a message only names one. Nothing else in the
-//! workspace opens a connection to a target's API server.
+//! workspace opens a connection to a target's API server, but for `umbel cluster` with a person's own access.
 
 pub mod board;
 pub mod circuit;
 mod client;
+pub mod credential;
 pub mod error;
 pub mod kubeconfig;
 pub mod registry;

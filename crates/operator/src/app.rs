@@ -18,6 +18,7 @@ use crate::brokers::Brokers;
 use crate::celery;
 use crate::context::Context;
 use crate::controllers;
+use crate::discovery;
 use crate::leader::{Campaign, Leader};
 use crate::metrics::Metrics;
 use crate::sampler;
@@ -39,6 +40,7 @@ pub async fn run(config: Config) -> Result<()> {
         release,
         election,
         sample_interval,
+        discover,
         admin_addr,
     } = config;
     let stop = shutdown::token().context("listen for signals")?;
@@ -99,6 +101,14 @@ pub async fn run(config: Config) -> Result<()> {
     metrics.leads(true);
     let quiet = stop.child_token();
     let mut work = lead(&context, sample_interval, &quiet);
+    for namespace in discover {
+        work.spawn(discovery::run(
+            context.clone(),
+            watching.clone(),
+            namespace,
+            quiet.clone(),
+        ));
+    }
     let lost = leader.lost().clone();
     tokio::select! {
         () = campaign.hold(&stop) => {}

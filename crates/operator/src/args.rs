@@ -43,6 +43,12 @@ pub struct Args {
     /// Pull policy of that image
     #[arg(long, env = "UMBEL_WORKER_PULL_POLICY", default_value = "IfNotPresent")]
     worker_pull_policy: String,
+    /// Renew the tokens of joined clusters, in the namespaces where the operator may update Secrets
+    #[arg(long, env = "UMBEL_RENEW_TOKENS", default_value_t = true, action = clap::ArgAction::Set)]
+    renew_tokens: bool,
+    /// Namespaces in which labelled Secrets become target clusters, comma separated; none means that nothing is discovered
+    #[arg(long, env = "UMBEL_DISCOVER_NAMESPACES", value_delimiter = ',')]
+    discover_namespaces: Vec<String>,
     /// Where /livez, /readyz and /metrics listen
     #[arg(long, env = "UMBEL_ADMIN_ADDR", default_value = "127.0.0.1:8080")]
     admin_addr: SocketAddr,
@@ -62,6 +68,8 @@ pub struct Config {
     pub election: Election,
     /// Wait between two samples of a broker.
     pub sample_interval: Duration,
+    /// Namespaces in which labelled Secrets become target clusters.
+    pub discover: Vec<String>,
     /// Where the admin port listens.
     pub admin_addr: SocketAddr,
 }
@@ -77,6 +85,8 @@ pub struct Release {
     pub worker_image: String,
     /// Pull policy of that image.
     pub worker_pull_policy: String,
+    /// Whether tokens of joined clusters are renewed.
+    pub renews_tokens: bool,
 }
 
 /// Names and times of the election.
@@ -123,6 +133,8 @@ impl TryFrom<Args> for Config {
             default_broker_key,
             worker_image,
             worker_pull_policy,
+            renew_tokens,
+            discover_namespaces,
             admin_addr,
             id,
         } = args;
@@ -151,7 +163,12 @@ impl TryFrom<Args> for Config {
                     .then_some((default_broker_secret, default_broker_key)),
                 worker_image,
                 worker_pull_policy,
+                renews_tokens: renew_tokens,
             },
+            discover: discover_namespaces
+                .into_iter()
+                .filter(|name| !name.is_empty())
+                .collect(),
             sample_interval: sample_interval.get().max(Duration::from_millis(50)),
             admin_addr,
         })

@@ -220,6 +220,7 @@ fn seen(base: TargetClusterStatus, report: &ClusterObservation) -> TargetCluster
         last_sync_time: at.as_ref().map(|at| Time(whole_seconds(at.0))).or(base.last_sync_time),
         last_error,
         observed_generation: base.observed_generation,
+        credentials_expire_time: base.credentials_expire_time,
         conditions: base.conditions,
         cluster_uid: base.cluster_uid,
         circuit: base.circuit,

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod cluster;
+pub mod credential;
 pub mod cron;
 pub mod deployment;
 pub mod drain;

@@ -1,6 +1,10 @@
 //! One file a command.
 
 mod cluster_join;
+mod cluster_leave;
+mod cluster_ls;
+mod cluster_rotate;
+mod cluster_test;
 mod periodic_import;
 mod periodic_ls;
 mod periodic_run;
@@ -17,6 +21,7 @@ mod task_cancel;
 mod task_canvas;
 mod task_forget;
 mod task_get;
+mod task_object;
 mod task_retry;
 mod task_revoke;
 mod task_send;
@@ -34,6 +39,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
         Command::Task(TaskCommand::Send(send)) => return task_send::run(global, send).await,
+        Command::Task(TaskCommand::Ls(ls)) => task_object::ls(global, ls).await?,
         Command::Task(TaskCommand::Get(get)) => return task_get::run(global, get).await,
         Command::Task(TaskCommand::Canvas(canvas)) => return task_canvas::run(global, canvas).await,
         Command::Task(TaskCommand::Revoke(revoke)) => task_revoke::run(global, revoke).await?,
@@ -61,7 +67,11 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Periodic(PeriodicCommand::Pause { names }) => periodic_run::suspend(global, names, true).await?,
         Command::Periodic(PeriodicCommand::Resume { names }) => periodic_run::suspend(global, names, false).await?,
         Command::Periodic(PeriodicCommand::Import(import)) => return periodic_import::run(global, import),
+        Command::Cluster(ClusterCommand::Ls(ls)) => cluster_ls::run(global, ls).await?,
         Command::Cluster(ClusterCommand::Join(join)) => cluster_join::run(global, join).await?,
+        Command::Cluster(ClusterCommand::Test(test)) => return cluster_test::run(global, test).await,
+        Command::Cluster(ClusterCommand::Rotate(rotate)) => cluster_rotate::run(global, rotate).await?,
+        Command::Cluster(ClusterCommand::Leave(leave)) => return cluster_leave::run(global, leave).await,
         Command::Version { client } => version::run(global, *client).await?,
         Command::Completion { shell } => {
             let mut script = Vec::new();

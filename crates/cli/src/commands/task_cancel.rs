@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use umbel_broker::Broker;
 use umbel_client::{Client, Options};
 
-use super::task_retry;
+use super::{task_object, task_retry};
 use crate::args::{Cancel, Global};
 use crate::broker;
 use crate::output::{self, Column, Row};
@@ -32,6 +32,9 @@ struct Seen {
 }
 
 pub(crate) async fn run(global: &Global, cancel: &Cancel) -> anyhow::Result<ExitCode> {
+    if let Some((api, names)) = task_object::named(global, &cancel.ids).await? {
+        return task_object::cancel(global, &api, &names, cancel).await;
+    }
     let Cancel {
         ids,
         terminate,

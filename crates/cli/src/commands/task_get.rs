@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use umbel_client::{Handle, ResultError, State};
 use umbel_protocol::result::ResultDoc;
 
+use super::task_object;
 use crate::args::{Format, Get, Global};
 use crate::broker;
 use crate::output::{self, Column, Row, cut};
@@ -15,6 +16,9 @@ use crate::output::{self, Column, Row, cut};
 const SHORT: usize = 80;
 
 pub(crate) async fn run(global: &Global, get: &Get) -> anyhow::Result<ExitCode> {
+    if let Some((api, names)) = task_object::named(global, std::slice::from_ref(&get.id)).await? {
+        return task_object::get(global, &api, &names[0], get).await;
+    }
     let client = broker::reader(global, get.queue.as_deref()).await?;
     let task = client.handle(&get.id);
     // An id is that of a task, unless there is a saved group under it.

@@ -1,7 +1,8 @@
 //! `TargetCluster`: whether its kubeconfig may be used, and what the sync jobs saw.
 //!
-//! The operator connects to no target. What is known of one comes from `umbel.cluster.sync` jobs through the broker, and
-//! counts only when it comes from a pool whose `clusterAccess` covers the cluster, on that pool's own broker.
+//! The operator connects to no target, but for the renewal of tokens ([`crate::renewal`]). What is known of one comes from
+//! `umbel.cluster.sync` jobs through the broker, and counts only when it comes from a pool whose `clusterAccess` covers the
+//! cluster, on that pool's own broker.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,17 +21,19 @@ use tokio_util::sync::CancellationToken;
 use umbel_api::TargetCluster;
 use umbel_api::condition::find;
 use umbel_api::names::ANNOTATION_ACCEPT_IDENTITY;
-use umbel_api::names::cluster_condition::{AUTHORIZED, HEALTHY, KUBECONFIG_ACCEPTED, REACHABLE};
+use umbel_api::names::cluster_condition::{AUTHORIZED, CREDENTIALS_EXPIRING, HEALTHY, KUBECONFIG_ACCEPTED, REACHABLE};
 use umbel_api::targetcluster::{ClusterObservation, TargetClusterStatus};
 use umbel_broker::{Broker, ClusterReport, TargetSaid};
 use umbel_clusters::kubeconfig;
 use umbel_plan::cluster::{Kubeconfig, pin, status, worth};
+use umbel_plan::credential;
 use umbel_plan::queue::Worth;
 
 use crate::apply;
 use crate::brokers::Source;
 use crate::context::Context;
 use crate::failpoint;
+use crate::renewal::{self, Held, Renewals};
 
 /// How often reports are collected: one small read a namespace and broker.
 const COLLECT: Duration = Duration::from_secs(2);
@@ -60,7 +63,7 @@ struct Memory {
     /// The latest acceptable report of each cluster, and the broker it came by.
     reports: HashMap<Key, (Source, ClusterObservation)>,
     /// When a kubeconfig was read, of which generation, and what it was worth.
-    kubeconfigs: HashMap<Key, (Instant, Option<i64>, Kubeconfig)>,
+    kubeconfigs: HashMap<Key, (Instant, Option<i64>, Kubeconfig, Option<Held>)>,
     /// When a status was written.
     written: HashMap<Key, Instant>,
 }
@@ -76,6 +79,7 @@ fn lock(memory: &Shared) -> std::sync::MutexGuard<'_, Memory> {
 pub async fn run(ctx: Arc<Context>, scope: usize, stop: CancellationToken) {
     let memory = Shared::default();
     let (reported, wakes) = mpsc::channel(WAKES);
+    let renewals = Renewals::new(reported.clone(), stop.clone());
     let collector = collect(ctx.clone(), scope, memory.clone(), reported, stop.clone());
     let watched = &ctx.scopes[scope].clusters;
     let changed = watched.wakes(|cluster: &TargetCluster| vec![ObjectRef::from_obj(cluster)]);
@@ -83,7 +87,7 @@ pub async fn run(ctx: Arc<Context>, scope: usize, stop: CancellationToken) {
         wakes.recv().await.map(|wake| (wake, wakes))
     });
     let store = watched.store.clone();
-    let reconcile = move |cluster, ctx| reconcile(cluster, ctx, memory.clone());
+    let reconcile = move |cluster, ctx| reconcile(cluster, ctx, memory.clone(), renewals.clone());
     let wakes = stream::select(changed, reported).boxed();
     tokio::join!(
         collector,
@@ -272,16 +276,26 @@ fn is_news(
     is_news
 }
 
-async fn reconcile(cluster: Arc<TargetCluster>, ctx: Arc<Context>, memory: Shared) -> Result<Action, Error> {
+async fn reconcile(
+    cluster: Arc<TargetCluster>,
+    ctx: Arc<Context>,
+    memory: Shared,
+    renewals: Renewals,
+) -> Result<Action, Error> {
     let key = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     if ctx.leader.term().is_none() {
         return Ok(Action::requeue(RECHECK));
     }
-    let kubeconfig = checked(&ctx, &cluster, &memory, &key).await;
+    if renewals.has_renewed(&key) {
+        lock(&memory).kubeconfigs.remove(&key);
+    }
+    let (kubeconfig, held) = checked(&ctx, &cluster, &memory, &key).await;
     let look = match &kubeconfig {
         Kubeconfig::Accepted { .. } => RECHECK,
         Kubeconfig::Refused { .. } | Kubeconfig::Unknown { .. } => RECHECK_BAD,
     };
+    let (failure, next) = renewals.look(&ctx, &cluster, held.as_ref());
+    let look = next.map_or(look, |next| look.min(next));
     let (report, since) = {
         let memory = lock(&memory);
         (
@@ -294,14 +308,21 @@ async fn reconcile(cluster: Arc<TargetCluster>, ctx: Arc<Context>, memory: Share
         )
     };
     let old = cluster.status.clone().unwrap_or_default();
+    let now = Timestamp::now();
     let new = status(
         &old,
         &kubeconfig,
         accepts(&cluster),
         report.as_ref(),
         cluster.metadata.generation,
-        Timestamp::now(),
+        now,
     );
+    let new = if matches!(kubeconfig, Kubeconfig::Unknown { .. }) {
+        new
+    } else {
+        let credential = held.as_ref().map(|held| &held.credential);
+        credential::add(new, credential, failure.as_ref(), cluster.metadata.generation, now)
+    };
     match worth(&old, &new, since) {
         Worth::Never => return Ok(Action::requeue(look)),
         Worth::After(rest) => return Ok(Action::requeue(rest.min(look))),
@@ -317,59 +338,65 @@ async fn reconcile(cluster: Arc<TargetCluster>, ctx: Arc<Context>, memory: Share
 }
 
 /// What the kubeconfig is worth, read anew when it was long ago or of another generation.
-async fn checked(ctx: &Context, cluster: &TargetCluster, memory: &Shared, key: &Key) -> Kubeconfig {
+async fn checked(ctx: &Context, cluster: &TargetCluster, memory: &Shared, key: &Key) -> (Kubeconfig, Option<Held>) {
     let generation = cluster.metadata.generation;
     let known = lock(memory).kubeconfigs.get(key).cloned();
-    if let Some((at, of, kubeconfig)) = known {
+    if let Some((at, of, kubeconfig, held)) = known {
         let lasts = match kubeconfig {
             Kubeconfig::Accepted { .. } => RECHECK,
             Kubeconfig::Refused { .. } | Kubeconfig::Unknown { .. } => RECHECK_BAD,
         };
         if of == generation && at.elapsed() < lasts {
-            return kubeconfig;
+            return (kubeconfig, held);
         }
     }
-    let kubeconfig = read(ctx, cluster, &key.0).await;
-    lock(memory)
-        .kubeconfigs
-        .insert(key.clone(), (Instant::now(), generation, kubeconfig.clone()));
-    kubeconfig
+    let (kubeconfig, held) = match read(ctx, cluster, &key.0).await {
+        Ok((kubeconfig, held)) => (kubeconfig, Some(held)),
+        Err(kubeconfig) => (kubeconfig, None),
+    };
+    lock(memory).kubeconfigs.insert(
+        key.clone(),
+        (Instant::now(), generation, kubeconfig.clone(), held.clone()),
+    );
+    (kubeconfig, held)
 }
 
-async fn read(ctx: &Context, cluster: &TargetCluster, namespace: &str) -> Kubeconfig {
+async fn read(ctx: &Context, cluster: &TargetCluster, namespace: &str) -> Result<(Kubeconfig, Held), Kubeconfig> {
     let reference = &cluster.spec.kubeconfig_secret_ref;
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
     let secret = match secrets.get_opt(&reference.name).await {
         Ok(Some(secret)) => secret,
         Ok(None) => {
-            return Kubeconfig::Refused {
+            return Err(Kubeconfig::Refused {
                 reason: "SecretNotFound",
                 why: format!("there is no Secret {}", reference.name),
-            };
+            });
         }
         Err(error) => {
-            return Kubeconfig::Unknown {
+            return Err(Kubeconfig::Unknown {
                 why: format!("Secret {}: {}", reference.name, apply::words(&error)),
-            };
+            });
         }
     };
     let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(&reference.key)) else {
         let why = format!("Secret {} has no key {}", reference.name, reference.key);
-        return Kubeconfig::Refused {
+        return Err(Kubeconfig::Refused {
             reason: "KeyNotFound",
             why,
-        };
+        });
     };
     match kubeconfig::parse(&bytes.0) {
-        Ok(accepted) => Kubeconfig::Accepted {
-            server: accepted.server(),
-        },
+        Ok(accepted) => {
+            let held = renewal::held(ctx, &secret, &accepted);
+            let server = accepted.server();
+            Ok((Kubeconfig::Accepted { server }, held))
+        }
         Err(refused) => {
             let why = format!("Secret {}, key {}: {refused}", reference.name, reference.key);
-            Kubeconfig::Refused {
+            Err(Kubeconfig::Refused {
                 reason: "KubeconfigRefused",
                 why,
-            }
+            })
         }
     }
 }
@@ -388,5 +415,13 @@ async fn tell(ctx: &Context, cluster: &TargetCluster, old: &TargetClusterStatus,
             _ => continue,
         };
         ctx.event(cluster, severity, &now.reason, now.message.clone()).await;
+    }
+    let turned = |conditions: &[_]| find(conditions, CREDENTIALS_EXPIRING).map(|found| found.status == "True");
+    if let (before, Some(true)) = (turned(&old.conditions), turned(&new.conditions))
+        && before != Some(true)
+        && let Some(now) = find(&new.conditions, CREDENTIALS_EXPIRING)
+    {
+        ctx.event(cluster, EventType::Warning, &now.reason, now.message.clone())
+            .await;
     }
 }
