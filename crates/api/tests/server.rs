@@ -150,6 +150,22 @@ fn accepted() -> Vec<(&'static str, Value)> {
         ),
         (
             "WorkerPool",
+            pool(&json!({"jobs": {
+                "apply": {"namespaces": ["shop"], "kinds": ["ConfigMap"], "force": true,
+                    "clusterKinds": ["Namespace", "rbac.authorization.k8s.io/Role"],
+                    "sources": {"configMaps": ["site"], "secrets": ["keys"], "hosts": ["git.example.com", "http://[fd00::1]:8080"]}},
+                "prune": {"namespaces": ["shop"], "kinds": ["ConfigMap"]},
+                "delete": {"namespaces": ["shop"], "kinds": ["ConfigMap"], "anyOwner": true},
+                "diff": {"namespaces": ["shop"], "kinds": ["ConfigMap"]},
+                "get": {"clusterKinds": ["Node"]},
+                "labelNodes": {"prefixes": ["fleet.example.com/", "node-role.kubernetes.io/", "robot-"]},
+                "restart": {"namespaces": ["shop"], "kinds": ["apps/Deployment"]},
+                "scale": {"namespaces": ["shop"], "kinds": ["apps/Deployment"]},
+                "wait": {"namespaces": ["shop"], "kinds": ["apps/Deployment"], "clusterKinds": ["Namespace"]},
+            }})),
+        ),
+        (
+            "WorkerPool",
             pool(&json!({"jobs": {"exec": {"programs": [
                 {"name": "resize", "path": "/usr/bin/resize", "args": ["--fast", ""], "env": ["S3_BUCKET"]},
                 {"name": "Render_2.sh", "path": "/opt/render it/run"},
@@ -595,6 +611,33 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "WorkerPool",
             pool(&json!({"jobs": {"apply": {"namespaces": ["a"], "kinds": ["*"]}}})),
             "jobs.apply.kinds",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"prune": {}}})),
+            "kinds with namespaces, or clusterKinds",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"wait": {"kinds": ["ConfigMap"]}}})),
+            "kinds with namespaces, or clusterKinds",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"get": {"clusterKinds": ["*"]}}})),
+            "jobs.get.clusterKinds",
+        ),
+        (
+            "WorkerPool",
+            pool(&json!({"jobs": {"labelNodes": {"prefixes": [""]}}})),
+            "jobs.labelNodes.prefixes",
+        ),
+        (
+            "WorkerPool",
+            pool(
+                &json!({"jobs": {"apply": {"namespaces": ["a"], "kinds": ["ConfigMap"], "sources": {"hosts": ["a/b"]}}}}),
+            ),
+            "jobs.apply.sources.hosts",
         ),
         (
             "WorkerPool",

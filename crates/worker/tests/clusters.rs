@@ -274,23 +274,37 @@ async fn a_worker_that_dies_half_way_is_followed_by_one_that_finishes() {
 
 #[tokio::test]
 async fn a_worker_that_wakes_up_late_overwrites_nothing_of_a_newer_run() {
-    let target = place("zombie").await;
+    wake_up_late("zombie", None).await;
+}
+
+#[tokio::test]
+async fn nor_does_it_touch_a_set_that_a_newer_run_closed() {
+    let target = wake_up_late("zombieset", Some("shop")).await;
+    let maps = Api::<ConfigMap>::namespaced(target, "zombieset");
+    let inventory = maps.get("umbel-applyset-shop").await.unwrap();
+    assert_eq!(inventory.data.unwrap()["state"], "closed");
+    let fence = &inventory.metadata.annotations.unwrap()["umbel.dev/fence"];
+    assert!(fence.starts_with("2/"), "{fence}");
+}
+
+async fn wake_up_late(namespace: &str, set: Option<&str>) -> Client {
+    let target = place(namespace).await;
     let redis = Redis::start().await;
     let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();
-    let maps = Api::<ConfigMap>::namespaced(target, "zombie");
+    let maps = Api::<ConfigMap>::namespaced(target.clone(), namespace);
     broker
-        .publish("q", 0, &[run("zombie", "run-1", 1, 40, "one")])
+        .publish("q", 0, &[run_of(namespace, "run-1", 1, 40, "one", set)])
         .await
         .unwrap();
-    let zombie = worker(&redis, "zombie", SHORT);
+    let zombie = worker(&redis, namespace, SHORT);
     eventually(SOON, "it has begun", async || !runs(&maps).await.is_empty()).await;
     zombie.signal(Signal::Stop);
     assert!(runs(&maps).await.len() < 40, "it was stopped half way");
 
-    let other = worker(&redis, "zombie", SHORT);
+    let other = worker(&redis, namespace, SHORT);
     succeeded(&broker, "run-1", &[&other]).await;
     broker
-        .publish("q", 0, &[run("zombie", "run-2", 2, 40, "two")])
+        .publish("q", 0, &[run_of(namespace, "run-2", 2, 40, "two", set)])
         .await
         .unwrap();
     succeeded(&broker, "run-2", &[&other]).await;
@@ -309,6 +323,7 @@ async fn a_worker_that_wakes_up_late_overwrites_nothing_of_a_newer_run() {
     succeeded(&broker, "probe", &[&zombie]).await;
     assert_eq!(runs(&maps).await, vec!["two"; 40], "{}", zombie.log());
     other.signal(Signal::Cont);
+    target
 }
 
 #[tokio::test]

@@ -383,8 +383,8 @@ impl From<Error> for Trouble {
     fn from(err: Error) -> Trouble {
         match err.code() {
             Some(410) => Trouble::Gone,
-            // Without the right to watch there is nothing to wait for.
-            Some(401 | 403) => Trouble::Hopeless(super::target::failure(&err)),
+            // Without the right to watch there is nothing to wait for. A credential that is refused is read again.
+            Some(403) => Trouble::Hopeless(super::target::failure(&err)),
             _ if err.is_permanent() => Trouble::Hopeless(super::target::failure(&err)),
             _ => Trouble::Away(err),
         }
@@ -471,7 +471,6 @@ impl Watch<'_> {
                 }
             }
             let event = tokio::select! {
-                biased;
                 event = tokio::time::timeout(SILENCE, events.next()) => event,
                 () = self.watched.changed.notified() => {
                     if self.watched.waiters().new > 0 {

@@ -99,6 +99,38 @@ async fn a_set_in_place_costs_one_dry_run_for_each_object_and_no_write() {
 }
 
 #[tokio::test]
+async fn without_a_set_each_object_says_which_run_it_belongs_to() {
+    // ReplicationControllers, because no other test counts them.
+    let registry = registry("noset-home", &[]).await;
+    let target = client(&stage().await.target.kubeconfig).await;
+    namespace(&target, "noset").await;
+    let settings = json!({"apply": {"namespaces": ["noset"], "kinds": ["ReplicationController"]}});
+    let object = |n: u32| {
+        json!({"apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": format!("r{n}"), "namespace": "noset"},
+            "spec": {"replicas": 0, "selector": {"a": "b"}, "template": {"metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+    };
+    let kwargs = json!({"manifests": (0..100).map(object).collect::<Vec<_>>()});
+    let apply = async |order: i64, micros: u64| {
+        let then = asked(&target, "replicationcontrollers").await;
+        let outcome = run(&registry, &settings, "apply", (order, micros), kwargs.clone()).await;
+        let result = done(outcome);
+        assert_eq!(result["clusters"]["c2"].as_array().unwrap().len(), 100);
+        asked_since(&target, "replicationcontrollers", &then).await
+    };
+    apply(10, 1).await;
+    let counts = |verbs: &[&str]| {
+        verbs
+            .iter()
+            .map(|&verb| (verb.to_owned(), 100))
+            .collect::<BTreeMap<_, u64>>()
+    };
+    assert_eq!(apply(20, 1).await, counts(&["GET", "APPLYAll", "APPLY"]));
+    // Another delivery of the same run has nothing to write.
+    assert_eq!(apply(20, 2).await, counts(&["GET", "APPLYAll"]));
+}
+
+#[tokio::test]
 async fn what_left_a_set_goes_only_when_asked_for_and_only_if_it_is_still_ours() {
     let registry = registry("prune-home", &[]).await;
     let target = client(&stage().await.target.kubeconfig).await;
