@@ -196,7 +196,7 @@ async fn t02_an_answer_of_one_byte_a_second_ends_at_its_deadline() {
 }
 
 /// Most memory that a process ever held, in KiB.
-pub(crate) fn peak(pid: u32) -> u64 {
+fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
