@@ -113,7 +113,9 @@ impl Kinds {
     pub(crate) async fn of(client: &Client) -> anyhow::Result<Kinds> {
         let discovery = Discovery::new(client.clone()).run().await;
         let discovery = discovery.map_err(|err| said(err, "ask the target for its kinds"))?;
-        let all = discovery.groups().flat_map(|group| group.recommended_resources());
+        let all = discovery
+            .groups()
+            .flat_map(kube::discovery::ApiGroup::recommended_resources);
         Ok(Kinds(all.map(|(resource, can)| (resource, can.scope)).collect()))
     }
 

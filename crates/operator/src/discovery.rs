@@ -291,7 +291,7 @@ async fn remove(ctx: &Context, namespace: &str, wanted: &BTreeMap<String, (Wante
 mod tests {
     use super::*;
 
-    fn secret(name: &str, labels: Value) -> Meta {
+    fn secret(name: &str, labels: &Value) -> Meta {
         let meta = json!({ "metadata": { "name": name, "namespace": "n", "uid": "u", "labels": labels } });
         serde_json::from_value(meta).expect("metadata")
     }
@@ -300,7 +300,7 @@ mod tests {
     fn a_secret_says_by_its_labels_that_it_is_a_cluster() {
         let found = wanted(&secret(
             "eu-admin",
-            json!({ "umbel.dev/cluster": "true", "umbel.dev/cluster-name": "eu", "label.umbel.dev/env": "prod", "team": "a" }),
+            &json!({ "umbel.dev/cluster": "true", "umbel.dev/cluster-name": "eu", "label.umbel.dev/env": "prod", "team": "a" }),
         ))
         .expect("a cluster");
         assert_eq!(
@@ -310,10 +310,10 @@ mod tests {
         let labels: Vec<&str> = found.labels.keys().map(String::as_str).collect();
         assert_eq!(labels, ["app.kubernetes.io/managed-by", "env", "umbel.dev/discovered"]);
 
-        let found = wanted(&secret("eu", json!({ "umbel.dev/cluster": "true" }))).expect("a cluster");
+        let found = wanted(&secret("eu", &json!({ "umbel.dev/cluster": "true" }))).expect("a cluster");
         assert_eq!(found.name, "eu");
 
-        let found = wanted(&secret("eu-kubeconfig", json!({ CAPI_CLUSTER: "eu" }))).expect("a cluster");
+        let found = wanted(&secret("eu-kubeconfig", &json!({ CAPI_CLUSTER: "eu" }))).expect("a cluster");
         assert_eq!((found.name.as_str(), found.key.as_str()), ("eu", "value"));
         assert_eq!(found.labels[CAPI_CLUSTER], "eu");
     }
@@ -327,7 +327,7 @@ mod tests {
             ("eu-ca", json!({ CAPI_CLUSTER: "eu" })),
             ("us-kubeconfig", json!({ CAPI_CLUSTER: "eu" })),
         ] {
-            assert_eq!(wanted(&secret(name, labels)), None, "{name}");
+            assert_eq!(wanted(&secret(name, &labels)), None, "{name}");
         }
     }
 }

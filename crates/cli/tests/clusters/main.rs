@@ -212,7 +212,7 @@ async fn rights(client: &Client, namespaces: &[&str]) -> String {
         let others = others.map(|rule| format!("{} {}", rule.verbs.join(","), words(&rule.non_resource_urls)));
         let mut lines: Vec<String> = resources.chain(others).collect();
         lines.sort();
-        text.push_str(&format!("# in {namespace}\n{}\n", lines.join("\n")));
+        text += &["# in ", namespace, "\n", &lines.join("\n"), "\n"].concat();
     }
     text
 }
@@ -451,7 +451,7 @@ async fn test_says_what_works_and_what_is_missing() {
         (
             "TLS: ",
             changed(&text, |root| {
-                root["clusters"][0]["cluster"]["certificate-authority-data"] = ca.clone()
+                root["clusters"][0]["cluster"]["certificate-authority-data"] = ca.clone();
             }),
         ),
         (
@@ -461,7 +461,7 @@ async fn test_says_what_works_and_what_is_missing() {
         (
             "kubeconfig: user: `exec` is not allowed",
             changed(&text, |root| {
-                root["users"][0]["user"]["exec"] = json!({"command": "touch"})
+                root["users"][0]["user"]["exec"] = json!({"command": "touch"});
             }),
         ),
         ("kubeconfig: the kubeconfig is not plain YAML", "{".to_owned()),
