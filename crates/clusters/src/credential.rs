@@ -229,6 +229,7 @@ mod tests {
         format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(payload))
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "as the fields that it is held against")]
     fn at(second: i64) -> Option<Timestamp> {
         Some(Timestamp::from_second(second).unwrap())
     }

@@ -22,7 +22,7 @@ use crate::stay::{Dress, Identity, Stay, Target, lock};
 use crate::{client, kubeconfig};
 
 /// Open clients. One costs some 100 KB with its connection; a worker rarely serves more targets at a time.
-const MAX_CLIENTS: u64 = 256;
+const MAX_CLIENTS: u64 = 512;
 /// A client that nobody used for this long is closed, with its watch at home.
 const IDLE: Duration = Duration::from_mins(10);
 

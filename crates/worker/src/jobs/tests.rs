@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 use umbel_api::targetcluster::ClusterObservation;
-use umbel_clusters::{Access, Registry};
+use umbel_clusters::{Access, Limits, Registry};
 use umbel_protocol::json::Json;
 use umbel_testkit::{ControlPlane, Target};
 
@@ -80,6 +80,12 @@ async fn registry(name: &str, kubeconfigs: &[(&str, &str)]) -> Registry {
             name: cluster.into(),
             secret: format!("{cluster}-access"),
             key: "kubeconfig".into(),
+            // What is tested here is not how seldom a cluster is asked.
+            limits: Limits {
+                qps: 1000,
+                burst: 2000,
+                tasks: 100,
+            },
             ..Access::default()
         });
     }
