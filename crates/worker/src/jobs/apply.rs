@@ -544,6 +544,8 @@ async fn rehearse(
                 conflicts.extend(found.iter().map(|conflict| format!("{}: {conflict}", one.manifest)));
                 settled.push(false);
             }
+            // Somebody was faster: it is read again when it is written.
+            Err(err) if err.code() == Some(409) => settled.push(false),
             Err(source) => return Err(site.about(&one.manifest, source)),
         }
     }

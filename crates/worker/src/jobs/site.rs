@@ -169,13 +169,18 @@ pub(super) fn is_field_conflict(err: &Error) -> bool {
     !conflicts(err).is_empty()
 }
 
-/// The owner and the field of each conflict: `conflict with "kubectl" using v1: .data.a`.
+/// How the API server names a conflict with a create of ours.
+const OURS: &str = "conflict with \"umbel-apply\" ";
+
+/// The owner and the field of each conflict with others: `conflict with "kubectl" using v1: .data.a`.
 pub(super) fn conflicts(err: &Error) -> Vec<String> {
     let details = err.status().and_then(|status| status.details.as_ref());
     let causes = details.map(|details| details.causes.as_slice()).unwrap_or_default();
     causes
         .iter()
         .filter(|cause| cause.reason == "FieldManagerConflict")
+        // What another run of ours has just created is not its own by apply yet.
+        .filter(|cause| !cause.message.starts_with(OURS))
         .map(|cause| format!("{}: {}", cause.message, cause.field))
         .collect()
 }
