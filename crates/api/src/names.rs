@@ -63,6 +63,8 @@ pub const LABEL_CLUSTER_NAME: &str = "umbel.dev/cluster-name";
 pub const ANNOTATION_CLUSTER_KEY: &str = "umbel.dev/cluster-key";
 /// What labels of such a Secret begin with that go on, without it, to the TargetCluster.
 pub const LABEL_PREFIX: &str = "label.umbel.dev/";
+/// Annotation on a TargetCluster that discovery made: the keys of the labels that came from its Secret.
+pub const ANNOTATION_DISCOVERED_LABELS: &str = "umbel.dev/discovered-labels";
 /// Label on a TargetCluster that discovery made.
 pub const LABEL_DISCOVERED: &str = "umbel.dev/discovered";
 

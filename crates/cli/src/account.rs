@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::discovery::{ApiResource, Scope};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ pub(crate) const NAMESPACE: &str = "umbel-system";
 /// Field manager of what this program writes.
 pub(crate) const MANAGER: &str = "umbel-cli";
 /// What jobs do with an object.
-const VERBS: [&str; 6] = ["get", "list", "watch", "create", "patch", "delete"];
+const VERBS: [&str; 7] = ["get", "list", "watch", "create", "update", "patch", "delete"];
 /// Nodes are neither made nor deleted by jobs.
 const NODE_VERBS: [&str; 4] = ["get", "list", "watch", "patch"];
 /// Kinds with a size that jobs set through a subresource.
@@ -258,9 +258,12 @@ pub(crate) async fn ensure_namespace(client: &Client, name: &str, dry: bool) -> 
 }
 
 /// Removes what an account is made of, but for what `keep` names as [`title`] does; what was removed.
+///
+/// What names another home than ours stays: two installations may give an account the same name.
 pub(crate) async fn remove(
     client: &Client,
     account: &Account,
+    home: Option<&str>,
     keep: &[String],
     dry: bool,
 ) -> anyhow::Result<Vec<String>> {
@@ -292,11 +295,20 @@ pub(crate) async fn remove(
             if keep.contains(&title) {
                 continue;
             }
+            let of = object.annotations().get(ANNOTATION_HOME).map(String::as_str);
+            if of.is_some() && of != home {
+                crate::output::say(&format!("at the target: {title} stays: it is of another installation"));
+                continue;
+            }
             if !dry {
-                match api(client, &named)
-                    .delete(&object.name_any(), &DeleteParams::default())
-                    .await
-                {
+                let params = DeleteParams {
+                    preconditions: Some(Preconditions {
+                        uid: object.uid(),
+                        resource_version: None,
+                    }),
+                    ..DeleteParams::default()
+                };
+                match api(client, &named).delete(&object.name_any(), &params).await {
                     Ok(_) => {}
                     Err(kube::Error::Api(status)) if status.code == 404 => continue,
                     Err(err) => return Err(said(err, format!("delete {title}"))),

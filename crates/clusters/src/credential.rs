@@ -207,7 +207,7 @@ pub async fn renewed(bytes: &[u8], account: &Account, limit: Duration) -> Result
         .map_err(|_| NotRenewed::Silent(limit))?
         .map_err(|error| {
             NotRenewed::Answer(match &error {
-                kube::Error::Api(status) => status.message.clone(),
+                kube::Error::Api(status) => status.message.chars().filter(|c| !c.is_control()).take(500).collect(),
                 other => chain(other),
             })
         })?;

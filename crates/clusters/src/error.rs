@@ -152,9 +152,16 @@ impl Error {
             | Error::Gone { .. }
             | Error::RefusedKubeconfig { .. }
             | Error::Impersonation { .. }
-            | Error::Identity { .. } => true,
+            | Error::Identity {
+                why: Mistaken::Changed { .. },
+                ..
+            } => true,
             // The Secret and the right to read it are written by others, often a moment later.
             Error::ReadSecret { .. }
+            | Error::Identity {
+                why: Mistaken::Unverified { .. },
+                ..
+            }
             | Error::CircuitOpen { .. }
             | Error::Busy { .. }
             | Error::Throttled { .. }
@@ -186,6 +193,28 @@ impl Error {
             | Error::Silent { .. }
             | Error::Unreachable { .. } => None,
         }
+    }
+
+    /// The same without the target's own words, where these may repeat what was sent: fields and reasons stay.
+    #[must_use]
+    pub fn without_words(mut self) -> Error {
+        if let Error::Answer { source, .. } = &mut self
+            && let kube::Error::Api(status) = &mut **source
+            && matches!(status.code, 400 | 422 | 500)
+        {
+            let causes = status.details.iter_mut().flat_map(|details| &mut details.causes);
+            let mut fields: Vec<&str> = Vec::new();
+            for cause in causes {
+                cause.message.clear();
+                fields.push(&cause.field);
+            }
+            let fields = fields.join(", ");
+            status.message = format!(
+                "refused, reason {:?}, fields [{fields}]; its words may hold values",
+                status.reason
+            );
+        }
+        self
     }
 
     /// The HTTP status of the target's answer, if it answered.

@@ -33,8 +33,13 @@ const ANSWER: Duration = Duration::from_secs(60);
 const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Largest answer of [`Target::get`]: a page of 100 pods is about 1 MB.
 const MAX_BODY: usize = 8 * 1024 * 1024;
+/// Longest words of a refusal, in characters, and most of its causes.
+const MAX_WORDS: usize = 4000;
+const MAX_CAUSES: usize = 200;
 /// Who a cluster is, is read again before a write when it was read longer ago than this.
 const RECOGNISED: Duration = Duration::from_secs(30);
+/// One that was not to be read is asked for again after this: a right comes back, often a moment later.
+const UNKNOWN: Duration = Duration::from_secs(3);
 /// That read.
 const IDENTIFY: Duration = Duration::from_secs(10);
 
@@ -185,7 +190,11 @@ impl Stay {
     async fn identity(&self, connection: &Connection) -> Result<Identity, Error> {
         let mut known = connection.link.identity.lock().await;
         if let Some((identity, at)) = &*known
-            && at.elapsed() < RECOGNISED
+            && at.elapsed()
+                < match identity {
+                    Identity::Known(_) => RECOGNISED,
+                    Identity::Unknown(_) => UNKNOWN,
+                }
         {
             return Ok(identity.clone());
         }
@@ -198,11 +207,14 @@ impl Stay {
         let answer = tokio::time::timeout(IDENTIFY, connection.link.client.request::<Named>(request)).await;
         let identity = match answer {
             Ok(Ok(named)) => Identity::Known(named.metadata.uid),
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403 | 404) => {
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
                 Identity::Unknown(status.message.chars().take(200).collect())
             }
             Ok(Err(source)) => {
                 let err = failed(self.name(), attempt, source);
+                if err.code() == Some(401) {
+                    connection.freshness.doubt();
+                }
                 self.heard(&err).await;
                 return Err(err);
             }
@@ -449,8 +461,20 @@ pub struct Target {
 impl Target {
     pub(crate) async fn arrive(stay: Stay) -> Result<Target, Error> {
         let stay = Arc::new(stay);
-        let connection = stay.connection().await?;
-        stay.recognise(&connection, false).await?;
+        // Those who wait for their turn to ask who it is do not each find out that it is dead.
+        let mut opened = stay.entry.opened.subscribe();
+        let recognised = async {
+            let connection = stay.connection().await?;
+            stay.recognise(&connection, false).await
+        };
+        tokio::select! {
+            biased;
+            recognised = recognised => recognised?,
+            _ = opened.changed() => {
+                let wait = stay.entry.circuit().wait(Instant::now()).unwrap_or_default();
+                return Err(Error::CircuitOpen { cluster: stay.name(), wait });
+            }
+        }
         let client = client(&stay);
         Ok(Target { stay, client })
     }
@@ -566,7 +590,16 @@ fn failed(cluster: String, attempt: &'static str, source: kube::Error) -> Error 
         },
         other => other,
     };
-    let source = Box::new(source);
+    let mut source = Box::new(source);
+    // Whoever answers may be anybody, and what he says goes into results and logs.
+    if let kube::Error::Api(status) = &mut *source {
+        if let Some((end, _)) = status.message.char_indices().nth(MAX_WORDS) {
+            status.message.truncate(end);
+        }
+        if let Some(details) = &mut status.details {
+            details.causes.truncate(MAX_CAUSES);
+        }
+    }
     if is_transport(&source) {
         Error::Unreachable {
             cluster,

@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use umbel_api::TargetCluster;
 use umbel_api::names::{
-    ANNOTATION_CLUSTER_KEY, LABEL_CLUSTER, LABEL_CLUSTER_NAME, LABEL_DISCOVERED, LABEL_MANAGED_BY, LABEL_PREFIX,
-    MANAGER,
+    ANNOTATION_CLUSTER_KEY, ANNOTATION_DISCOVERED_LABELS, LABEL_CLUSTER, LABEL_CLUSTER_NAME, LABEL_DISCOVERED,
+    LABEL_MANAGED_BY, LABEL_PREFIX, MANAGER,
 };
 use umbel_telemetry::chain;
 
@@ -106,6 +106,7 @@ impl Wanted {
             "apiVersion": TargetCluster::api_version(&()), "kind": TargetCluster::kind(&()),
             "metadata": {
                 "name": name, "namespace": namespace, "labels": labels,
+                "annotations": { ANNOTATION_DISCOVERED_LABELS: self.keys() },
                 "ownerReferences": [{
                     "apiVersion": "v1", "kind": "Secret", "name": secret, "uid": uid, "controller": true,
                 }],
@@ -115,8 +116,23 @@ impl Wanted {
         if let Some(at) = at {
             object["metadata"]["uid"] = json!(at.uid());
             object["metadata"]["resourceVersion"] = json!(at.resource_version());
+            // What left the Secret leaves the TargetCluster: a label may be what lets pools in.
+            let before = at
+                .annotations()
+                .get(ANNOTATION_DISCOVERED_LABELS)
+                .map_or("", String::as_str);
+            for key in before
+                .split(',')
+                .filter(|key| !key.is_empty() && !labels.contains_key(*key))
+            {
+                object["metadata"]["labels"][key] = Value::Null;
+            }
         }
         object
+    }
+
+    fn keys(&self) -> String {
+        self.labels.keys().map(String::as_str).collect::<Vec<_>>().join(",")
     }
 
     fn is_met_by(&self, cluster: &TargetCluster) -> bool {
@@ -125,6 +141,7 @@ impl Wanted {
         reference.name == self.secret
             && reference.key == self.key
             && self.labels.iter().all(|(key, value)| has.get(key) == Some(value))
+            && cluster.annotations().get(ANNOTATION_DISCOVERED_LABELS) == Some(&self.keys())
     }
 }
 
@@ -253,8 +270,11 @@ async fn ensure(ctx: &Context, namespace: &str, wanted: &Wanted) -> Result<(), S
         return Ok(());
     }
     // Its own fields only: what people set beside them stays.
-    let patch = Patch::Apply(wanted.object(namespace, Some(&there)));
-    let params = PatchParams::apply(MANAGER).force();
+    let patch = Patch::Merge(wanted.object(namespace, Some(&there)));
+    let params = PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
     let written = clusters.patch(&wanted.name, &params, &patch).await;
     written.map_err(|error| failed(&error))?;
     ctx.metrics.wrote("patch", "targetclusters");

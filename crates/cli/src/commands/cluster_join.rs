@@ -39,6 +39,7 @@ pub(crate) async fn run(global: &Global, join: &Join) -> anyhow::Result<()> {
 
     let home = Home::open(global).await?;
     let there = ours(&home, &join.name).await?;
+    free(&home, &join.name).await?;
     if join.as_is {
         if let Some(account) = there.as_ref().and_then(renewed_account) {
             output::say(&format!(
@@ -66,8 +67,9 @@ pub(crate) async fn run(global: &Global, join: &Join) -> anyhow::Result<()> {
         seconds: u32::try_from(join.token_life.as_secs()).unwrap_or(umbel_clusters::credential::LONGEST),
     };
     let of = format!("{}/{}", home.namespace, join.name);
-    let objects = account::objects(&account, &of, uid(&home).await.as_deref(), &allowed);
-    make(&client, &account, &objects, join.dry_run).await?;
+    let at_home = uid(&home).await;
+    let objects = account::objects(&account, &of, at_home.as_deref(), &allowed);
+    make(&client, &account, at_home.as_deref(), &objects, join.dry_run).await?;
     let annotations = BTreeMap::from([
         (ANNOTATION_RENEW.to_owned(), account.to_annotation()),
         (ANNOTATION_ALLOW.to_owned(), serde_json::to_string(&allowed)?),
@@ -125,8 +127,22 @@ pub(super) async fn token(
     Ok(text)
 }
 
+/// Refuses a TargetCluster of this name that no join made: it leads to another Secret.
+async fn free(home: &Home, cluster: &str) -> anyhow::Result<()> {
+    let (namespace, secret) = (&home.namespace, secret_name(cluster));
+    let clusters = Api::<TargetCluster>::namespaced(home.client.clone(), namespace);
+    let there = clusters.get_opt(cluster).await;
+    let there = there.map_err(|err| said(err, format!("look for TargetCluster {namespace}/{cluster}")))?;
+    match there.map(|there| there.spec.kubeconfig_secret_ref.name) {
+        Some(other) if other != secret => bail!(
+            "TargetCluster {namespace}/{cluster} exists and join did not make it (it leads to Secret {other}); it is left as it is"
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// The uid of the namespace at home; nothing where it may not be read.
-async fn uid(home: &Home) -> Option<String> {
+pub(super) async fn uid(home: &Home) -> Option<String> {
     let namespaces: Api<Namespace> = Api::all(home.client.clone());
     namespaces.get(&home.namespace).await.ok()?.uid()
 }
@@ -154,7 +170,13 @@ pub(super) fn renewed_account<K: kube::Resource>(secret: &K) -> Option<Account> 
 }
 
 /// Makes the account, and takes away what an earlier join gave it and this one does not.
-async fn make(client: &Client, account: &Account, objects: &[Value], dry: bool) -> anyhow::Result<()> {
+async fn make(
+    client: &Client,
+    account: &Account,
+    home: Option<&str>,
+    objects: &[Value],
+    dry: bool,
+) -> anyhow::Result<()> {
     let word = |done| match (done, dry) {
         (Done::Created, false) => "made",
         (Done::Changed, false) => "changed",
@@ -170,7 +192,7 @@ async fn make(client: &Client, account: &Account, objects: &[Value], dry: bool) 
         say(done, &account::title(object));
     }
     let keep: Vec<String> = objects.iter().map(account::title).collect();
-    for title in account::remove(client, account, &keep, dry).await? {
+    for title in account::remove(client, account, home, &keep, dry).await? {
         let word = if dry { "would remove" } else { "removed" };
         output::say(&format!("at the target: {word} {title}"));
     }

@@ -76,7 +76,8 @@ pub(crate) async fn run(global: &Global, leave: &Leave) -> anyhow::Result<ExitCo
         });
         let removed = async {
             let client = target::client(&source, context).await?;
-            account::remove(&client, &account, &[], false).await
+            let at_home = super::cluster_join::uid(&home).await;
+            account::remove(&client, &account, at_home.as_deref(), &[], false).await
         };
         match removed.await {
             Ok(removed) => {

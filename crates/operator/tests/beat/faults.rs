@@ -431,6 +431,11 @@ async fn p16_a_slot_that_is_refused_stays_due() {
     beat.stage
         .apply("umbel.dev/v1alpha1", "TaskQueue", "taskqueues", "beats", queue)
         .await;
+    eventually(LONG, "the broker knows the limit", async || {
+        let limited: usize = connection.hlen("umbel:queue:beats").await.expect("a count");
+        limited > 0
+    })
+    .await;
     beat.schedule("waits", json!({ "every": "1h" }), json!({ "runOnCreate": true }))
         .await;
     beat.has_event("QueueFull").await;

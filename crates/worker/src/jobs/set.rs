@@ -137,10 +137,7 @@ impl SetRef {
             Err(Fault::NoKind { .. }) => return Ok("absent"),
             Err(fault) => return Err(fault),
         };
-        let is_in_set = |object: &DynamicObject| {
-            let labels = object.metadata.labels.as_ref();
-            labels.and_then(|labels| labels.get(LABEL)) == Some(&self.name) && is_written_by_us(object)
-        };
+        let is_in_set = |object: &DynamicObject| of(object).as_ref() == Some(self) && is_written_by_us(object);
         for _ in 0..STEPS {
             let Some(object) = site.read(&manifest, &api).await? else {
                 return Ok("absent");

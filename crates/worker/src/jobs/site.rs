@@ -280,9 +280,16 @@ impl<'a> Site<'a> {
     }
 
     pub(super) fn about(&self, object: &impl std::fmt::Display, source: Error) -> Fault {
+        let object = object.to_string();
+        // An API server that cannot read a Secret quotes it.
+        let source = if object.starts_with("Secret ") {
+            source.without_words()
+        } else {
+            source
+        };
         Fault::Object {
             cluster: self.cluster(),
-            object: object.to_string(),
+            object,
             source,
         }
     }

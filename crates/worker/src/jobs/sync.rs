@@ -347,8 +347,9 @@ impl Counted {
 }
 
 fn count_pod(phases: &mut BTreeMap<String, u64>, pod: Pod) {
-    let phase = pod.status.phase.unwrap_or_else(|| "Unknown".to_owned());
-    *phases.entry(phase).or_default() += 1;
+    // There are five; whoever answers with thousands is no API server.
+    let phase = pod.status.phase.filter(|phase| phase.len() <= 63 && phases.len() < 16);
+    *phases.entry(phase.unwrap_or_else(|| "Unknown".to_owned())).or_default() += 1;
 }
 
 async fn read<T: DeserializeOwned>(

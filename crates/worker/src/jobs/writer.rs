@@ -11,7 +11,7 @@ use umbel_clusters::Error;
 use super::fence::ANNOTATION;
 use super::inventory;
 use super::manifest::Manifest;
-use super::set::SetRef;
+use super::set::{self, SetRef};
 use super::site::{Fault, REQUEST, STEPS, Site, is_field_conflict};
 
 /// Our field manager.
@@ -95,15 +95,21 @@ impl Site<'_> {
         current: Option<&DynamicObject>,
         manner: Manner<'_>,
     ) -> Result<(), Fault> {
-        let labels = current.and_then(|object| object.metadata.labels.as_ref());
-        let other = labels.and_then(|labels| labels.get(inventory::LABEL));
-        match other {
-            Some(other) if Some(other) != manner.set.map(|set| &set.name) && !manner.force => Err(self.refused(
-                manifest,
-                format!("it belongs to the apply set `{other}`: name that one, or delete the object first"),
-            )),
-            _ => Ok(()),
+        let Some(current) = current else { return Ok(()) };
+        let labels = current.metadata.labels.as_ref();
+        let Some(other) = labels.and_then(|labels| labels.get(inventory::LABEL)) else {
+            return Ok(());
+        };
+        // A set is its name and the namespace of its inventory.
+        let of = set::of(current);
+        if manner.force || (of.is_some() && of.as_ref() == manner.set) {
+            return Ok(());
         }
+        let place = of.map(|set| format!("{}/", set.namespace)).unwrap_or_default();
+        Err(self.refused(
+            manifest,
+            format!("it belongs to the apply set `{place}{other}`: name that one, or delete the object first"),
+        ))
     }
 
     /// The object as it is sent: with the fence, with its set, and with the version that it was decided on.

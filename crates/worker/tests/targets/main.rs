@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
 
+mod canaries;
 mod credentials;
 mod gone;
 mod identity;

@@ -213,7 +213,7 @@ async fn sets_do_not_take_objects_from_each_other_and_rules_hold_for_them() {
         run(&registry, &settings("sets"), "apply", (order, 1), kwargs).await
     };
     done(apply(1, json!({"applySet": "one"})).await);
-    let words = "ConfigMap sets/a: it belongs to the apply set `one`";
+    let words = "ConfigMap sets/a: it belongs to the apply set `sets/one`";
     refused(apply(2, json!({"applySet": "two"})).await, "RuntimeError", words);
     refused(apply(2, json!({})).await, "RuntimeError", words);
     for (more, exc_type, words) in [
@@ -356,4 +356,48 @@ async fn objects_that_grant_rights_are_applied_where_the_pool_names_their_kinds(
         "PermissionError",
         "the namespace kube-system is not allowed",
     );
+}
+
+#[tokio::test]
+async fn sets_of_one_name_in_two_namespaces_are_two_sets() {
+    let registry = registry("set-twins-home", &[]).await;
+    let target = client(&stage().await.target.kubeconfig).await;
+    namespace(&target, "set-twin-a").await;
+    namespace(&target, "set-twin-b").await;
+    let rules = json!({"namespaces": ["set-twin-a", "set-twin-b"], "kinds": ["ConfigMap"]});
+    let settings = json!({"apply": rules, "prune": rules});
+    let apply = async |order: i64, place: &str| {
+        let map = config_map("set-twin-a", "m", &json!({"by": place}));
+        let kwargs = json!({"manifests": [map], "namespace": place, "applySet": "shop"});
+        run(&registry, &settings, "apply", (order, 1), kwargs).await
+    };
+    done(apply(1, "set-twin-a").await);
+    let words = "it belongs to the apply set `set-twin-a/shop`";
+    refused(apply(2, "set-twin-b").await, "RuntimeError", words);
+    done(apply(3, "set-twin-a").await);
+}
+
+#[tokio::test]
+async fn what_a_server_says_of_a_secret_that_it_cannot_read_does_not_repeat_it() {
+    let registry = registry("set-words-home", &[]).await;
+    let target = client(&stage().await.target.kubeconfig).await;
+    namespace(&target, "set-words").await;
+    let settings = json!({"apply": {"namespaces": ["set-words"], "kinds": ["Secret"]}});
+    for data in [
+        json!({"stringData": {"pin": 483_920}}),
+        json!({"data": {"pin": "483920*"}}),
+    ] {
+        let mut secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "set-words"}});
+        secret
+            .as_object_mut()
+            .unwrap()
+            .extend(data.as_object().cloned().unwrap());
+        let why = match run(&registry, &settings, "apply", (1, 1), json!({"manifests": [secret]})).await {
+            Outcome::Failed(why) | Outcome::Retry { why, .. } => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(why.message.contains("Secret set-words/s"), "{why}");
+        assert!(!why.message.contains("483920"), "{why}");
+    }
 }
