@@ -165,10 +165,16 @@ async fn workers_of_one_name_both_work_and_answer() {
     celery
         .control(&[NODE], "revoke", json!({"task_id": ids, "terminate": true}))
         .await;
+    let mut ends = Vec::new();
     for id in &ids {
-        let raised = celery.get(id, SOON).await.expect_err("it was terminated");
-        assert_eq!(raised.message, "terminated");
+        ends.push(celery.get(id, SOON).await.expect_err("it was terminated").message);
     }
+    // On a busy machine one may be taken and not begun yet.
+    assert!(
+        ends.iter().all(|end| end == "terminated" || end == "revoked"),
+        "{ends:?}"
+    );
+    assert!(ends.iter().any(|end| end == "terminated"), "{ends:?}");
 }
 
 #[tokio::test]
