@@ -132,7 +132,7 @@ class Stage:
     def join_targets(self):
         for name, labels in TARGETS.items():
             run(binary("umbel"), "cluster", "join", name, "--from-kubeconfig", self.target(name), "--from-context", name,
-                "--namespace", NAMESPACE,
+                "--namespace", NAMESPACE, "--allow=default:ConfigMap,Deployment",
                 *(f"--label={key}={value}" for key, value in labels.items()), environment={"KUBECONFIG": str(self.config)})
 
     def apply_objects(self):
