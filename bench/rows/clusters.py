@@ -252,7 +252,7 @@ def one_cluster(figures, sizes):
                     figures.note(PLACED, "floor", OBJECTS / seconds)
         finally:
             fleet.close()
-        fleet = Fleet(home, ["c"], 1, waits, jobs)
+        fleet = Fleet(home, ["c"], 1, waits + 1, jobs)
         try:
             # It has its client and has looked at the kinds.
             kwargs = {"cluster": "c", "apiVersion": "apps/v1", "kind": "Deployment", "namespace": "default", "for": "rollout", "timeout": 600}
