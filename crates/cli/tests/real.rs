@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
 
+mod support;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,46 +12,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokio::process::Command;
+use support::{Done, good, plain as umbel};
 use tokio::sync::OnceCell;
 use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
 use umbel_testkit::{
     Authority, CeleryOptions, CeleryWorker, ControlPlane, Redis, Sentinels, ServerKind, Target, TempDir, eventually,
     free_port, repository,
 };
-
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-async fn umbel(args: &[&str]) -> Done {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_umbel"));
-    for name in ["UMBEL_REDIS_URL", "UMBEL_KEY_PREFIX", "UMBEL_RESULT_URL", "KUBECONFIG"] {
-        command.env_remove(name);
-    }
-    let output = command
-        .args(args)
-        .env("HOME", "/nonexistent")
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Done {
-        code: output.status.code().unwrap(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
-}
-
-/// The standard output of a call that must succeed.
-#[track_caller]
-fn good(done: Done) -> String {
-    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
-    done.out
-}
 
 fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()

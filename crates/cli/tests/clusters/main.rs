@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
-use tokio::process::Command;
+use support::{Done, plain as umbel};
 use tokio::sync::OnceCell;
 use umbel_api::{TargetCluster, WorkerPool};
 use umbel_clusters::credential::Account;
@@ -22,35 +25,19 @@ use umbel_testkit::{ControlPlane, Target, TempDir, eventually, free_port};
 
 const SOON: Duration = Duration::from_secs(30);
 
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-async fn umbel(args: &[&str]) -> Done {
-    let output = Command::new(env!("CARGO_BIN_EXE_umbel"))
-        .args(args)
-        .env_remove("UMBEL_REDIS_URL")
-        .env_remove("KUBECONFIG")
-        .env("HOME", "/nonexistent")
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Done {
-        code: output.status.code().unwrap(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
-}
-
 /// The call succeeds; what it printed.
 #[track_caller]
 fn good(done: Done) -> Done {
     assert_eq!(done.code, 0, "{}{}", done.out, done.err);
     done
+}
+
+/// How many there are in all namespaces.
+async fn count<K>(client: &Client, of: &ListParams) -> usize
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    Api::<K>::all(client.clone()).list(of).await.unwrap().items.len()
 }
 
 fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
@@ -564,30 +551,9 @@ async fn leave_takes_away_what_join_made_and_says_what_stays() {
         assert!(left.err.lines().any(|found| found == line), "{line}: {}", left.err);
     }
     let ours = ListParams::default().labels("umbel.dev/account=umbel-leave-c2");
-    assert!(
-        Api::<ClusterRole>::all(place.target.clone())
-            .list(&ours)
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    );
-    assert!(
-        Api::<Role>::all(place.target.clone())
-            .list(&ours)
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    );
-    assert!(
-        Api::<ServiceAccount>::all(place.target.clone())
-            .list(&ours)
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    );
+    assert_eq!(count::<ClusterRole>(&place.target, &ours).await, 0);
+    assert_eq!(count::<Role>(&place.target, &ours).await, 0);
+    assert_eq!(count::<ServiceAccount>(&place.target, &ours).await, 0);
     assert!(place.secrets().get_opt("umbel-cluster-c2").await.unwrap().is_none());
     let again = place.run(&["leave", "c2", "--yes"]).await;
     assert!(

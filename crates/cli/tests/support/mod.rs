@@ -21,19 +21,38 @@ pub(crate) struct Done {
     pub(crate) err: String,
 }
 
-pub(crate) fn command(url: &str, args: &[&str]) -> Command {
+/// The program as nobody has set it up.
+fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_umbel"));
     for name in ["UMBEL_REDIS_URL", "UMBEL_KEY_PREFIX", "UMBEL_RESULT_URL", "KUBECONFIG"] {
         command.env_remove(name);
     }
+    command.env("HOME", "/nonexistent").kill_on_drop(true);
+    command
+}
+
+fn done(output: std::process::Output) -> Done {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Done {
+        code: output.status.code().unwrap(),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
+}
+
+/// A call with these arguments and nothing else.
+pub(crate) async fn plain(args: &[&str]) -> Done {
+    done(program().args(args).output().await.unwrap())
+}
+
+pub(crate) fn command(url: &str, args: &[&str]) -> Command {
+    let mut command = program();
     command
         .args(args)
         .args(["--redis-url", url])
-        .env("HOME", "/nonexistent")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        .stderr(Stdio::piped());
     command
 }
 
@@ -42,13 +61,7 @@ pub(crate) async fn umbel_with(url: &str, args: &[&str], input: &str) -> Done {
     let mut stdin = child.stdin.take().unwrap();
     let _ = stdin.write_all(input.as_bytes()).await; // A call that is refused reads nothing.
     drop(stdin);
-    let output = child.wait_with_output().await.unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Done {
-        code: output.status.code().unwrap(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
+    done(child.wait_with_output().await.unwrap())
 }
 
 pub(crate) async fn umbel(url: &str, args: &[&str]) -> Done {
