@@ -67,18 +67,11 @@ where
     // Whoever writes the object all the time leaves little time between our read and our write. What we say holds on as long
     // as nobody changed what it is about, or what was said.
     let now = api.get(&object.name_any()).await?;
-    let is_same = |pointer: &str| {
-        let part = |object: &K| {
-            serde_json::to_value(object)
-                .ok()
-                .and_then(|value| value.pointer(pointer).cloned())
-        };
-        part(&now) == part(object)
+    let about = |object: &K| {
+        let (meta, shown) = (object.meta(), serde_json::to_value(object).unwrap_or_default());
+        (meta.uid.clone(), meta.generation, shown["status"].clone())
     };
-    if ["/metadata/uid", "/metadata/generation", "/status"]
-        .into_iter()
-        .all(is_same)
-    {
+    if about(&now) == about(object) {
         write(&api, &now, new).await.map(|()| true)
     } else {
         Err(refusal)

@@ -27,13 +27,12 @@ use umbel_telemetry::chain;
 
 use crate::apply;
 use crate::context::Context;
+use crate::watch::WATCH_LASTS;
 
 /// Cluster API's label on what belongs to a cluster.
 const CAPI_CLUSTER: &str = "cluster.x-k8s.io/cluster-name";
 /// Cluster API's key of the kubeconfig.
 const CAPI_KEY: &str = "value";
-/// The API server ends a watch after so many seconds.
-const WATCH_LASTS: u32 = 50;
 /// What failed is tried again after this; nothing is written where nothing differs.
 const AGAIN: Duration = Duration::from_secs(15);
 /// Changes that come together are looked at together.

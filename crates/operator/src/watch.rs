@@ -36,7 +36,7 @@ const CHANGES: usize = 1024;
 
 /// The API server ends a watch after so many seconds, right after a bookmark; the runtime gives it five more. So a watch
 /// that tells nothing because nothing reaches us is begun anew within a minute.
-const WATCH_LASTS: u32 = 50;
+pub(crate) const WATCH_LASTS: u32 = 50;
 
 /// What a watch tells its readers.
 #[derive(Clone, Debug)]
