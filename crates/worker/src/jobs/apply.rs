@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use umbel_clusters::Registry;
 
 use super::inventory::{self, Inventory, Member};
-use super::manifest::{self, Manifest};
+use super::manifest::Manifest;
 use super::rules::{Allow, ObjectRules};
 use super::set::{Removed, SetRef};
 use super::site::{self, Fault, REQUEST, Served, Site};
@@ -170,8 +170,10 @@ impl Apply {
             }
             (true, Some(rules), _) => Some(Allow { job: "prune", rules }),
         };
-        let inputs = self.sources.gather(ctx, manifests, &manifests_from).await?;
-        let manifests = manifest::read(&inputs, namespace.as_deref(), allow).map_err(|why| site::rejected(&why))?;
+        let manifests = self
+            .sources
+            .read(ctx, manifests, &manifests_from, namespace.as_deref(), allow)
+            .await?;
         let fence = site::fence(ctx)?;
         let order = &Order {
             allow,
@@ -220,8 +222,10 @@ impl Prune {
             rules: &self.rules,
         };
         let set = set_of(apply_set, namespace.as_deref(), allow)?;
-        let inputs = self.sources.gather(ctx, manifests, &manifests_from).await?;
-        let manifests = manifest::read(&inputs, namespace.as_deref(), allow).map_err(|why| site::rejected(&why))?;
+        let manifests = self
+            .sources
+            .read(ctx, manifests, &manifests_from, namespace.as_deref(), allow)
+            .await?;
         let fence = site::fence(ctx)?;
         Ok(
             match Box::pin(self.prune_at(ctx, &cluster, manifests, &set, allow, fence)).await {
@@ -733,16 +737,9 @@ fn outcome(parts: Vec<(String, Result<Part, Fault>)>) -> Outcome {
         .iter()
         .find(|failure| !failure.is_retryable)
         .unwrap_or(&failures[0]);
-    let mut message = failures
-        .iter()
-        .map(|failure| failure.message.as_str())
-        .collect::<Vec<_>>()
-        .join("; ");
-    if total > 1 {
-        message = format!("{} of {total} clusters failed: {message}", failed.len());
-    }
+    let messages: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
     let why = Failure {
-        message,
+        message: format!("{} of {total} clusters failed: {}", failed.len(), messages.join("; ")),
         ..worst.clone()
     };
     if why.is_retryable {

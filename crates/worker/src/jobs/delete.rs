@@ -19,7 +19,7 @@ use super::inventory::{Inventory, Member};
 use super::manifest::{self, Manifest, rank};
 use super::rules::{Allow, ObjectRules};
 use super::set::{self, Removed, SetRef};
-use super::site::{self, Fault, Reference, STEPS, Site};
+use super::site::{self, Fault, Reference, Site};
 use super::sources::{Source, Sources};
 use super::writer::is_written_by_us;
 use crate::job::{Arguments, Failure, Job, JobContext, Outcome};
@@ -93,12 +93,11 @@ impl Delete {
         }
         let mut manifests = Vec::new();
         if keywords.objects.is_empty() || keywords.manifests.is_some() || !keywords.manifests_from.is_empty() {
-            let inputs = self
+            let (from, namespace) = (&keywords.manifests_from, keywords.namespace.as_deref());
+            manifests = self
                 .sources
-                .gather(ctx, keywords.manifests, &keywords.manifests_from)
+                .read(ctx, keywords.manifests, from, namespace, allow)
                 .await?;
-            manifests =
-                manifest::read(&inputs, keywords.namespace.as_deref(), allow).map_err(|why| site::rejected(&why))?;
         }
         if keywords.objects.len() > manifest::MAX_OBJECTS {
             let text = format!("objects: more than {}", manifest::MAX_OBJECTS);
@@ -216,20 +215,8 @@ async fn remove(
     any_owner: bool,
     propagation: &PropagationPolicy,
 ) -> Result<&'static str, Fault> {
-    for _ in 0..STEPS {
-        let Some(object) = site.read(manifest, api).await? else {
-            return Ok("absent");
-        };
-        admit(site, manifest, &object, any_owner)?;
-        site.ctx.checkpoint().await?;
-        match set::delete(site, manifest, api, &object, propagation.clone()).await {
-            Ok(()) => return Ok("deleted"),
-            Err(err) if err.code() == Some(404) => return Ok("absent"),
-            Err(err) if err.code() == Some(409) => {}
-            Err(source) => return Err(site.about(manifest, source)),
-        }
-    }
-    Err(site.restless(manifest))
+    let admit = |object: &DynamicObject| admit(site, manifest, object, any_owner).map(|()| None);
+    set::remove(site, manifest, api, propagation, admit).await
 }
 
 impl Job for Delete {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use umbel_clusters::Registry;
 
 use super::inventory::{self, Member};
-use super::manifest::{self, Manifest};
+use super::manifest::Manifest;
 use super::rules::{Allow, ObjectRules};
 use super::set::SetRef;
 use super::site::{self, Fault, Site};
@@ -82,11 +82,10 @@ impl Diff {
             Some(_) => return Err(Failure::permanent("ValueError", "applySet: no name of a set")),
             None => None,
         };
-        let inputs = self
+        let manifests = self
             .sources
-            .gather(ctx, keywords.manifests, &keywords.manifests_from)
+            .read(ctx, keywords.manifests, &keywords.manifests_from, namespace, allow)
             .await?;
-        let manifests = manifest::read(&inputs, namespace, allow).map_err(|why| site::rejected(&why))?;
         let fence = site::fence(ctx)?;
         let manner = Manner {
             force: false,

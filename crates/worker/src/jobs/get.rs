@@ -139,7 +139,7 @@ async fn list(
             .target
             .ask("list them", REQUEST, api.list(&params))
             .await
-            .map_err(|source| site.about(&manifest.kind, source))?;
+            .map_err(|source| site.about_other(&manifest.kind, source))?;
         items.extend(page.items);
         if items.len() > MOST_OBJECTS {
             let why = format!("more than {MOST_OBJECTS} objects; take a selector");

@@ -27,15 +27,11 @@ pub(super) struct Restart {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Keywords {
     cluster: Option<String>,
-    #[serde(alias = "api_version", default = "apps")]
+    #[serde(alias = "api_version", default = "site::apps")]
     api_version: String,
     kind: String,
     namespace: String,
     name: String,
-}
-
-fn apps() -> String {
-    "apps/v1".to_owned()
 }
 
 impl Restart {

@@ -29,16 +29,12 @@ pub(super) struct Scale {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Keywords {
     cluster: Option<String>,
-    #[serde(alias = "api_version", default = "apps")]
+    #[serde(alias = "api_version", default = "site::apps")]
     api_version: String,
     kind: String,
     namespace: String,
     name: String,
     replicas: u32,
-}
-
-fn apps() -> String {
-    "apps/v1".to_owned()
 }
 
 impl Scale {

@@ -51,7 +51,7 @@ impl SetRef {
             .target
             .ask("read the inventory", REQUEST, self.api(site).get_opt(&name))
             .await
-            .map_err(|source| site.about(&self.title(), source))?;
+            .map_err(|source| site.about_other(&self.title(), source))?;
         let Some(map) = read else {
             return Ok(Inventory::default());
         };
@@ -103,7 +103,7 @@ impl SetRef {
                 self.read(site).await?;
                 Err(site.restless(&self.title()))
             }
-            Err(source) => Err(site.about(&self.title(), source)),
+            Err(source) => Err(site.about_other(&self.title(), source)),
         }
     }
 
@@ -138,23 +138,13 @@ impl SetRef {
             Err(fault) => return Err(fault),
         };
         let is_in_set = |object: &DynamicObject| of(object).as_ref() == Some(self) && is_written_by_us(object);
-        for _ in 0..STEPS {
-            let Some(object) = site.read(&manifest, &api).await? else {
-                return Ok("absent");
-            };
-            if !is_in_set(&object) {
-                return Ok("kept, it is no longer ours");
+        let admit = |object: &DynamicObject| {
+            if !is_in_set(object) {
+                return Ok(Some("kept, it is no longer ours"));
             }
-            site.applied(&manifest, Some(&object))?;
-            site.ctx.checkpoint().await?;
-            match delete(site, &manifest, &api, &object, PropagationPolicy::Background).await {
-                Ok(()) => return Ok("deleted"),
-                Err(err) if err.code() == Some(404) => return Ok("absent"),
-                Err(err) if err.code() == Some(409) => {}
-                Err(source) => return Err(site.about(&manifest, source)),
-            }
-        }
-        Err(site.restless(&manifest))
+            site.applied(&manifest, Some(object)).map(|_| None)
+        };
+        remove(site, &manifest, &api, &PropagationPolicy::Background, admit).await
     }
 }
 
@@ -169,8 +159,34 @@ fn manifest_of(member: &Member, allow: Allow<'_>) -> Result<Manifest, String> {
     manifest::reference(api_version, kind, namespace, name, allow).map_err(|why| why.to_string())
 }
 
+/// Removes an object as `admit` saw it, which refuses it, or says why it is kept.
+pub(super) async fn remove(
+    site: &Site<'_>,
+    manifest: &Manifest,
+    api: &Api<DynamicObject>,
+    propagation: &PropagationPolicy,
+    admit: impl Fn(&DynamicObject) -> Result<Option<&'static str>, Fault>,
+) -> Result<&'static str, Fault> {
+    for _ in 0..STEPS {
+        let Some(object) = site.read(manifest, api).await? else {
+            return Ok("absent");
+        };
+        if let Some(kept) = admit(&object)? {
+            return Ok(kept);
+        }
+        site.ctx.checkpoint().await?;
+        match delete(site, manifest, api, &object, propagation.clone()).await {
+            Ok(()) => return Ok("deleted"),
+            Err(err) if err.code() == Some(404) => return Ok("absent"),
+            Err(err) if err.code() == Some(409) => {}
+            Err(source) => return Err(site.about(manifest, source)),
+        }
+    }
+    Err(site.restless(manifest))
+}
+
 /// Deletes exactly the object that was read.
-pub(super) async fn delete(
+async fn delete(
     site: &Site<'_>,
     manifest: &Manifest,
     api: &Api<DynamicObject>,

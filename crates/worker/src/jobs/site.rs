@@ -13,6 +13,7 @@ use super::fence::{ANNOTATION, Fence};
 use super::manifest::{self, Manifest, Rejected};
 use super::rules::Allow;
 use super::target;
+use super::writer::MANAGER;
 use crate::job::{Arguments, Failure, JobContext, Outcome};
 use crate::lease::Lost;
 
@@ -146,7 +147,7 @@ impl Fault {
         match self {
             Fault::Lost(lost) => return (*lost).into(),
             Fault::Target(source) | Fault::Object { source, .. } => {
-                if let Some(parked) = target::delayed(source) {
+                if let Some(parked) = target::parked(source) {
                     return parked;
                 }
             }
@@ -169,18 +170,16 @@ pub(super) fn is_field_conflict(err: &Error) -> bool {
     !conflicts(err).is_empty()
 }
 
-/// How the API server names a conflict with a create of ours.
-const OURS: &str = "conflict with \"umbel-apply\" ";
-
 /// The owner and the field of each conflict with others: `conflict with "kubectl" using v1: .data.a`.
 pub(super) fn conflicts(err: &Error) -> Vec<String> {
     let details = err.status().and_then(|status| status.details.as_ref());
     let causes = details.map(|details| details.causes.as_slice()).unwrap_or_default();
+    let ours = format!("conflict with \"{MANAGER}\" ");
     causes
         .iter()
         .filter(|cause| cause.reason == "FieldManagerConflict")
         // What another run of ours has just created is not its own by apply yet.
-        .filter(|cause| !cause.message.starts_with(OURS))
+        .filter(|cause| !cause.message.starts_with(&ours))
         .map(|cause| format!("{}: {}", cause.message, cause.field))
         .collect()
 }
@@ -235,6 +234,11 @@ pub(super) fn one_cluster<T: serde::de::DeserializeOwned>(
     Ok((keywords, name))
 }
 
+/// The `apiVersion` of jobs for what has pods.
+pub(super) fn apps() -> String {
+    "apps/v1".to_owned()
+}
+
 /// The fence of this delivery.
 pub(super) fn fence(ctx: &JobContext) -> Result<Fence, Failure> {
     Fence::of(ctx.order, &ctx.token())
@@ -279,17 +283,22 @@ impl<'a> Site<'a> {
         self.target.name().to_owned()
     }
 
-    pub(super) fn about(&self, object: &impl std::fmt::Display, source: Error) -> Fault {
-        let object = object.to_string();
-        // An API server that cannot read a Secret quotes it.
-        let source = if object.starts_with("Secret ") {
+    /// What the API server said of an object that was sent or asked for.
+    pub(super) fn about(&self, manifest: &Manifest, source: Error) -> Fault {
+        // One that cannot read a Secret quotes it.
+        let source = if manifest.kind == "Secret" {
             source.without_words()
         } else {
             source
         };
+        self.about_other(manifest, source)
+    }
+
+    /// What it said of something of which nothing is a secret.
+    pub(super) fn about_other(&self, object: &impl std::fmt::Display, source: Error) -> Fault {
         Fault::Object {
             cluster: self.cluster(),
-            object,
+            object: object.to_string(),
             source,
         }
     }

@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use super::SettingsError;
 use super::http::{Http, HttpRules};
-use super::manifest::{Input, MAX_BYTES};
-use super::rules::SourceRules;
+use super::manifest::{self, Input, MAX_BYTES, Manifest};
+use super::rules::{Allow, SourceRules};
+use super::site;
 use crate::job::{Failure, JobContext};
 
 /// Sources of one message: more is a mistake.
@@ -50,13 +51,21 @@ impl Sources {
         })
     }
 
-    /// The manifests of a message: its own, then those of its sources.
-    pub(super) async fn gather(
+    /// The manifests of a message in the order in which they are applied: its own and those of its sources, held against the
+    /// rules. `namespace` is for objects that name none.
+    pub(super) async fn read(
         &self,
         ctx: &JobContext,
         manifests: Option<Value>,
         from: &[Source],
-    ) -> Result<Vec<Input>, Failure> {
+        namespace: Option<&str>,
+        allow: Allow<'_>,
+    ) -> Result<Vec<Manifest>, Failure> {
+        let inputs = self.gather(ctx, manifests, from).await?;
+        manifest::read(&inputs, namespace, allow).map_err(|why| site::rejected(&why))
+    }
+
+    async fn gather(&self, ctx: &JobContext, manifests: Option<Value>, from: &[Source]) -> Result<Vec<Input>, Failure> {
         if from.len() > MOST {
             return Err(Failure::type_error(format!("manifestsFrom: more than {MOST} sources")));
         }

@@ -129,7 +129,9 @@ impl Sync {
             }
             Err(err) => {
                 // A turn that was not to be had says nothing about the cluster.
-                if let Some(parked) = target::parked(&err) {
+                if err.is_busy()
+                    && let Some(parked) = target::parked(&err)
+                {
                     return Ok(parked);
                 }
                 report(ctx, &cluster, &failure(&err, common));

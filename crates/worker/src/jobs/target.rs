@@ -53,19 +53,8 @@ pub(super) fn failure(err: &umbel_clusters::Error) -> Failure {
 }
 
 /// A task whose only target nobody calls for now waits in its queue, and that is no attempt; `None` for any other failure.
-pub(super) fn delayed(err: &umbel_clusters::Error) -> Option<Outcome> {
-    parked_if(
-        err,
-        err.is_busy() || matches!(err, umbel_clusters::Error::CircuitOpen { .. }),
-    )
-}
-
-/// A task that found no turn at its only target waits for one in its queue; `None` for any other failure.
 pub(super) fn parked(err: &umbel_clusters::Error) -> Option<Outcome> {
-    parked_if(err, err.is_busy())
-}
-
-fn parked_if(err: &umbel_clusters::Error, waits: bool) -> Option<Outcome> {
+    let waits = err.is_busy() || matches!(err, umbel_clusters::Error::CircuitOpen { .. });
     let after = err.retry_after().filter(|_| waits)?;
     Some(Outcome::Parked {
         after,
