@@ -45,36 +45,20 @@ AUDIT = {
 }
 
 
-class Plane:
+class Cluster:
     """A control plane without nodes: pods are made and stay pending."""
 
-    def __init__(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-plane-"))
-        policy = self.folder / "audit.json"
-        policy.write_text(json.dumps(AUDIT))
-        self.audit = self.folder / "audit.log"
+    def __init__(self, *flags):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-cluster-"))
+        self.raise_it(flags)
+
+    def raise_it(self, flags):
         self.home = self.folder / "c"
-        logs = (f"--audit-policy-file={policy}", f"--audit-log-path={self.audit}")
-        flags = [f"--apiserver-arg={flag}" for flag in logs] + [f"--cm-arg={flag}" for flag in CONTROLLERS]
         command = [CLUSTER / "cluster", "up", "--dir", self.home, "--disposable-parent", str(os.getpid()), *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         self.server = state.load(self.home)["server"]
-        authority = pki.Authority(self.home / "pki")
-        pair = authority.issue(USER, f"/O=system:masters/CN={USER}")
-        self.kubeconfig = authority.kubeconfig(self.folder / "operator.kubeconfig", USER, self.server, *pair)
         self.tls = tls(self.home / "kubeconfig")
         self.near = threading.local()
-        self.install()
-
-    def install(self):
-        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        for file in sorted((ROOT / "crds").glob("*.yaml")):
-            definition = yaml.safe_load(file.read_text())
-            if definition["kind"] != "CustomResourceDefinition":
-                continue
-            self.call("POST", crds, definition)
-            path = f"{OURS}{HERE}/{definition['spec']['names']['plural']}"
-            wait(f"{path} is served", lambda: self.call("GET", path, may_fail=True), 30, 0.1)  # noqa: B023
 
     def connection(self, timeout=60):
         address = urllib.parse.urlsplit(self.server)
@@ -107,6 +91,36 @@ class Plane:
         with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(lambda one: self.call("POST", path, one), objects))
 
+    def close(self):
+        subprocess.run([CLUSTER / "cluster", "down", "--dir", self.home], check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Plane(Cluster):
+    """One with our kinds, that notes what the operator writes."""
+
+    def __init__(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-plane-"))
+        policy = self.folder / "audit.json"
+        policy.write_text(json.dumps(AUDIT))
+        self.audit = self.folder / "audit.log"
+        logs = (f"--audit-policy-file={policy}", f"--audit-log-path={self.audit}")
+        self.raise_it([f"--apiserver-arg={flag}" for flag in logs] + [f"--cm-arg={flag}" for flag in CONTROLLERS])
+        authority = pki.Authority(self.home / "pki")
+        pair = authority.issue(USER, f"/O=system:masters/CN={USER}")
+        self.kubeconfig = authority.kubeconfig(self.folder / "operator.kubeconfig", USER, self.server, *pair)
+        self.install()
+
+    def install(self):
+        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        for file in sorted((ROOT / "crds").glob("*.yaml")):
+            definition = yaml.safe_load(file.read_text())
+            if definition["kind"] != "CustomResourceDefinition":
+                continue
+            self.call("POST", crds, definition)
+            path = f"{OURS}{HERE}/{definition['spec']['names']['plural']}"
+            wait(f"{path} is served", lambda: self.call("GET", path, may_fail=True), 30, 0.1)  # noqa: B023
+
     def writes(self):
         """What the operator has written so far, by verb and kind; neither dry runs nor its Lease."""
         counts = collections.Counter()
@@ -121,10 +135,6 @@ class Plane:
                 kind = "/".join(part for part in (where.get("resource"), where.get("subresource")) if part)
                 counts[f"{event['verb']} {kind}"] += 1
         return counts
-
-    def close(self):
-        subprocess.run([CLUSTER / "cluster", "down", "--dir", self.home], check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def tls(kubeconfig):

@@ -1,8 +1,6 @@
 """Many target clusters: how soon all are looked at, what dead ones cost the others, and what a worker needs for them."""
 
 import base64
-import concurrent.futures
-import http.client
 import json
 import os
 import pathlib
@@ -16,7 +14,7 @@ import uuid
 import yaml
 from celery import Celery
 
-from plane import CLUSTER, tls
+from plane import Cluster
 from stage import TARGETS, WORKER, Server, free_port, wait
 
 CLUSTERS, SERVERS, WORKERS, SLOTS = 500, 3, 5, 20
@@ -33,52 +31,19 @@ PLACED = "apply, objects/s that are in place already"
 WAITING = "memory of one of 5,000 waits (KiB)"
 
 
-class Cluster:
-    """An API server; its objects by this process's own requests."""
-
-    def __init__(self, *flags):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="umbel-bench-cluster-"))
-        self.home = self.folder / "c"
-        command = [CLUSTER / "cluster", "up", "--dir", self.home, "--disposable-parent", str(os.getpid()), *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        self.kubeconfig = self.home / "kubeconfig"
-        self.told = yaml.safe_load(self.kubeconfig.read_text())
-        self.server = urllib.parse.urlsplit(self.told["clusters"][0]["cluster"]["server"])
-        self.tls = tls(self.kubeconfig)
-
-    def create(self, path, objects):
-        """Creates objects, several at a time."""
-        objects = list(objects)
-
-        def some(part):
-            connection = http.client.HTTPSConnection(self.server.hostname, self.server.port, context=self.tls)
-            for one in part:
-                connection.request("POST", path, json.dumps(one), {"content-type": "application/json"})
-                answer = connection.getresponse()
-                text = answer.read()
-                if answer.status >= 300:
-                    raise RuntimeError(f"POST {path}: {answer.status} {text[:300]}")
-            connection.close()
-
-        with concurrent.futures.ThreadPoolExecutor(8) as threads:
-            list(threads.map(some, (objects[n::8] for n in range(8))))
-
-    def through(self, port):
-        """A kubeconfig that leads here by another port."""
-        told = json.loads(json.dumps(self.told))
-        told["clusters"][0]["cluster"]["server"] = f"https://{self.server.hostname}:{port}"
-        return yaml.safe_dump(told)
-
-    def close(self):
-        subprocess.run([CLUSTER / "cluster", "down", "--dir", self.home], check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+def kubeconfig(cluster, port=None):
+    """An administrator's, by another port if one is given."""
+    told = yaml.safe_load((cluster.home / "kubeconfig").read_text())
+    if port:
+        told["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{port}"
+    return yaml.safe_dump(told)
 
 
 class Relay:
     """As many ports as clusters, each a way to one of the servers; some can be made black holes."""
 
     def __init__(self, count, servers):
-        command = [TARGETS, "relay", str(count), *(f"{one.server.hostname}:{one.server.port}" for one in servers)]
+        command = [TARGETS, "relay", str(count), *(urllib.parse.urlsplit(one.server).netloc for one in servers)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ports = json.loads(self.process.stdout.readline())
 
@@ -103,7 +68,7 @@ class Fleet:
         ]
         env = {
             **os.environ,
-            "KUBECONFIG": str(home.kubeconfig),
+            "KUBECONFIG": str(home.home / "kubeconfig"),
             "UMBEL_NAMESPACE": "default",
             "UMBEL_CLUSTERS": json.dumps(clusters),
             "UMBEL_JOBS": json.dumps(jobs or {}),
@@ -155,8 +120,8 @@ class Fleet:
         shutil.rmtree(self.folder)
 
 
-def secret(name, kubeconfig):
-    data = base64.b64encode(kubeconfig.encode()).decode()
+def secret(name, text):
+    data = base64.b64encode(text.encode()).decode()
     return {"metadata": {"name": name}, "data": {"kubeconfig": data}}
 
 
@@ -167,7 +132,7 @@ def clusters(figures, sizes):
     try:
         relay = Relay(count, targets)
         names = [f"c{n:03}" for n in range(count)]
-        texts = [targets[n % SERVERS].through(port) for n, port in enumerate(relay.ports)]
+        texts = [kubeconfig(targets[n % SERVERS], port) for n, port in enumerate(relay.ports)]
         for name, text in zip(names, texts):
             (folder / name).write_text(text)
         home.create("/api/v1/namespaces/default/secrets", map(secret, names, texts))
@@ -234,7 +199,7 @@ def one_cluster(figures, sizes):
     waits = WAITS if sizes.rounds > 1 else WAITS // 10
     home = Cluster("--apiserver-arg=--max-mutating-requests-inflight=1000")
     try:
-        home.create("/api/v1/namespaces/default/secrets", [secret("c", home.kubeconfig.read_text())])
+        home.create("/api/v1/namespaces/default/secrets", [secret("c", kubeconfig(home))])
         jobs = {
             "apply": {"namespaces": ["default"], "kinds": ["ConfigMap"]},
             "wait": {"namespaces": ["default"], "kinds": ["apps/Deployment"]},
@@ -248,7 +213,7 @@ def one_cluster(figures, sizes):
             fleet.run("umbel.cluster.apply", apply)
             for _ in range(3 * sizes.few):
                 figures.note(PLACED, "umbel", OBJECTS / fleet.run("umbel.cluster.apply", apply))
-                for seconds in floor("apply", home.kubeconfig, file, 2)[1:]:
+                for seconds in floor("apply", home.home / "kubeconfig", file, 2)[1:]:
                     figures.note(PLACED, "floor", OBJECTS / seconds)
         finally:
             fleet.close()
