@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
 use crate::board::{Admission, Board, Bucket, Facts, Grant, Limits};
-use crate::circuit::Circuit;
+use crate::circuit::{Circuit, State};
 use crate::error::Error;
 use crate::secret::{self, Fault, Freshness};
 use crate::stay::{Dress, Identity, Stay, Target, lock};
@@ -25,6 +25,8 @@ use crate::{client, kubeconfig};
 const MAX_CLIENTS: u64 = 512;
 /// A client that nobody used for this long is closed, with its watch at home.
 const IDLE: Duration = Duration::from_mins(10);
+/// A probe is waited for in the slot of the task that sent it for so long: most that live answer sooner.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// One entry of `UMBEL_CLUSTERS`: a cluster that the pool may touch, the Secret with its kubeconfig, and how it may be used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,9 +293,21 @@ impl Registry {
             }
         };
         let Grant { tokens, wait } = grant;
-        let stay = Stay::new(shared, entry, turn, grant, permit);
+        let stay = Arc::new(Stay::new(shared, entry, turn, grant, permit));
         if tokens == 0 {
             return Err(Error::Throttled { cluster: name(), wait });
+        }
+        if entry.circuit().state == State::HalfOpen {
+            // It goes on when this task does not wait for it any longer: a dead target holds no slot.
+            let probing = stay.clone();
+            let probe = tokio::spawn(async move { probing.probe().await });
+            match tokio::time::timeout(GRACE, probe).await {
+                Ok(Ok(answer)) => answer?,
+                Ok(Err(_)) | Err(_) => {
+                    let wait = entry.circuit().wait(Instant::now()).unwrap_or_default();
+                    return Err(Error::CircuitOpen { cluster: name(), wait });
+                }
+            }
         }
         Target::arrive(stay).await
     }

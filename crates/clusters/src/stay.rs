@@ -9,13 +9,14 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyStream, StreamBody};
+use hyper::body::{Bytes, Frame};
 use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
@@ -24,6 +25,7 @@ use tokio::task::AbortHandle;
 
 use crate::board::{Grant, TURN};
 use crate::circuit::Circuit;
+use crate::client::{self, SILENCE};
 use crate::error::{Error, Mistaken};
 use crate::registry::{Connection, Entry, Shared};
 
@@ -186,6 +188,13 @@ impl Stay {
         })
     }
 
+    /// Asks a target whose circuit is half open who it is, whatever is known of it.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        *connection.link.identity.lock().await = None;
+        self.recognise(&connection, false).await
+    }
+
     /// Who the target is, read half a minute ago at most.
     async fn identity(&self, connection: &Connection) -> Result<Identity, Error> {
         let mut known = connection.link.identity.lock().await;
@@ -200,12 +209,15 @@ impl Stay {
         }
         self.token().await?;
         let mut request = Request::get("/api/v1/namespaces/kube-system")
-            .body(Vec::new())
+            .body(Body::empty())
             .map_err(|_| self.strange())?;
         self.entry.dress(request.headers_mut());
         let attempt = "read who it is";
-        let answer = tokio::time::timeout(IDENTIFY, connection.link.client.request::<Named>(request)).await;
-        let identity = match answer {
+        let asked = async {
+            let body = read(client::send(&connection.link.client, request).await?).await?;
+            serde_json::from_slice::<Named>(&body).map_err(kube::Error::SerdeError)
+        };
+        let identity = match tokio::time::timeout(IDENTIFY, asked).await {
             Ok(Ok(named)) => Identity::Known(named.metadata.uid),
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
                 Identity::Unknown(status.message.chars().take(200).collect())
@@ -305,8 +317,8 @@ impl Stay {
         self.token().await?;
         let mut connection = self.connection().await?;
         self.recognise(&connection, is_write).await?;
-        let spare = copy(&request);
-        let answer = connection.link.client.send(request).await?;
+        let spare = client::copy(&request);
+        let answer = client::send(&connection.link.client, request).await?;
         let answer = match spare {
             Some(spare) if answer.status() == StatusCode::UNAUTHORIZED => {
                 // Tokens end and are replaced while tasks run: once more, with what the Secret holds now.
@@ -314,7 +326,7 @@ impl Stay {
                 connection = self.connection().await?;
                 self.token().await?;
                 self.recognise(&connection, is_write).await?;
-                connection.link.client.send(spare).await?
+                client::send(&connection.link.client, spare).await?
             }
             _ => answer,
         };
@@ -362,15 +374,6 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// The request once more, if its body is at hand.
-fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    let mut copy = Request::new(request.body().try_clone()?);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
 fn is_watch(request: &Request<Body>) -> bool {
     let query = request.uri().query().unwrap_or_default();
     query
@@ -389,65 +392,94 @@ async fn is_over((stay, version): &(Weak<Stay>, String)) -> Option<&'static str>
     }
 }
 
+/// The body of an answer, as far as it is taken.
+struct Answering {
+    frames: BodyStream<Body>,
+    /// Bytes so far; of a watch, those of its last line.
+    seen: usize,
+    /// When to look: at the end of the time, or whether the credential of a watch is still the present one.
+    look: tokio::time::Instant,
+    is_watch: bool,
+    mine: (Weak<Stay>, String),
+}
+
+impl Answering {
+    async fn next(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        let silent = tokio::time::Instant::now() + SILENCE;
+        let next = loop {
+            if let Ok(next) = tokio::time::timeout_at(self.look.min(silent), self.frames.next()).await {
+                break next;
+            }
+            let why = if silent < self.look {
+                Some("the answer does not go on")
+            } else if self.is_watch {
+                is_over(&self.mine).await
+            } else {
+                Some("the answer does not end")
+            };
+            if let Some(why) = why {
+                return Some(Err(why.into()));
+            }
+            self.look = tokio::time::Instant::now() + WATCHED;
+        };
+        let frame = match next? {
+            Ok(frame) => frame,
+            Err(err) => return Some(Err(err.into())),
+        };
+        let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
+        let line = data.iter().rposition(|byte| self.is_watch && *byte == b'\n');
+        self.seen = line.map_or(self.seen + data.len(), |at| data.len() - at - 1);
+        if self.seen > MAX_ANSWER {
+            let err = format!("the answer is larger than {} MiB", MAX_ANSWER >> 20);
+            return Some(Err(err.into()));
+        }
+        Some(Ok(frame))
+    }
+}
+
+/// The answer to a request of this stay's.
+async fn respond(
+    stay: &Weak<Stay>,
+    request: Request<Body>,
+) -> Result<Response<impl hyper::body::Body<Data = Bytes, Error = BoxError> + Send + use<>>, BoxError> {
+    let stay = stay.upgrade().ok_or(OVER)?;
+    let is_watch = is_watch(&request);
+    let until = tokio::time::Instant::now() + ANSWER;
+    let sending = stay.send(request);
+    let (answer, version) = if is_watch {
+        sending.await?
+    } else {
+        tokio::time::timeout_at(until, sending)
+            .await
+            .map_err(|_| "no answer in time")??
+    };
+    let stay = Arc::downgrade(&stay);
+    Ok(answer.map(|body| {
+        let look = if is_watch {
+            tokio::time::Instant::now() + WATCHED
+        } else {
+            until
+        };
+        let answering = Answering {
+            frames: BodyStream::new(body),
+            seen: 0,
+            look,
+            is_watch,
+            mine: (stay, version),
+        };
+        StreamBody::new(futures::stream::unfold(answering, |mut answering| async move {
+            let frame = answering.next().await?;
+            Some((frame, answering))
+        }))
+    }))
+}
+
 /// A client whose every request is one of this stay's.
-fn client(stay: &Arc<Stay>) -> Client {
+fn requests(stay: &Arc<Stay>) -> Client {
     let stay: Weak<Stay> = Arc::downgrade(stay);
     let service = tower::service_fn(move |request: Request<Body>| {
         let stay = stay.clone();
-        async move {
-            let stay = stay.upgrade().ok_or(OVER)?;
-            let is_watch = is_watch(&request);
-            let until = tokio::time::Instant::now() + ANSWER;
-            let sending = stay.send(request);
-            let (answer, version) = if is_watch {
-                sending.await?
-            } else {
-                tokio::time::timeout_at(until, sending)
-                    .await
-                    .map_err(|_| "no answer in time")??
-            };
-            let stay = Arc::downgrade(&stay);
-            Ok::<_, BoxError>(answer.map(|body| {
-                let frames = BodyStream::new(body);
-                // When to look: at the end of the time, or whether the credential of a watch is still the present one.
-                let look = if is_watch {
-                    tokio::time::Instant::now() + WATCHED
-                } else {
-                    until
-                };
-                let state = (frames, 0_usize, look, (stay, version));
-                let bounded = futures::stream::unfold(state, move |state| async move {
-                    let (mut frames, seen, mut look, mine) = state;
-                    let next = loop {
-                        if let Ok(next) = tokio::time::timeout_at(look, frames.next()).await {
-                            break next;
-                        }
-                        let why = if is_watch {
-                            is_over(&mine).await
-                        } else {
-                            Some("the answer does not end")
-                        };
-                        if let Some(why) = why {
-                            return Some((Err(BoxError::from(why)), (frames, seen, look, mine)));
-                        }
-                        look = tokio::time::Instant::now() + WATCHED;
-                    };
-                    let frame = match next? {
-                        Ok(frame) => frame,
-                        Err(err) => return Some((Err(BoxError::from(err)), (frames, seen, look, mine))),
-                    };
-                    let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
-                    let line = data.iter().rposition(|byte| is_watch && *byte == b'\n');
-                    let seen = line.map_or(seen + data.len(), |at| data.len() - at - 1);
-                    if seen > MAX_ANSWER {
-                        let err = format!("the answer is larger than {} MiB", MAX_ANSWER >> 20);
-                        return Some((Err(BoxError::from(err)), (frames, seen, look, mine)));
-                    }
-                    Some((Ok(frame), (frames, seen, look, mine)))
-                });
-                StreamBody::new(bounded)
-            }))
-        }
+        async move { respond(&stay, request).await }
     });
     Client::new(service, "default")
 }
@@ -455,12 +487,12 @@ fn client(stay: &Arc<Stay>) -> Client {
 /// A turn at a target cluster. Give it back (drop it) when the work there is done: its clients end with it.
 pub struct Target {
     stay: Arc<Stay>,
-    client: Client,
+    /// Made for those who want one: it has a task of its own.
+    client: OnceLock<Client>,
 }
 
 impl Target {
-    pub(crate) async fn arrive(stay: Stay) -> Result<Target, Error> {
-        let stay = Arc::new(stay);
+    pub(crate) async fn arrive(stay: Arc<Stay>) -> Result<Target, Error> {
         // Those who wait for their turn to ask who it is do not each find out that it is dead.
         let mut opened = stay.entry.opened.subscribe();
         let recognised = async {
@@ -475,7 +507,7 @@ impl Target {
                 return Err(Error::CircuitOpen { cluster: stay.name(), wait });
             }
         }
-        let client = client(&stay);
+        let client = OnceLock::new();
         Ok(Target { stay, client })
     }
 
@@ -486,7 +518,7 @@ impl Target {
 
     /// The client. Send requests through [`Target::ask`], which bounds them and tells the circuit.
     pub fn client(&self) -> Client {
-        self.client.clone()
+        self.client.get_or_init(|| requests(&self.stay)).clone()
     }
 
     /// Who the target says it is, half a minute ago at most.
@@ -511,33 +543,12 @@ impl Target {
     /// # Cancellation
     /// Safe.
     pub async fn get(&self, attempt: &'static str, path: &str, limit: Duration) -> Result<Vec<u8>, Error> {
-        let read = async {
+        let answer = async {
             let request = Request::get(path).body(Body::empty());
             let request = request.map_err(|err| kube::Error::Service(err.into()))?;
-            let answer = self.client().send(request).await?;
-            let status = answer.status();
-            let mut frames = BodyStream::new(answer.into_body());
-            let mut body = Vec::new();
-            while let Some(frame) = frames.next().await {
-                let frame = frame?;
-                let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
-                // Before it is kept: a buffer that doubles holds no more than this, and half of it while it grows.
-                if body.len() + data.len() > MAX_BODY {
-                    let text = format!("the answer is larger than {} MiB", MAX_BODY >> 20);
-                    return Err(kube::Error::Service(text.into()));
-                }
-                body.extend_from_slice(data);
-            }
-            if status.is_success() {
-                return Ok(body);
-            }
-            let said = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
-                let text: String = String::from_utf8_lossy(&body).chars().take(1000).collect();
-                kube::core::Status::failure(&text, "")
-            });
-            Err(kube::Error::Api(Box::new(said.with_code(status.as_u16()))))
+            read(respond(&Arc::downgrade(&self.stay), request).await.map_err(known)?).await
         };
-        self.ask(attempt, limit, read).await
+        self.ask(attempt, limit, Box::pin(answer)).await
     }
 
     /// Awaits one request for at most `limit`; less when the target's circuit opens meanwhile.
@@ -579,6 +590,42 @@ impl Target {
         self.stay.heard(&err).await;
         Err(err)
     }
+}
+
+/// As the client library has it.
+fn known(err: BoxError) -> kube::Error {
+    match err.downcast::<kube::Error>() {
+        Ok(err) => *err,
+        Err(err) => kube::Error::Service(err),
+    }
+}
+
+/// The body of a success, or the refusal.
+async fn read<B>(answer: Response<B>) -> Result<Vec<u8>, kube::Error>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let status = answer.status();
+    let mut frames = pin!(BodyStream::new(answer.into_body()));
+    let mut body = Vec::new();
+    while let Some(frame) = frames.next().await {
+        let frame = frame.map_err(|err| known(err.into()))?;
+        let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
+        // Before it is kept: a buffer that doubles holds no more than this, and half of it while it grows.
+        if body.len() + data.len() > MAX_BODY {
+            let text = format!("the answer is larger than {} MiB", MAX_BODY >> 20);
+            return Err(kube::Error::Service(text.into()));
+        }
+        body.extend_from_slice(data);
+    }
+    if status.is_success() {
+        return Ok(body);
+    }
+    let said = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
+        let text: String = String::from_utf8_lossy(&body).chars().take(1000).collect();
+        kube::core::Status::failure(&text, "")
+    });
+    Err(kube::Error::Api(Box::new(said.with_code(status.as_u16()))))
 }
 
 /// What a failed request means; errors of ours come through the client library in a box.

@@ -1,5 +1,7 @@
 //! Targets that do not answer, or not to an end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -85,14 +87,15 @@ async fn t01_a_dead_target_is_left_alone_and_its_neighbour_is_not_slower() {
         begin.elapsed()
     );
     for cluster in ["closed", "nowhere"] {
-        let report = scene.report(cluster).await;
-        let circuit = report.circuit.unwrap();
-        assert_eq!(
-            (report.reachable, circuit.state),
-            (false, CircuitState::Open),
-            "{cluster}"
-        );
-        assert!(circuit.since.unwrap().0 < circuit.until.unwrap().0);
+        // A report may be written a little after the result.
+        eventually(SOON, "it says that the circuit is open", async || {
+            let report = scene.report(cluster).await;
+            let circuit = report.circuit.unwrap();
+            assert!(!report.reachable, "{cluster}");
+            let until = circuit.until.map(|until| until.0);
+            circuit.state == CircuitState::Open && circuit.since.unwrap().0 < until.unwrap()
+        })
+        .await;
     }
 
     let alone = time(&scene, &["alive"; 40]).await;
@@ -162,6 +165,79 @@ async fn t01_who_waits_for_a_dead_target_is_let_go_when_its_circuit_opens() {
     let taken = begin.elapsed();
     println!("let go after {taken:?}, of the 15 s that it would have waited");
     assert!(taken < Duration::from_secs(8), "{taken:?}");
+}
+
+#[tokio::test]
+async fn t01_the_probe_of_a_dead_target_holds_no_slot() {
+    let scene = Scene::new("t01-probe").await;
+    let stub = Stub::before(&target().await, |_| Reply::Never).await;
+    scene.secret("dead", &stub.kubeconfig("t")).await;
+    let good = std::fs::read_to_string(target().await).unwrap();
+    scene.secret("alive", &good).await;
+    let worker = scene
+        .worker(&[("dead", plain()), ("alive", plain())], &["--concurrency", "3"])
+        .await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(scene.sync("dead").await);
+    }
+    for id in ids {
+        scene.result(&id).await.unwrap_err();
+    }
+    let opened = stub.seen().len();
+    let mut slowest = Duration::ZERO;
+    eventually(SOON, "a probe is sent", async || {
+        let begin = Instant::now();
+        let dead = [
+            scene.sync("dead").await,
+            scene.sync("dead").await,
+            scene.sync("dead").await,
+        ];
+        let alive = scene.sync("alive").await;
+        scene.result(&alive).await.unwrap();
+        for id in dead {
+            let failed = scene.result(&id).await.unwrap_err();
+            assert!(failed.contains("did not answer lately"), "{failed}\n{}", worker.tail());
+        }
+        slowest = slowest.max(begin.elapsed());
+        stub.seen().len() > opened
+    })
+    .await;
+    println!("beside a probe: {slowest:?}, of the 10 s that it takes");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    assert_eq!(
+        scene.report("dead").await.circuit.unwrap().state,
+        CircuitState::HalfOpen
+    );
+}
+
+/// Servers end kept connections when they like: a request that was on its way then says nothing about the target.
+#[tokio::test]
+async fn t01_a_read_whose_connection_ends_is_sent_once_more() {
+    let scene = Scene::new("t01-again").await;
+    let hang_ups = Arc::new(AtomicU32::new(1));
+    let left = hang_ups.clone();
+    let stub = Stub::before(&target().await, move |asked| {
+        let take = |left: u32| left.checked_sub(1);
+        if asked.is("/readyz") && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+            Reply::HangUp
+        } else {
+            Reply::Pass
+        }
+    })
+    .await;
+    let asked = || stub.seen().iter().filter(|asked| asked.is("/readyz")).count();
+    scene.secret("c", &stub.kubeconfig("t")).await;
+    let _worker = scene.worker(&[("c", plain())], &[]).await;
+    let id = scene.sync("c").await;
+    scene.result(&id).await.unwrap();
+    assert_eq!(asked(), 2);
+
+    hang_ups.store(2, Ordering::SeqCst);
+    let id = scene.sync("c").await;
+    let failed = scene.result(&id).await.unwrap_err();
+    assert!(failed.contains("not reachable"), "once is enough: {failed}");
+    assert_eq!(asked(), 4);
 }
 
 #[tokio::test]
