@@ -214,7 +214,8 @@ impl Stay {
         self.entry.dress(request.headers_mut());
         let attempt = "read who it is";
         let asked = async {
-            let body = read(client::send(&connection.link.client, request).await?).await?;
+            let mut body = Vec::new();
+            read(client::send(&connection.link.client, request).await?, &mut body).await?;
             serde_json::from_slice::<Named>(&body).map_err(kube::Error::SerdeError)
         };
         let identity = match tokio::time::timeout(IDENTIFY, asked).await {
@@ -543,10 +544,30 @@ impl Target {
     /// # Cancellation
     /// Safe.
     pub async fn get(&self, attempt: &'static str, path: &str, limit: Duration) -> Result<Vec<u8>, Error> {
+        let mut body = Vec::new();
+        self.get_into(attempt, path, limit, &mut body).await?;
+        Ok(body)
+    }
+
+    /// As [`Target::get`], in the place of what `body` held: for who reads page after page.
+    ///
+    /// # Errors
+    /// As [`Target::get`].
+    ///
+    /// # Cancellation
+    /// Safe; what is in `body` then is of no use.
+    pub async fn get_into(
+        &self,
+        attempt: &'static str,
+        path: &str,
+        limit: Duration,
+        body: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let answer = async {
             let request = Request::get(path).body(Body::empty());
             let request = request.map_err(|err| kube::Error::Service(err.into()))?;
-            read(respond(&Arc::downgrade(&self.stay), request).await.map_err(known)?).await
+            let answer = respond(&Arc::downgrade(&self.stay), request).await;
+            read(answer.map_err(known)?, body).await
         };
         self.ask(attempt, limit, Box::pin(answer)).await
     }
@@ -601,13 +622,13 @@ fn known(err: BoxError) -> kube::Error {
 }
 
 /// The body of a success, or the refusal.
-async fn read<B>(answer: Response<B>) -> Result<Vec<u8>, kube::Error>
+async fn read<B>(answer: Response<B>, body: &mut Vec<u8>) -> Result<(), kube::Error>
 where
     B: hyper::body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
     let status = answer.status();
     let mut frames = pin!(BodyStream::new(answer.into_body()));
-    let mut body = Vec::new();
+    body.clear();
     while let Some(frame) = frames.next().await {
         let frame = frame.map_err(|err| known(err.into()))?;
         let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
@@ -619,10 +640,10 @@ where
         body.extend_from_slice(data);
     }
     if status.is_success() {
-        return Ok(body);
+        return Ok(());
     }
-    let said = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
-        let text: String = String::from_utf8_lossy(&body).chars().take(1000).collect();
+    let said = serde_json::from_slice::<kube::core::Status>(body).unwrap_or_else(|_| {
+        let text: String = String::from_utf8_lossy(body).chars().take(1000).collect();
         kube::core::Status::failure(&text, "")
     });
     Err(kube::Error::Api(Box::new(said.with_code(status.as_u16()))))

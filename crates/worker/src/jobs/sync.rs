@@ -152,7 +152,7 @@ impl Sync {
         let attempt = "read its version";
         target.get(attempt, "/version", left(until)).await?;
         let asked = Instant::now();
-        let version: Version = read(&target, attempt, "/version", until).await?;
+        let version: Version = read(&target, attempt, "/version", until, &mut Vec::new()).await?;
         let latency = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
 
         let mut seen = Observation {
@@ -359,9 +359,10 @@ async fn read<T: DeserializeOwned>(
     attempt: &'static str,
     path: &str,
     until: Instant,
+    body: &mut Vec<u8>,
 ) -> Result<T, Error> {
-    let body = target.get(attempt, path, left(until)).await?;
-    serde_json::from_slice(&body).map_err(|source| Error::Answer {
+    target.get_into(attempt, path, left(until), body).await?;
+    serde_json::from_slice(body).map_err(|source| Error::Answer {
         cluster: target.name().to_owned(),
         attempt,
         source: Box::new(kube::Error::SerdeError(source)),
@@ -388,8 +389,11 @@ async fn list<T: DeserializeOwned, A: Default>(
     let mut sum = A::default();
     let mut token: Option<String> = None;
     let mut restarts = 0;
+    // One place for all pages: what grows anew with each is what a sync of many pods takes most of.
+    let mut body = Vec::new();
     loop {
-        let page = read::<Page<T>>(target, attempt, &of_page(path, token.as_deref()), until).await;
+        let path = of_page(path, token.as_deref());
+        let page = read::<Page<T>>(target, attempt, &path, until, &mut body).await;
         match page {
             Ok(Page { metadata, items }) => {
                 items.into_iter().for_each(|item| add(&mut sum, item));
