@@ -1,7 +1,7 @@
 //! Wiring: watches first, then the election, then everything that writes.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
@@ -9,6 +9,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, ResourceExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use umbel_plan::shield;
 use umbel_telemetry::metrics::Registry;
 use umbel_telemetry::{Readiness, admin, shutdown};
 
@@ -82,6 +83,7 @@ pub async fn run(config: Config) -> Result<()> {
         recorder: Recorder::new(client.clone(), reporter),
         metrics: metrics.clone(),
         release,
+        marks: Mutex::new(shield::Turns::new(Instant::now())),
     });
     let synced = async {
         for scope in &context.scopes {

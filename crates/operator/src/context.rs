@@ -1,10 +1,12 @@
 //! What every controller gets to see.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
 use umbel_api::{PeriodicTask, TargetCluster, TaskQueue, WorkerPool};
+use umbel_plan::shield;
 use umbel_telemetry::chain;
 
 use crate::args::Release;
@@ -32,9 +34,20 @@ pub struct Context {
     pub metrics: Metrics,
     /// The release we belong to.
     pub release: Release,
+    /// When pods may be marked as busy or idle.
+    pub marks: Mutex<shield::Turns>,
 }
 
 impl Context {
+    /// Whether a pod may be marked now.
+    ///
+    /// # Errors
+    /// When to ask again.
+    pub fn turn_to_mark(&self, now: Instant) -> Result<(), Duration> {
+        // Nothing that can panic runs under this lock.
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).take(now)
+    }
+
     /// All queues.
     pub fn queues(&self) -> Vec<Arc<TaskQueue>> {
         self.scopes

@@ -128,6 +128,18 @@ impl Workers {
             .max_by_key(|record| (record.heartbeat.is_some(), started(record)))
     }
 
+    /// Ids of the tasks that a pod works on, as far as its workers name them. Where they name none and hold some, these are
+    /// one without an id.
+    pub fn running(&self, pod_uid: &str) -> impl Iterator<Item = &str> {
+        let beats = self.by_pod.get(pod_uid).into_iter().flatten();
+        let ids: Vec<&str> = beats
+            .filter_map(|record| record.heartbeat.as_ref())
+            .flat_map(|beat| beat.running.iter().map(|running| running.id.as_str()))
+            .collect();
+        let unnamed = ids.is_empty() && self.held(pod_uid) > 0;
+        ids.into_iter().chain(unnamed.then_some(""))
+    }
+
     /// Leases held in a pod, by whichever of its processes.
     pub fn held(&self, pod_uid: &str) -> u64 {
         self.by_pod
@@ -370,17 +382,18 @@ fn pod(pod: &Pod, workers: Option<&Workers>) -> drain::Pod {
     }
 }
 
-/// How a pod is marked, beside how it works.
-pub fn marks(pod: &Pod, busy: bool) -> shield::Seen {
+/// How a pod is marked, beside how it works: whether it is busy, for a mark that is raised or not, and since how long.
+pub fn marks(pod: &Pod, work: impl FnOnce(bool) -> (bool, Duration)) -> shield::Seen {
     let note = |name: &str| pod.annotations().get(name);
     let raised = note(ANNOTATION_DELETION_COST) == Some(&deployment::COST_BUSY.to_string());
     let shielded = pod.labels().contains_key(LABEL_BUSY)
         || note(ANNOTATION_SAFE_TO_EVICT).is_some_and(|value| value == "false")
         || note(ANNOTATION_DO_NOT_DISRUPT).is_some_and(|value| value == "true");
+    let (busy, for_long) = work(raised);
     shield::Seen {
         busy,
         raised,
-        differs_for: Duration::ZERO,
+        differs_for: if busy == raised { Duration::ZERO } else { for_long },
         since: note(ANNOTATION_BUSY_SINCE).and_then(|text| text.parse().ok()),
         shielded,
     }

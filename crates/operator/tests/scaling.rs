@@ -2,14 +2,19 @@
 
 mod common;
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Kubelet, LONG, Stage};
+use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::WatchStreamExt as _;
 use serde_json::{Value, json};
 use umbel_testkit::eventually;
 
@@ -470,6 +475,74 @@ async fn s08_busy_pods_are_shielded_from_eviction_for_a_bounded_time() {
             .is_none()
     })
     .await;
+}
+
+/// Writes of costs and shields follow tasks of ten seconds and more, and those only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s08_short_tasks_cause_no_marks_and_a_long_one_two() {
+    let stage = Stage::start().await;
+    let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("mail").await;
+    let protection = json!({ "onEviction": ["DisruptionBudget"] });
+    let spec = json!({ "replicas": 2, "concurrency": 1, "scaling": { "mode": "Manual" }, "protection": protection });
+    pool(&stage, "mail", spec).await;
+    stage.ready("mail", 2).await;
+    let costs = async || {
+        let pods = stage.pods_of("mail").await;
+        let cost = |pod: &Pod| {
+            pod.annotations()
+                .get("controller.kubernetes.io/pod-deletion-cost")
+                .cloned()
+        };
+        pods.iter()
+            .map(|pod| (pod.name_any(), cost(pod)))
+            .collect::<BTreeMap<_, _>>()
+    };
+    eventually(LONG, "both are admitted", async || {
+        costs().await.values().all(|cost| cost.as_deref() == Some("0"))
+    })
+    .await;
+    let marks = Arc::new(AtomicUsize::new(0));
+    let seen = marks.clone();
+    let mut before = costs().await;
+    let events = kube::runtime::watcher(stage.pods(), kube::runtime::watcher::Config::default());
+    let counting = tokio::spawn(async move {
+        let mut events = std::pin::pin!(events.applied_objects());
+        while let Some(Ok(pod)) = events.next().await {
+            let cost = pod
+                .annotations()
+                .get("controller.kubernetes.io/pod-deletion-cost")
+                .cloned();
+            if let Some(known) = before.get_mut(&pod.name_any())
+                && *known != cost
+            {
+                *known = cost;
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    // Both work without a rest for three times as long as a long task takes to show.
+    stage.send_sleeps("mail", 60, 1.0).await;
+    eventually(LONG, "all are done", async || {
+        stage.status("mail").await.busy_replicas == 2
+    })
+    .await;
+    eventually(LONG, "all are done", async || {
+        stage.status("mail").await.busy_replicas == 0
+    })
+    .await;
+    assert_eq!(marks.load(Ordering::SeqCst), 0, "marks of short tasks");
+
+    stage.send_sleeps("mail", 1, 20.0).await;
+    eventually(LONG, "the long one is marked", async || {
+        marks.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    eventually(LONG * 2, "the mark goes", async || marks.load(Ordering::SeqCst) == 2).await;
+    let left = costs().await;
+    assert!(left.values().all(|cost| cost.as_deref() == Some("0")), "{left:?}");
+    counting.abort();
 }
 
 /// What keeps a pod's task from ending, or its cost from being ours, is said.

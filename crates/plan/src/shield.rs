@@ -1,9 +1,11 @@
 //! What a busy pod carries: its deletion cost, and what shields it from whoever moves pods around.
 //!
-//! Cost and shield follow a pod's work slowly, so that short tasks cause no writes: up after ten seconds, down after a
-//! minute without a task. A shield ends after `maxHold` though the work goes on; it comes back only after the pod was idle.
+//! Cost and shield follow long tasks only, and slowly: up when one has run for ten seconds, down after a minute without
+//! one. Tasks that are shorter cause no writes, however many there are. A shield ends after `maxHold` though the work goes
+//! on; it comes back only after such a minute. All pods together are marked ten times in a second at most.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -17,15 +19,82 @@ use crate::deployment::{COST_ADMITTED, COST_BUSY, labels};
 use crate::pool::Pool;
 use crate::scaling::signed;
 
-/// A pod counts as busy after so long.
+/// A pod counts as busy when a task has run for so long.
 const UP: Duration = Duration::from_secs(10);
 /// And as idle after so long: sooner up than down, so that a pod that works again and again stays as it is.
 const DOWN: Duration = Duration::from_mins(1);
+/// Between two marks on the long run, …
+const APART: Duration = Duration::from_millis(150);
+/// … of which the first few may come together: ten in any second.
+const TOGETHER: Duration = Duration::from_millis(450);
+/// One that has to wait asks again after this: nothing waits for a mark.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The tasks of one pod, as they were seen. By their ids, as no clock but our own can be trusted to tell how old they are.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    since: HashMap<String, Instant>,
+    /// Since when none of them is long.
+    short: Option<Instant>,
+}
+
+impl Work {
+    /// Takes the ids of what a pod works on now; answers whether it is busy, for a mark that is `raised` or not, and for
+    /// how long that has been so.
+    pub fn see<'a>(
+        &mut self,
+        tasks: impl IntoIterator<Item = &'a str>,
+        raised: bool,
+        now: Instant,
+    ) -> (bool, Duration) {
+        let mut before = std::mem::take(&mut self.since);
+        for id in tasks {
+            let (id, since) = before.remove_entry(id).unwrap_or_else(|| (id.to_owned(), now));
+            self.since.insert(id, since);
+        }
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let oldest = self.since.values().copied().map(age).max();
+        if oldest.is_some_and(|oldest| oldest >= UP) {
+            self.short = None;
+            return (true, oldest.unwrap_or_default());
+        }
+        let short = age(*self.short.get_or_insert(now));
+        match oldest {
+            Some(oldest) if !raised => (true, oldest),
+            Some(_) | None => (false, short),
+        }
+    }
+}
+
+/// When pods may be marked, all of them together.
+#[derive(Clone, Copy, Debug)]
+pub struct Turns {
+    free: Instant,
+}
+
+impl Turns {
+    /// All are free.
+    pub fn new(now: Instant) -> Turns {
+        Turns { free: now }
+    }
+
+    /// Takes a turn.
+    ///
+    /// # Errors
+    /// When to ask again.
+    pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        if self.free.saturating_duration_since(now) > TOGETHER {
+            return Err(AGAIN);
+        }
+        self.free = self.free.max(now) + APART;
+        Ok(())
+    }
+}
 
 /// One pod, as it works and as it is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// It holds a task.
+    /// It works, as [`Work::see`] says.
     pub busy: bool,
     /// It is marked as busy by its cost.
     pub raised: bool,

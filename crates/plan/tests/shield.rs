@@ -7,12 +7,12 @@
     reason = "helpers of tests"
 )]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use umbel_api::workerpool::Protection;
-use umbel_plan::shield::{Mark, Seen, decide, look, metadata};
+use umbel_plan::shield::{Mark, Seen, Turns, Work, decide, look, metadata};
 
 const T0: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
@@ -66,6 +66,50 @@ fn marks_follow_work_slowly_and_shields_end() {
         Some(Duration::from_secs(10))
     );
     assert_eq!(look(&none, &seen(true, true, 0, None, false), T0), None);
+}
+
+#[test]
+fn short_tasks_are_no_work_that_is_marked() {
+    let begin = Instant::now();
+    let at = |second: u64| begin + Duration::from_secs(second);
+    let seconds = Duration::from_secs;
+    // One after the other, none longer than eight seconds.
+    let mut work = Work::default();
+    for second in 0..600 {
+        let id = (second / 8).to_string();
+        let (busy, age) = work.see([id.as_str()], false, at(second));
+        assert!(busy && age < seconds(10), "{second}: {age:?}");
+    }
+    // A long one among them, then short ones again.
+    let (busy, age) = work.see(["long", "a"], false, at(600));
+    assert_eq!((busy, age), (true, Duration::ZERO));
+    assert_eq!(work.see(["long", "b"], false, at(610)), (true, seconds(10)));
+    assert_eq!(work.see(["long"], true, at(700)), (true, seconds(100)));
+    assert_eq!(work.see(["c"], true, at(705)), (false, Duration::ZERO));
+    assert_eq!(work.see(["d"], true, at(765)), (false, seconds(60)), "the mark goes");
+    assert_eq!(work.see(["d"], false, at(766)), (true, seconds(1)));
+    assert_eq!(work.see([], false, at(767)).0, false);
+}
+
+#[test]
+fn ten_marks_in_any_second() {
+    let begin = Instant::now();
+    let mut turns = Turns::new(begin);
+    let mut taken = Vec::new();
+    for milli in 0..30_000 {
+        let now = begin + Duration::from_millis(milli);
+        // A rest in the middle saves up no more than a few.
+        if !(10_000..15_000).contains(&milli) && turns.take(now).is_ok() {
+            taken.push(milli);
+        }
+    }
+    assert!(taken.len() > 160, "{}", taken.len());
+    let most = taken
+        .iter()
+        .map(|from| taken.iter().filter(|at| (*from..from + 1000).contains(*at)).count())
+        .max();
+    assert!(most.unwrap() <= 10, "{most:?}");
+    assert!(turns.take(begin + Duration::from_secs(30)).is_err());
 }
 
 #[test]

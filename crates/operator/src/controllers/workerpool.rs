@@ -59,7 +59,8 @@ struct Memory {
     calendar: Option<Timestamp>,
     applied: Applied,
     news: News,
-    busy_since: HashMap<String, Instant>,
+    /// What pods work on, by uid.
+    work: HashMap<String, shield::Work>,
     told: Option<String>,
     /// The latest decision in words.
     sentence: String,
@@ -719,7 +720,7 @@ impl Memory {
             calendar: None,
             applied: Applied::default(),
             news: News::default(),
-            busy_since: HashMap::new(),
+            work: HashMap::new(),
             told: None,
             sentence: String::new(),
             corrections: Vec::new(),
@@ -988,7 +989,7 @@ impl Memory {
         }
     }
 
-    /// Deletion costs follow who is busy, slowly: the second line, should somebody else lower the Deployment. So do the
+    /// Deletion costs follow who is busy, slowly and all pods together ten times in a second at most: the second line, should somebody else lower the Deployment. So do the
     /// shields; answers when to look again.
     async fn costs<'a>(
         &mut self,
@@ -1002,8 +1003,7 @@ impl Memory {
         let (protection, now) = (&pool.spec.protection, Timestamp::now());
         let marked = |part: &'a Part<'a>| part.world.live().filter(|pod| pod.marked).map(move |pod| (part, pod));
         let live: Vec<(&Part<'_>, &drain::Pod)> = parts.iter().flat_map(marked).collect();
-        self.busy_since
-            .retain(|uid, _| live.iter().any(|(_, pod)| pod.uid == *uid));
+        self.work.retain(|uid, _| live.iter().any(|(_, pod)| pod.uid == *uid));
         let mut next: Option<Duration> = None;
         for (part, pod) in live {
             let pass = Pass {
@@ -1023,22 +1023,20 @@ impl Memory {
             if protection.on_eviction.is_empty() && observe::foreign_cost_writer(object).is_some() {
                 continue;
             }
-            let busy = pod.worker.as_ref().is_some_and(|worker| worker.held > 0);
-            let mut seen = observe::marks(object, busy);
-            if seen.busy == seen.raised {
-                self.busy_since.remove(&pod.uid);
-            } else {
-                let since = *self.busy_since.entry(pod.uid.clone()).or_insert(clock);
-                seen.differs_for = clock.duration_since(since);
-            }
+            let work = self.work.entry(pod.uid.clone()).or_default();
+            let seen = observe::marks(object, |raised| work.see(workers.running(&pod.uid), raised, clock));
             let mark = shield::decide(protection, &seen, now);
-            if let Some(metadata) = shield::metadata(mark, protection, now) {
-                self.busy_since.remove(&pod.uid);
-                pass.mark(object, metadata).await?;
-            } else {
-                let left = shield::look(protection, &seen, now).map(|left| left.max(SOON));
-                next = next.into_iter().chain(left).min();
-            }
+            let left = match shield::metadata(mark, protection, now) {
+                Some(metadata) => match context.turn_to_mark(clock) {
+                    Ok(()) => {
+                        pass.mark(object, metadata).await?;
+                        continue;
+                    }
+                    Err(again) => Some(again),
+                },
+                None => shield::look(protection, &seen, now).map(|left| left.max(SOON)),
+            };
+            next = next.into_iter().chain(left).min();
         }
         Ok(next)
     }
