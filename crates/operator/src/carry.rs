@@ -393,7 +393,10 @@ impl Pass<'_> {
         let uid = self.pool.uid().unwrap_or_default();
         if let Some((source, _)) = self.celery {
             // They have no gate in Redis: our term is confirmed there, and they are asked themselves.
-            if let StepAnswer::Stale { term } = broker.step(&fence, &uid, &[]).await.map_err(Error::Step)? {
+            failpoint::reach("before-step");
+            let answer = broker.step(&fence, &uid, &[]).await;
+            failpoint::reach("after-step");
+            if let StepAnswer::Stale { term } = answer.map_err(Error::Step)? {
                 return Err(self.stale(&fence, term));
             }
             self.context.celery.look(source, broker).await.map_err(Error::Gate)?;

@@ -27,7 +27,7 @@ use crate::observe::Fleet;
 use crate::owners::holds;
 
 /// What the API server refused is sent again after this, should the cause be elsewhere (a quota, a webhook).
-const REFUSAL_LASTS: Duration = Duration::from_secs(20);
+pub const REFUSAL_LASTS: Duration = Duration::from_secs(20);
 
 /// ServiceAccounts, roles and budgets are not watched: they are looked at again after this, should somebody have changed one.
 const ACCESS_LASTS: Duration = Duration::from_secs(240);
@@ -89,6 +89,24 @@ pub enum Outcome {
         /// Kind, name and cause.
         why: String,
     },
+}
+
+impl Outcome {
+    /// All refusals as one, under the reason of the first.
+    fn of_all(outcomes: Vec<Self>) -> Self {
+        let (mut wrote, mut refused) = (false, None::<(&'static str, String)>);
+        for outcome in outcomes {
+            match (outcome, &mut refused) {
+                (Self::Good { wrote: one }, _) => wrote |= one,
+                (Self::Refused { why, .. }, Some((_, said))) => *said = format!("{said}; {why}"),
+                (Self::Refused { reason, why }, None) => refused = Some((reason, why)),
+            }
+        }
+        match refused {
+            Some((reason, why)) => Self::Refused { reason, why },
+            None => Self::Good { wrote },
+        }
+    }
 }
 
 /// A child could not be read or written for a reason that is not the pool's.
@@ -195,17 +213,17 @@ impl Applied {
                     None => remove::<PodDisruptionBudget>(context, pool, name).await?,
                 }
             }
-            for outcome in outcomes {
-                self.access_refused = Refused::of(&outcome, wanted);
-                match outcome {
-                    Outcome::Good { wrote: one } => wrote |= one,
-                    refused @ Outcome::Refused { .. } => return Ok(refused),
-                }
+            let outcome = Outcome::of_all(outcomes);
+            self.access_refused = Refused::of(&outcome, wanted);
+            match outcome {
+                Outcome::Good { wrote: one } => wrote |= one,
+                refused @ Outcome::Refused { .. } => return Ok(refused),
             }
             self.access = Some((wanted, Instant::now()));
         }
         let wanted = deployment::plan(pool, revision);
-        let sent = hash(&wanted);
+        // Of a Deployment that was somebody else's and is ours now nothing is known yet.
+        let sent = hash(&json!([wanted, stored.and_then(ResourceExt::uid)]));
         if let Some(refused) = Refused::standing(self.refused.as_ref(), sent) {
             return Ok(refused);
         }

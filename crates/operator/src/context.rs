@@ -12,6 +12,7 @@ use umbel_telemetry::chain;
 use crate::args::Release;
 use crate::brokers::{Brokers, Source};
 use crate::celery::Celery;
+use crate::failpoint;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
 use crate::watch::{Scope, Watched};
@@ -129,7 +130,10 @@ impl Context {
             action: action.to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+        failpoint::reach("before-event");
+        let published = self.recorder.publish(&event, &object.object_ref(&())).await;
+        failpoint::reach("after-event");
+        if let Err(error) = published {
             tracing::warn!(object = object.name_any(), reason, error = %chain(&error), "event not published");
         }
     }

@@ -27,6 +27,7 @@ use umbel_telemetry::chain;
 
 use crate::apply;
 use crate::context::Context;
+use crate::failpoint;
 use crate::watch::WATCH_LASTS;
 
 /// Cluster API's label on what belongs to a cluster.
@@ -248,10 +249,10 @@ async fn ensure(ctx: &Context, namespace: &str, wanted: &Wanted) -> Result<(), S
             field_manager: Some(MANAGER.to_owned()),
             ..PostParams::default()
         };
-        clusters
-            .create(&params, &object)
-            .await
-            .map_err(|error| failed(&error))?;
+        failpoint::reach_of("before-discovery", "create");
+        let made = clusters.create(&params, &object).await;
+        failpoint::reach_of("after-discovery", "create");
+        made.map_err(|error| failed(&error))?;
         ctx.metrics.wrote("create", "targetclusters");
         return Ok(());
     };
@@ -274,7 +275,9 @@ async fn ensure(ctx: &Context, namespace: &str, wanted: &Wanted) -> Result<(), S
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     };
+    failpoint::reach_of("before-discovery", "patch");
     let written = clusters.patch(&wanted.name, &params, &patch).await;
+    failpoint::reach_of("after-discovery", "patch");
     written.map_err(|error| failed(&error))?;
     ctx.metrics.wrote("patch", "targetclusters");
     Ok(())
@@ -296,7 +299,10 @@ async fn remove(ctx: &Context, namespace: &str, wanted: &BTreeMap<String, (Wante
             }),
             ..DeleteParams::default()
         };
-        match clusters.delete(&name, &params).await {
+        failpoint::reach_of("before-discovery", "delete");
+        let removed = clusters.delete(&name, &params).await;
+        failpoint::reach_of("after-discovery", "delete");
+        match removed {
             Ok(_) => ctx.metrics.wrote("delete", "targetclusters"),
             Err(error) if matches!(apply::code(&error), Some(404 | 409)) => {}
             Err(error) => {

@@ -29,6 +29,7 @@ use umbel_broker::Fence;
 use umbel_telemetry::chain;
 
 use crate::args::Election;
+use crate::failpoint;
 
 /// What may be done about a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,11 +289,13 @@ impl Campaign {
         if let Some(spec) = lease.spec.as_mut() {
             spec.holder_identity = Some(String::new());
         }
-        if let Err(error) = self
+        failpoint::reach_of("before-lease", "release");
+        let released = self
             .api
             .replace(&self.election.name, &PostParams::default(), &lease)
-            .await
-        {
+            .await;
+        failpoint::reach_of("after-lease", "release");
+        if let Err(error) = released {
             tracing::warn!(error = %chain(&error), "lease not given back");
         }
     }
@@ -313,9 +316,13 @@ impl Campaign {
         let written = match evaluate(found.as_ref(), &self.election.holder, &self.seen, now) {
             Verdict::Wait => return Ok(false),
             Verdict::Create => {
-                self.api
+                failpoint::reach_of("before-lease", "create");
+                let made = self
+                    .api
                     .create(&PostParams::default(), &self.lease(None, term, true))
-                    .await
+                    .await;
+                failpoint::reach_of("after-lease", "create");
+                made
             }
             Verdict::Take => self.replace(found.as_ref(), term, true).await,
             // Only after an answer that was lost: the write was ours.
@@ -376,13 +383,18 @@ impl Campaign {
     }
 
     async fn replace(&self, old: Option<&Lease>, term: u64, take: bool) -> Result<Lease, kube::Error> {
-        self.api
+        let way = if take { "take" } else { "renew" };
+        failpoint::reach_of("before-lease", way);
+        let written = self
+            .api
             .replace(
                 &self.election.name,
                 &PostParams::default(),
                 &self.lease(old, term, take),
             )
-            .await
+            .await;
+        failpoint::reach_of("after-lease", way);
+        written
     }
 
     fn lease(&self, old: Option<&Lease>, term: u64, take: bool) -> Lease {

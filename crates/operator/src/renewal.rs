@@ -268,6 +268,7 @@ async fn renew(
     data.insert(reference.key.clone(), ByteString(text.into_bytes()));
     failpoint::reach_of("before-renewal", &key.1);
     let written = secrets.replace(&reference.name, &PostParams::default(), &secret).await;
+    failpoint::reach_of("after-renewal", &key.1);
     match written {
         Ok(_) => {
             ctx.metrics.wrote("update", "secrets");

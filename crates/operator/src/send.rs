@@ -368,7 +368,10 @@ impl Sender<'_> {
         if !run.later.is_empty() {
             let later: Vec<String> = run.later.iter().cloned().collect();
             let term = (self.ctx.leader.install(), self.term);
-            if let AdvanceAnswer::Stale { .. } = self.broker.advance(term, &id, &later, &[]).await? {
+            failpoint::reach("before-drop");
+            let answer = self.broker.advance(term, &id, &later, &[]).await;
+            failpoint::reach("after-drop");
+            if let AdvanceAnswer::Stale { .. } = answer? {
                 return Err(Halt::Again(Duration::from_millis(250)));
             }
         }
@@ -376,9 +379,15 @@ impl Sender<'_> {
             let open = run.open_ids();
             #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
             let now = self.broker.time().await? as f64 / 1000.0;
-            self.broker.revoke(&open, now, now + CANCELLED).await?;
+            failpoint::reach("before-revoke");
+            let revoked = self.broker.revoke(&open, now, now + CANCELLED).await;
+            failpoint::reach("after-revoke");
+            revoked?;
             let request = Call::revoke(&open, true, "SIGTERM").publication(self.broker.control(), &id);
-            self.broker.request(&request).await?;
+            failpoint::reach("before-request");
+            let asked = self.broker.request(&request).await;
+            failpoint::reach("after-request");
+            asked?;
         }
         Ok(run)
     }
@@ -386,7 +395,10 @@ impl Sender<'_> {
     /// A run is over, and its end was noted.
     pub(crate) async fn close(&self, occasion: Occasion) -> Result<(), Halt> {
         let id = occasion.run_id(&self.uid).to_string();
-        Ok(self.broker.close_run(&id, KEPT).await?)
+        failpoint::reach("before-close-run");
+        let closed = self.broker.close_run(&id, KEPT).await;
+        failpoint::reach("after-close-run");
+        Ok(closed?)
     }
 
     /// Whether nothing is left of a queue's messages anywhere on the broker.

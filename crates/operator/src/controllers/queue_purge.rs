@@ -61,10 +61,7 @@ pub(crate) async fn settle(ctx: &Context, queue: &TaskQueue, is_owned_elsewhere:
         return Ok(false);
     }
     let failed = |error| Error::Purge(queue.name_any(), error);
-    failpoint::reach("before-purge");
-    let removed = purge(&broker, &queue.queue_name()).await;
-    failpoint::reach("after-purge");
-    let removed = removed.map_err(failed)?;
+    let removed = purge(&broker, &queue.queue_name()).await.map_err(failed)?;
     let note = format!("{removed} messages were removed (deletionPolicy: Purge)");
     tracing::info!(queue = %queue.name_any(), removed, "deleted: its messages are removed");
     ctx.event(queue, EventType::Normal, "Purged", note).await;
@@ -78,7 +75,10 @@ async fn purge(broker: &Broker, queue: &str) -> Result<u64, umbel_broker::Error>
     // What is delayed first: it would come back into the lists.
     for place in [Place::Delayed, Place::Waiting, Place::Suspect] {
         loop {
-            let purged = broker.purge(queue, place, TOGETHER).await?;
+            failpoint::reach("before-purge");
+            let purged = broker.purge(queue, place, TOGETHER).await;
+            failpoint::reach("after-purge");
+            let purged = purged?;
             if purged.messages == 0 {
                 break;
             }
@@ -92,7 +92,10 @@ async fn purge(broker: &Broker, queue: &str) -> Result<u64, umbel_broker::Error>
             if entries.is_empty() {
                 break;
             }
-            removed += broker.discard(kind, queue, &entries).await?;
+            failpoint::reach("before-discard");
+            let discarded = broker.discard(kind, queue, &entries).await;
+            failpoint::reach("after-discard");
+            removed += discarded?;
         }
     }
     Ok(removed)

@@ -132,9 +132,11 @@ async fn forget(ctx: &Context, task: &Task, term: u64) {
         .ok()
         .and_then(|address| ctx.brokers.writable(&address.source, term).ok());
     let uid = task.uid().unwrap_or_default();
-    if let Some(broker) = broker
-        && let Err(error) = broker.close_slots(ctx.leader.install(), &uid, KEPT).await
-    {
+    let Some(broker) = broker else { return };
+    failpoint::reach("before-forget");
+    let closed = broker.close_slots(ctx.leader.install(), &uid, KEPT).await;
+    failpoint::reach("after-forget");
+    if let Err(error) = closed {
         tracing::debug!(task = task.name_any(), error = %chain(&error), "its mark stays longer");
     }
 }
@@ -260,11 +262,13 @@ impl Work<'_> {
         if run.is_over() {
             // Of nothing but tasks whose unique keys others had, nothing was sent.
             let is_good = is_good && run.total > 0;
-            end(
-                status,
-                if is_good { Phase::Succeeded } else { Phase::Failed },
-                ended(&run, now),
-            );
+            let phase = match is_good {
+                true => Phase::Succeeded,
+                // Nobody could say so when it was cancelled: a leader that ended, a status that was not written.
+                false if self.task.spec.cancel => Phase::Cancelled,
+                false => Phase::Failed,
+            };
+            end(status, phase, ended(&run, now));
             status.result_preview = self.preview(status.task_id.as_deref()).await?;
             self.sender.close(self.occasion).await?;
             return Ok(Duration::ZERO);

@@ -344,6 +344,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         .and_then(|view| view.fault.as_ref())
         .map(|fault| (fault.reason(), fault.to_string()));
     let revisions = revisions(&revision, &parts, memory.revisions(pool));
+    let asks_again = refused.as_ref().map(|_| children::REFUSAL_LASTS);
     let rolling = rolling(&revision, &fleets, &parts, decision.replicas, now);
     let foreign_scaler = fleets.all().find_map(Fleet::foreign_scaler);
     let pods = || {
@@ -389,6 +390,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
     let looks = [
         Some(by_turn),
         look,
+        asks_again,
         shield_ends,
         memory.rests(pool, clock),
         memory.calendar.map(|at| until(at, now)),

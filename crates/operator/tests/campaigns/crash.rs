@@ -59,7 +59,8 @@ struct Leaders {
 
 impl Leaders {
     fn start(stage: &Arc<Stage>, failpoint: &str) -> Leaders {
-        let first = stage.operator(&["--id", "first"], &[("UMBEL_FAILPOINT", failpoint)]);
+        let discovers = ("UMBEL_DISCOVER_NAMESPACES", NAMESPACE);
+        let first = stage.operator(&["--id", "first"], &[("UMBEL_FAILPOINT", failpoint), discovers]);
         let all = Arc::new(Mutex::new(vec![first]));
         let (stage, mine) = (stage.clone(), all.clone());
         let watch = tokio::spawn(async move {
@@ -67,7 +68,7 @@ impl Leaders {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let mut all = mine.lock().expect("one at a time");
                 if all.last_mut().is_some_and(|last| last.exit().is_some()) {
-                    all.push(stage.operator(&["--id", "next"], &[]));
+                    all.push(stage.operator(&["--id", "next"], &[discovers]));
                 }
             }
         });
@@ -178,8 +179,31 @@ async fn story(stage: &Stage) {
         tasks.get_opt("short").await.expect("an answer").is_none()
     })
     .await;
+    // One that is cancelled while its first step runs: what waits is dropped, what runs is stopped.
+    let steps = json!({ "steps": [
+        { "name": "a", "task": "umbel.sleep", "args": [600] }, { "name": "b", "task": "umbel.echo", "dependsOn": ["a"] },
+    ] });
+    let mut endless = json!({ "spec": { "taskTemplate": steps } });
+    endless["spec"]["taskTemplate"]["queueRef"] = json!({ "name": "jobs" });
+    stage.apply(OURS, "Task", "tasks", "endless", endless.clone()).await;
+    eventually(PATIENT, "its first step runs", async || {
+        let status = tasks.get("endless").await.expect("it is there").status;
+        let names = ["jobs".to_owned()];
+        let sample = stage.broker.depths(&names).await.expect("the broker answers");
+        let is_held = sample.queues[0].as_ref().is_ok_and(|depth| depth.in_flight == 1);
+        is_held && status.is_some_and(|status| status.phase == Phase::Running)
+    })
+    .await;
+    endless["spec"]["cancel"] = json!(true);
+    stage.apply(OURS, "Task", "tasks", "endless", endless).await;
+    eventually(PATIENT, "it is cancelled", async || {
+        let status = tasks.get("endless").await.expect("it is there").status;
+        status.is_some_and(|status| status.phase == Phase::Cancelled)
+    })
+    .await;
     stage.send_sleeps("jobs", 6, 0.1).await;
     stage.drained("jobs", PATIENT).await;
+    discover(stage).await;
 
     stage.send("nobody.takes", "over", 20, 0.0).await;
     eventually(PATIENT, "what is too much is a dead letter", async || {
@@ -213,6 +237,25 @@ async fn story(stage: &Stage) {
     settles(stage, 1, "one pod again").await;
     stage.send_sleeps("jobs", 3, 0.1).await;
     stage.drained("jobs", PATIENT).await;
+}
+
+/// A Secret becomes a target cluster, is another one, and none any more.
+async fn discover(stage: &Stage) {
+    let clusters: Api<TargetCluster> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    for (value, label) in [("true", Some("a")), ("true", Some("b")), ("false", None)] {
+        let mut labels = json!({ "umbel.dev/cluster": value });
+        if let Some(label) = label {
+            labels["label.umbel.dev/of"] = json!(label);
+        }
+        let secret =
+            json!({ "metadata": { "name": "found", "labels": labels }, "stringData": { "kubeconfig": "none" } });
+        stage.apply("v1", "Secret", "secrets", "found", secret).await;
+        eventually(PATIENT, "the target cluster is as its Secret says", async || {
+            let found = clusters.get_opt("found").await.expect("an answer");
+            found.and_then(|found| found.labels().get("of").cloned()).as_deref() == label
+        })
+        .await;
+    }
 }
 
 /// The end state: what is there, as it is said, without times, ids and counts of steps.
@@ -504,7 +547,7 @@ async fn walk(chosen: impl Fn(&str, usize) -> Vec<usize>, lanes: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k01_a_crash_at_some_writes_changes_nothing_in_the_end() {
-    let some = ["after-raise", "after-delete"];
+    let some = ["after-raise", "after-delete", "after-request"];
     judge(|point, _| if some.contains(&point) { vec![1] } else { Vec::new() }, 2).await;
 }
 

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
-use umbel_api::names::ANNOTATION_BROKER;
+use umbel_api::names::{ANNOTATION_BROKER, WORKER_CONTAINER};
 use umbel_broker::{Broker, Gate};
 use umbel_testkit::{Process, Signal, TempDir, free_port};
 
@@ -240,13 +240,16 @@ fn axum_free_request(uri: &str, body: &serde_json::Value) -> http::Request<Vec<u
         .expect("a request")
 }
 
+/// The container that is run: others put theirs beside it, or before it.
+fn container(spec: &PodSpec) -> Option<&Container> {
+    let named = spec.containers.iter().find(|one| one.name == WORKER_CONTAINER);
+    named.or_else(|| spec.containers.first())
+}
+
 /// The life of one pod.
 async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bool>) {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
-    let image = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.containers.first()?.image.clone());
+    let image = pod.spec.as_ref().and_then(|spec| container(spec)?.image.clone());
     if image.as_deref() == Some(MISSING) {
         cannot_pull(&state, &name).await;
         while !*ended.borrow() && ended.changed().await.is_ok() {}
@@ -260,7 +263,7 @@ async fn live(state: State, pod: Pod, mut ended: tokio::sync::watch::Receiver<bo
         return;
     };
     let vars: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
+    let container = pod.spec.as_ref().and_then(container);
     let command = container
         .and_then(|container| container.command.clone())
         .unwrap_or_default();
@@ -422,7 +425,7 @@ fn running(history: &Path) -> u64 {
 }
 
 async fn environment(state: &State, pod: &Pod, port: u16) -> Option<BTreeMap<String, String>> {
-    let container = pod.spec.as_ref()?.containers.first()?;
+    let container = container(pod.spec.as_ref()?)?;
     let mut env = BTreeMap::new();
     for variable in container.env.as_ref()? {
         let value = match (&variable.value, &variable.value_from) {
@@ -454,7 +457,7 @@ async fn environment(state: &State, pod: &Pod, port: u16) -> Option<BTreeMap<Str
 async fn mount(state: &State, pod: &Pod, env: &mut BTreeMap<String, String>) -> Option<()> {
     let spec = pod.spec.as_ref()?;
     let api: Api<Secret> = Api::namespaced(state.client.clone(), NAMESPACE);
-    for mount in spec.containers.first()?.volume_mounts.iter().flatten() {
+    for mount in container(spec)?.volume_mounts.iter().flatten() {
         let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name)?;
         let folder = state.files.path().join(pod.uid()?).join(&mount.name);
         std::fs::create_dir_all(&folder).ok()?;

@@ -1,7 +1,12 @@
 //! What stands between an operator and its API server where a test wants to see and to change what passes. It speaks plain
 //! HTTP to the operator, and passes each request on as an administrator, or as somebody else.
 
-#![allow(unreachable_pub, clippy::missing_panics_doc, reason = "a part of one test")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::missing_panics_doc,
+    reason = "each test uses a part"
+)]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
