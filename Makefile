@@ -29,9 +29,18 @@ help: ## List the targets
 setup: ## Install what is missing: Debian packages, Celery in three versions, Valkey, kubectl and helm, Kubernetes itself (cached)
 	@hack/setup.sh all
 
+# Only a KUBECONFIG on make's own command line is a wish: one that a shell exports for kubectl leads the demo nowhere.
+ifneq ($(findstring command,$(origin KUBECONFIG)),)
+ELSEWHERE := --kubeconfig '$(KUBECONFIG)' --image-prefix '$(IMAGE_PREFIX)'
+endif
+
 .PHONY: demo
-demo: setup programs ## Show the whole of it on this machine, everything real; stays up until demo-down
-	@$(TOOLS) hack/images.sh build >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo up
+demo: $(if $(ELSEWHERE),tools,setup) programs ## Show the whole of it on this machine, everything real; stays up until demo-down. With KUBECONFIG=… IMAGE_PREFIX=registry/path on a cluster of yours
+	@$(TOOLS) hack/images.sh build umbel redis >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo up $(ELSEWHERE)
+
+.PHONY: tools
+tools:
+	@hack/setup.sh tools
 
 .PHONY: demo-down
 demo-down: ## Take the demo down, leaving nothing behind
@@ -52,7 +61,7 @@ images: programs ## Build the container images and print the paths of their arch
 ##@ Checking
 
 # Kubernetes and Rust never compile at the same time: setup comes first, steps run one by one.
-STEPS := setup fmt-check deny crds-check chart-check lint unit demo-check e2e
+STEPS := setup fmt-check deny crds-check chart-check lint unit demo-check demo-elsewhere-check e2e
 
 .PHONY: test
 test: ## Run every test, installing what is missing first; this is what CI runs
@@ -85,6 +94,10 @@ chart-check: ## Lint the chart, compare it with charts/golden and manifests/, in
 .PHONY: demo-check
 demo-check: programs ## Run the demo as a test: every claim of its summary, and that nothing is left behind
 	@$(TOOLS) hack/images.sh build >/dev/null; "$$UMBEL_VENV/bin/python" e2e/demo/demo check
+
+.PHONY: demo-elsewhere-check
+demo-elsewhere-check: programs ## Run make demo KUBECONFIG=… IMAGE_PREFIX=… as a test: on a cluster of its own, by a registry, with other people's objects beside it
+	@$(TOOLS) e2e/demo/elsewhere-check
 
 .PHONY: e2e
 e2e: programs ## Run the demo in rough weather: workers and the leader killed, Redis away, a lagging controller-manager

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Builds the container images and prints the paths of their archives, one a line.
+# Builds the container images and prints the paths of their archives or what was pushed, one a line.
 #
 #   hack/images.sh build [umbel|redis|pause ...]     default: all three
 #   hack/images.sh load DIR [umbel|redis|pause ...]  builds, then loads them into the cluster in DIR
+#   hack/images.sh push PREFIX [umbel|redis ...]     builds, then pushes them to a registry: registry.example.com/me/umbel:dev
 #
 # umbel:dev        umbel-operator, umbel-worker and umbel in /usr/local/bin, from BIN_DIR (default: target/debug)
 # umbel-redis:dev  redis-server and redis-cli of Debian's package
@@ -38,7 +39,7 @@ pause() {
     echo "$program"
 }
 
-[ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 command=$1
 shift
 case $command in
@@ -51,6 +52,15 @@ case $command in
         archives=$(for image in ${*:-redis umbel}; do build "$image" || exit; done)
         # shellcheck disable=SC2086
         "$root/e2e/cluster/cluster" load --dir "$directory" $archives
+        ;;
+    push)
+        prefix=$1
+        shift
+        for image in ${*:-umbel redis}; do
+            archive=$(build "$image")
+            case $image in redis) name=umbel-redis ;; *) name=$image ;; esac
+            python3 "$hack/push.py" "$archive" "$prefix/$name:dev"
+        done
         ;;
     *)
         echo "images: no such command: $command" >&2

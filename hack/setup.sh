@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what tests, the demo and benchmarks need and is missing; says nothing when nothing is.
 #
-#   hack/setup.sh packages|venv|peers|integration|kubectl|kubernetes|newer|coredns|all ...
+#   hack/setup.sh packages|tools|venv|peers|integration|kubectl|kubernetes|newer|coredns|all ...
 #
 # Debian packages go to the system (root or sudo), everything else to the cache folder
 # (UMBEL_CACHE, else ~/.cache/umbel). Each part is made beside its place and moved there
@@ -55,9 +55,19 @@ together() {
 }
 
 packages() {
+    install etcd-server containerd runc containernetworking-plugins nftables iptables conntrack iproute2 util-linux \
+        faketime openssl docker-registry redis-server unzip binutils python3 python3-venv
+}
+
+# What the demo needs where the cluster is there already.
+tools() {
+    install redis-server unzip binutils python3 python3-venv
+    together venv kubectl
+}
+
+install() {
     missing=
-    for package in etcd-server containerd runc containernetworking-plugins nftables iptables conntrack iproute2 \
-        util-linux faketime openssl redis-server unzip binutils python3 python3-venv; do
+    for package; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
     [ -n "$missing" ] || return 0
@@ -73,7 +83,7 @@ packages() {
     # shellcheck disable=SC2086
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
     # Nor at the next boot.
-    for service in etcd containerd redis-server nftables; do
+    for service in etcd containerd redis-server nftables docker-registry; do
         as_root systemctl disable "$service" >/dev/null 2>&1 || true
     done
 }
@@ -217,7 +227,7 @@ done
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for part; do
     case $part in
-        packages | venv | peers | integration | kubectl | kubernetes | newer | coredns) "$part" ;;
+        packages | tools | venv | peers | integration | kubectl | kubernetes | newer | coredns) "$part" ;;
         all) packages; together venv venv56 venv52 node valkey kubectl; kubernetes; coredns ;;
         *) say "no such part: $part"; exit 2 ;;
     esac

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pathlib
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -40,8 +41,11 @@ class Client:
             pair.write_bytes(base64.b64decode(user["client-certificate-data"]) + b"\n" + base64.b64decode(user["client-key-data"]))
             self.tls.load_cert_chain(pair)
 
+    def connection(self, timeout):
+        return http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self.tls)
+
     def open(self, path, timeout):
-        connection = http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self.tls)
+        connection = self.connection(timeout)
         connection.request("GET", path)
         answer = connection.getresponse()
         if answer.status >= 300:
@@ -66,3 +70,26 @@ class Client:
         with self.open(path, timeout) as answer:
             for line in answer:
                 yield line.decode(errors="replace").rstrip("\n")
+
+
+class Proxied(Client):
+    """Any kubeconfig, by whatever means it logs in: kubectl does that, behind a socket that is nobody else's."""
+
+    def __init__(self, config, sock):
+        self.config, self.socket = config, str(sock)
+        self.proxy = subprocess.Popen([os.environ["KUBECTL"], f"--kubeconfig={config}", "proxy", f"--unix-socket={sock}"],
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        if not self.proxy.stdout.readline():
+            raise Refused("kubectl proxy does not start")
+
+    def connection(self, timeout):
+        connection = http.client.HTTPConnection("localhost", timeout=timeout)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(self.socket)
+        return connection
+
+    def close(self):
+        self.proxy.terminate()
+        self.proxy.wait()
+        pathlib.Path(self.socket).unlink(missing_ok=True)

@@ -15,9 +15,7 @@ CLUSTER = ROOT / "e2e" / "cluster" / "cluster"
 OBJECTS = ROOT / "e2e" / "demo" / "objects"
 NAMESPACE = "demo"
 NODE_PORT = 30379
-# What the targets are chosen by. Two are at the edge, one is not.
-TARGETS = {"oslo": {"tier": "edge", "env": "prod"}, "lima": {"tier": "edge", "env": "prod"}, "lab": {"tier": "core", "env": "dev"}}
-EDGE = [name for name, labels in TARGETS.items() if labels["tier"] == "edge"]
+NODES = 2
 
 
 class Fault(Exception):
@@ -65,13 +63,37 @@ def together(*functions):
 
 
 class Stage:
-    """What exists while the demo is up, at paths that outlive the program."""
+    """What exists while the demo is up, at paths that outlive the program: clusters of our own, on this machine."""
+
+    title = "a real Kubernetes, a real Celery program, three more clusters"
+    raising = "Kubernetes: etcd, API server, controllers, scheduler, kubelet, containerd, DNS"
+    # What the targets are chosen by. Two are at the edge, one is not.
+    targets = {"oslo": {"tier": "edge", "env": "prod"}, "lima": {"tier": "edge", "env": "prod"}, "lab": {"tier": "core", "env": "dev"}}
+    # Where jobs write at a target.
+    place = "default"
+    needs_root = True
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         self.cluster = self.directory / "c"
         self.config = self.cluster / "kubeconfig"
         self.client = None
+
+    @property
+    def staging(self):
+        return f"three target clusters ({', '.join(self.targets)}) and the images"
+
+    @property
+    def edge(self):
+        return [name for name, labels in self.targets.items() if labels["tier"] == "edge"]
+
+    def nodes(self, name):
+        """How many a target has."""
+        return NODES
+
+    def at(self, name):
+        """A client for a target."""
+        return kube.Client(self.target(name))
 
     def exists(self):
         return (self.cluster / "state.json").exists()
@@ -89,16 +111,16 @@ class Stage:
         run(ROOT / "hack" / "images.sh", "load", self.cluster, "redis", "umbel")
 
     def raise_targets(self):
-        for name in TARGETS:
+        for name in self.targets:
             run(CLUSTER, "target", "--dir", self.cluster, "--name", name)
-        together(*(lambda name=name: self.add_nodes(name) for name in TARGETS))
+        together(*(lambda name=name: self.add_nodes(name) for name in self.targets))
 
     def target(self, name):
         return self.cluster / "targets" / name / "kubeconfig"
 
     def add_nodes(self, name):
         config = self.target(name)
-        nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"{name}-{number}"}} for number in (1, 2)]
+        nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"{name}-{number}"}} for number in range(1, NODES + 1)]
         kube.kubectl(config, "create", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": nodes}))
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         status = {"status": {
@@ -107,7 +129,7 @@ class Stage:
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
                             "lastHeartbeatTime": now, "lastTransitionTime": now}],
         }}
-        kube.kubectl(config, "patch", "nodes", f"{name}-1", f"{name}-2", "--subresource=status", "--type=merge", "-p", json.dumps(status))
+        kube.kubectl(config, "patch", "nodes", *(node["metadata"]["name"] for node in nodes), "--subresource=status", "--type=merge", "-p", json.dumps(status))
 
     def install(self, operators):
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {
@@ -130,18 +152,22 @@ class Stage:
         return f"redis://default:{password}@{address}:{NODE_PORT}/0"
 
     def join_targets(self):
-        for name, labels in TARGETS.items():
+        for name, labels in self.targets.items():
             run(binary("umbel"), "cluster", "join", name, "--from-kubeconfig", self.target(name), "--from-context", name,
-                "--namespace", NAMESPACE, "--allow=default:ConfigMap,Deployment",
+                "--namespace", NAMESPACE, f"--allow={self.place}:ConfigMap,Deployment",
                 *(f"--label={key}={value}" for key, value in labels.items()), environment={"KUBECONFIG": str(self.config)})
+
+    def text(self, file):
+        """The objects of a file."""
+        return (OBJECTS / file).read_text()
 
     def apply_objects(self):
         for file in ("work.yaml", "fleet.yaml"):
-            kube.kubectl(self.config, "-n", NAMESPACE, "apply", "-f", str(OBJECTS / file))
+            kube.kubectl(self.config, "-n", NAMESPACE, "apply", "-f", "-", text=self.text(file))
 
     def schedule_rollout(self, seconds):
         at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
-        text = (OBJECTS / "rollout.yaml").read_text().replace("AT", at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        text = self.text("rollout.yaml").replace("AT", at.strftime("%Y-%m-%dT%H:%M:%SZ"))
         kube.kubectl(self.config, "-n", NAMESPACE, "apply", "-f", "-", text=text)
 
     def list(self, kind):
@@ -150,16 +176,33 @@ class Stage:
     def share(self):
         """Lets the person who called sudo use the kubeconfigs from any shell."""
         if owner := os.environ.get("SUDO_UID"):
-            for file in (self.config, *map(self.target, TARGETS)):
+            for file in (self.config, *map(self.target, self.targets)):
                 os.chown(file, int(owner), -1)
 
+    def close(self):
+        """Ends what serves this program alone."""
+
     def strike(self):
-        """Takes everything away and says whether anything is left."""
+        """Takes everything away."""
         run(CLUSTER, "down", "--dir", self.cluster)
         if self.directory.exists():
             for rest in self.directory.iterdir():
                 rest.unlink()
             self.directory.rmdir()
+
+    def leftovers(self):
+        """Whatever of the demo can still be found: folders, mounts, processes, network."""
+        path = str(self.directory)
+        found = [path] if self.directory.exists() else []
+        found += [line for line in pathlib.Path("/proc/self/mounts").read_text().splitlines() if f" {path}/" in line]
+        for entry in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if f"{path}/c" in words and entry.name != str(os.getpid()):
+                found.append(f"process {entry.name}: {words[:100]}")
+        return found
 
     def last_words(self):
         """What a person needs who looks for the fault."""

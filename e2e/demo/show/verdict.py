@@ -8,8 +8,6 @@ from .screen import table
 from .view import LARGEST, POOL, SLOTS
 from .weather import KILLS, Rough
 
-NODES = 2
-
 
 @dataclasses.dataclass
 class Claim:
@@ -68,19 +66,20 @@ def claims(scene, picture, producer, history, weather):
             Claim("outages of Redis", str(weather.outages), weather.outages == 1),
             Claim("times that the controller-manager stood still", str(weather.lags), weather.lags >= 4),
         ]
-    for name in stage.TARGETS:
-        applied = [path for path in APPLIED if kube.Client(scene.target(name)).exists(path)]
-        wanted = len(APPLIED) if name in stage.EDGE else 0
-        listed.append(Claim(f"objects applied at {name} ({stage.TARGETS[name]['tier']})", f"{len(applied)} of {wanted}", len(applied) == wanted))
-    for name in stage.TARGETS:
+    for name, labels in scene.targets.items():
+        target = scene.at(name)
+        applied = [path for path in APPLIED if target.exists(path.format(scene.place))]
+        wanted = len(APPLIED) if name in scene.edge else 0
+        listed.append(Claim(f"objects applied at {name} ({labels['tier']})", f"{len(applied)} of {wanted}", len(applied) == wanted))
+    for name in scene.targets:
         status = picture.targets.get(name, {})
         nodes = status.get("nodes", {})
-        seen = bool(status.get("version")) and nodes.get("ready") == nodes.get("total") == NODES and "apiLatencyMs" in status
+        seen = bool(status.get("version")) and nodes.get("ready") == nodes.get("total") == scene.nodes(name) and "apiLatencyMs" in status
         listed.append(Claim(f"state of {name} is known", "yes" if seen else "no", seen))
     return listed
 
 
-APPLIED = ["/api/v1/namespaces/default/configmaps/greeting", "/apis/apps/v1/namespaces/default/deployments/greeter"]
+APPLIED = ["/api/v1/namespaces/{}/configmaps/greeting", "/apis/apps/v1/namespaces/{}/deployments/greeter"]
 
 
 def runs(picture, name):
@@ -93,11 +92,11 @@ def rows(screen, listed):
         yield f"  {screen.good('✓') if claim.holds else screen.bad('✗')} {claim.what.ljust(width)}  {claim.value}"
 
 
-def cluster_rows(picture):
+def cluster_rows(scene, picture):
     head = [("cluster", "labels", "version", "nodes", "latency")]
     for name, status in sorted(picture.targets.items()):
         nodes = status.get("nodes", {})
-        labels = ",".join(f"{key}={value}" for key, value in stage.TARGETS.get(name, {}).items())
+        labels = ",".join(f"{key}={value}" for key, value in scene.targets.get(name, {}).items())
         head.append((name, labels, status.get("version", "?"), f"{nodes.get('ready', 0)}/{nodes.get('total', 0)} ready", f"{status.get('apiLatencyMs', '?')} ms"))
     return table(head)
 

@@ -108,7 +108,7 @@ def block(screen, picture, producer, history):
     rows.append(f"  last step  {last['from']} → {last['to']}: {last['reason']}" if last else "  last step  none yet")
     sync, rollout = picture.periodic.get("sync", {}), picture.periodic.get("rollout", {})
     rows.append(f"  schedules  sync every 10 s: {sync.get('runs', 0)} fired; rollout to tier=edge: {rollout_words(rollout)}")
-    for name in stage.TARGETS:
+    for name in picture.stage.targets:
         rows.append(f"  {name:10} {target_words(picture.targets.get(name, {}))}")
     return rows
 
