@@ -23,6 +23,7 @@ use crate::discovery;
 use crate::leader::{Campaign, Leader};
 use crate::metrics::Metrics;
 use crate::sampler;
+use crate::secrets::Secrets;
 use crate::watch::Scope;
 
 /// No answer of the API server may hold up a step for longer: the term ends after that time, too.
@@ -102,7 +103,8 @@ pub async fn run(config: Config) -> Result<()> {
     }
     metrics.leads(true);
     let quiet = stop.child_token();
-    let mut work = lead(&context, sample_interval, &quiet);
+    let secrets = Secrets::new(watching.clone());
+    let mut work = lead(&context, secrets, sample_interval, &quiet);
     for namespace in discover {
         work.spawn(discovery::run(
             context.clone(),
@@ -134,10 +136,10 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// Starts everything that only the leader does.
-fn lead(context: &Arc<Context>, interval: Duration, stop: &CancellationToken) -> JoinSet<()> {
+fn lead(context: &Arc<Context>, secrets: Secrets, interval: Duration, stop: &CancellationToken) -> JoinSet<()> {
     let mut work = JoinSet::new();
     work.spawn(beat::run(context.clone(), stop.clone()));
-    work.spawn(sampler::run(context.clone(), interval, stop.clone()));
+    work.spawn(sampler::run(context.clone(), secrets, interval, stop.clone()));
     work.spawn(celery::run(context.clone(), stop.clone()));
     for scope in 0..context.scopes.len() {
         work.spawn(controllers::workerpool::run(context.clone(), scope, stop.clone()));

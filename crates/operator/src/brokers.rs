@@ -51,6 +51,18 @@ pub struct TlsSource {
     pub server_name: Option<String>,
 }
 
+impl Source {
+    /// The Secrets that say how the broker is reached.
+    pub(crate) fn secrets(&self) -> BTreeSet<&str> {
+        let tls = self.tls.iter();
+        let certificates = tls.flat_map(|tls| {
+            let ca = tls.ca.iter().map(|(secret, _)| secret.as_str());
+            ca.chain(tls.client.as_deref())
+        });
+        std::iter::once(self.secret.as_str()).chain(certificates).collect()
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -364,16 +376,11 @@ impl Brokers {
 
     /// The Secret that is not there of those that say how a broker is reached.
     pub(crate) async fn missing(&self, source: &Source) -> Option<String> {
-        let mut names = vec![source.secret.clone()];
-        if let Some(tls) = &source.tls {
-            names.extend(tls.ca.clone().map(|(secret, _)| secret));
-            names.extend(tls.client.clone());
-        }
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &source.namespace);
-        for name in names {
+        for name in source.secrets() {
             // Nobody knows of one that could not be asked for.
-            if let Ok(None) = api.get_opt(&name).await {
-                return Some(name);
+            if let Ok(None) = api.get_opt(name).await {
+                return Some(name.to_owned());
             }
         }
         None

@@ -30,5 +30,6 @@ pub mod renewal;
 pub mod report;
 mod rotate;
 pub mod sampler;
+mod secrets;
 mod send;
 pub mod watch;

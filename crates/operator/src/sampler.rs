@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use kube::ResourceExt;
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Broker, BrokerSample, Config, Lookout, Survey, TermAnswer, WorkerRecord};
@@ -18,9 +19,10 @@ use umbel_telemetry::chain;
 
 use crate::brokers::{Access, Changed, Fault, Parts, Sample, Source, View};
 use crate::context::Context;
-use crate::{demand, flow};
+use crate::secrets::{Secrets, Watch};
+use crate::{demand, failpoint, flow};
 
-/// How often a Secret is read again, so that a new address or password is used within 30 s.
+/// How often a Secret is read again, so that a new address or password is used within 30 s even where no watch tells of it.
 const SECRET_AGE: Duration = Duration::from_secs(10);
 /// How often a server's settings are looked at.
 const SURVEY_AGE: Duration = Duration::from_secs(15);
@@ -34,7 +36,7 @@ const REFUSAL_LASTS: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Samples all brokers until `stop`.
-pub async fn run(context: Arc<Context>, interval: Duration, stop: CancellationToken) {
+pub(crate) async fn run(context: Arc<Context>, secrets: Secrets, interval: Duration, stop: CancellationToken) {
     let mut tasks: HashMap<Source, CancellationToken> = HashMap::new();
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -59,7 +61,13 @@ pub async fn run(context: Arc<Context>, interval: Duration, stop: CancellationTo
         for source in wanted {
             tasks.entry(source.clone()).or_insert_with(|| {
                 let stop = stop.child_token();
-                tokio::spawn(watch(context.clone(), source, interval, stop.clone()));
+                let changed = Arc::new(Notify::new());
+                let watches = source
+                    .secrets()
+                    .into_iter()
+                    .filter_map(|name| secrets.watch(&source.namespace, name, changed.clone()));
+                let news = (watches.collect(), changed);
+                tokio::spawn(watch(context.clone(), source, news, interval, stop.clone()));
                 stop
             });
         }
@@ -92,7 +100,13 @@ struct Link {
     refused_at: Option<Instant>,
 }
 
-async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: CancellationToken) {
+async fn watch(
+    context: Arc<Context>,
+    source: Source,
+    (_watches, changed): (Vec<Watch>, Arc<Notify>),
+    interval: Duration,
+    stop: CancellationToken,
+) {
     let mut link = Link::new(source);
     let mut meters = demand::Meters::default();
     let mut flows = flow::Meters::default();
@@ -104,6 +118,12 @@ async fn watch(context: Arc<Context>, source: Source, interval: Duration, stop: 
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep_until(due) => {}
+            () = changed.notified() => {
+                // Many changes are not many looks.
+                link.read_at = None;
+                due = due.min(tokio::time::Instant::now() + GLANCE);
+                continue;
+            }
             queues = link.came() => {
                 came.extend(queues);
                 continue;
@@ -490,10 +510,10 @@ impl Link {
         }
         self.term = None;
         let (install, holder) = (context.leader.install(), context.leader.holder());
-        let answer = broker
-            .claim_term(install, term, holder)
-            .await
-            .map_err(|error| self.unreachable(&error))?;
+        failpoint::reach("before-claim");
+        let answer = broker.claim_term(install, term, holder).await;
+        failpoint::reach("after-claim");
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
         if let TermAnswer::Higher(met) = answer {
             context.leader.exceed(met);
             return Err(Fault::Term { term: met });
@@ -530,7 +550,10 @@ async fn beat(context: &Context, broker: &Broker, term: u64) -> Result<(), umbel
     let body = serde_json::json!({
         "v": umbel_broker::Heartbeat::CONTRACT, "term": term, "holder": holder, "version": env!("CARGO_PKG_VERSION"),
     });
-    broker.operator_heartbeat(install, term, &body.to_string()).await
+    failpoint::reach("before-beat");
+    let told = broker.operator_heartbeat(install, term, &body.to_string()).await;
+    failpoint::reach("after-beat");
+    told
 }
 
 async fn when<T>(is_so: bool, work: impl Future<Output = T>) -> Option<T> {

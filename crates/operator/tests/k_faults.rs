@@ -1465,39 +1465,35 @@ async fn k26_what_is_referred_to_may_come_later_in_any_order_and_go() {
         println!("{name}: {:?}", begin.elapsed());
         worst = worst.max(begin.elapsed());
     }
-    // It goes and comes, with another content.
+    // It goes and comes, more than once: a leader that only reads it again takes ten seconds to see that.
     let name = "n012";
     let secrets: Api<k8s_openapi::api::core::v1::Secret> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    secrets.delete(name, &DeleteParams::default()).await.expect("deleted");
-    let begin = Instant::now();
-    eventually(LONG, "the queue says so", async || {
-        let status = stage
-            .queues()
-            .get(name)
-            .await
-            .expect("there")
-            .status
-            .unwrap_or_default();
-        umbel_api::condition::find(&status.conditions, "Ready").is_some_and(|ready| ready.reason == "SecretNotUsable")
-    })
-    .await;
-    println!("a deleted Secret: {:?}", begin.elapsed());
-    let gone = begin.elapsed();
-    make(0, name).await;
-    let begin = Instant::now();
-    eventually(LONG, "the queue works again", async || {
-        let status = stage
-            .queues()
-            .get(name)
-            .await
-            .expect("there")
-            .status
-            .unwrap_or_default();
-        umbel_api::condition::holds(&status.conditions, "Ready")
-    })
-    .await;
-    println!("made again: {:?}", begin.elapsed());
-    let again = begin.elapsed();
+    let (mut gone, mut again) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        secrets.delete(name, &DeleteParams::default()).await.expect("deleted");
+        let begin = Instant::now();
+        eventually(LONG, "the queue says so", async || {
+            let status = stage.queues().get(name).await.expect("there").status;
+            let conditions = status.unwrap_or_default().conditions;
+            umbel_api::condition::find(&conditions, "Ready").is_some_and(|ready| ready.reason == "SecretNotUsable")
+        })
+        .await;
+        gone.push(begin.elapsed());
+        make(0, name).await;
+        let begin = Instant::now();
+        eventually(LONG, "the queue works again", async || {
+            let status = stage.queues().get(name).await.expect("there").status;
+            umbel_api::condition::holds(&status.unwrap_or_default().conditions, "Ready")
+        })
+        .await;
+        again.push(begin.elapsed());
+    }
+    println!("a deleted Secret: {gone:?}; made again: {again:?}");
+    let (soonest, gone) = (
+        gone.iter().min().copied().expect("three"),
+        gone.iter().max().copied().expect("three"),
+    );
+    let again = again.iter().max().copied().expect("three");
     stage
         .queues()
         .delete(name, &DeleteParams::default())
@@ -1515,8 +1511,8 @@ async fn k26_what_is_referred_to_may_come_later_in_any_order_and_go() {
     // Five seconds, and what a busy machine takes beyond.
     let most = Duration::from_secs(15);
     assert!(
-        worst < most && gone < most && again < most,
-        "{worst:?} {gone:?} {again:?}"
+        worst < most && gone < most && again < most && soonest < Duration::from_secs(5),
+        "{worst:?} {soonest:?} {gone:?} {again:?}"
     );
 }
 
