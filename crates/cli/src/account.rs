@@ -80,7 +80,7 @@ pub(crate) fn allowed(texts: &[String], kinds: &Kinds) -> anyhow::Result<Allowed
 }
 
 /// Rules for what was allowed, one a group.
-fn rules(resources: &[String]) -> Vec<Value> {
+pub(crate) fn rules(resources: &[String]) -> Vec<Value> {
     let mut rules = Vec::new();
     let mut groups: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for resource in resources {

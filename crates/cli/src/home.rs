@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kube::api::{ListParams, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use crate::args::Global;
+use crate::target::unquoted;
 use crate::{output, usage};
 
 /// A person waits: three seconds of silence before the handshake are enough to say so.
@@ -31,17 +32,24 @@ impl Home {
         };
         let mut config = match &global.kubeconfig {
             Some(file) => {
-                let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("read {}", file.display()))?;
+                let kubeconfig = Kubeconfig::read_from(file)
+                    .map_err(unquoted)
+                    .with_context(|| format!("read {}", file.display()))?;
                 Config::from_custom_kubeconfig(kubeconfig, &options)
                     .await
                     .context("use the kubeconfig")?
             }
             None if global.context.is_some() => {
-                Config::from_kubeconfig(&options).await.context("use the kubeconfig")?
+                let config = Config::from_kubeconfig(&options).await.map_err(unquoted);
+                config.context("use the kubeconfig")?
             }
-            None => Config::infer()
-                .await
-                .context("find a cluster: no kubeconfig, and not in a pod")?,
+            None => match (Config::infer().await, Kubeconfig::read()) {
+                (Ok(config), _) => config,
+                (Err(_), Err(err @ KubeconfigError::Parse(_))) => {
+                    return Err(unquoted(err)).context("use the kubeconfig");
+                }
+                (Err(err), _) => return Err(err).context("find a cluster: no kubeconfig, and not in a pod"),
+            },
         };
         config.connect_timeout = Some(CONNECT);
         config.default_retry = false;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use k8s_openapi::ByteString;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::discovery::{ApiResource, Scope};
 use kube::{Client, Config, Discovery};
 use serde_json::{Map, Value, json};
@@ -20,8 +20,23 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// The kubeconfig that holds contexts of targets.
 pub(crate) fn read(file: Option<&Path>) -> anyhow::Result<Kubeconfig> {
     match file {
-        Some(file) => Kubeconfig::read_from(file).with_context(|| format!("read {}", file.display())),
-        None => Kubeconfig::read().context("read the kubeconfig"),
+        Some(file) => Kubeconfig::read_from(file)
+            .map_err(unquoted)
+            .with_context(|| format!("read {}", file.display())),
+        None => Kubeconfig::read().map_err(unquoted).context("read the kubeconfig"),
+    }
+}
+
+/// What is wrong with a kubeconfig. The parser's own words quote the lines around it, and these hold credentials.
+pub(crate) fn unquoted(err: KubeconfigError) -> anyhow::Error {
+    match err {
+        KubeconfigError::Parse(err) => {
+            let at = err
+                .location()
+                .map(|at| format!(" (line {}, column {})", at.line(), at.column()));
+            anyhow::anyhow!("it is no kubeconfig{}", at.unwrap_or_default())
+        }
+        other => other.into(),
     }
 }
 
@@ -111,7 +126,11 @@ pub(crate) struct Kinds(Vec<(ApiResource, Scope)>);
 impl Kinds {
     /// Asks for them.
     pub(crate) async fn of(client: &Client) -> anyhow::Result<Kinds> {
-        let discovery = Discovery::new(client.clone()).run().await;
+        // In two questions, and a group of which nobody answers is merely empty. Servers before 1.26 are asked one by one.
+        let mut discovery = Discovery::new(client.clone()).run_aggregated().await;
+        if discovery.is_err() {
+            discovery = Discovery::new(client.clone()).run().await;
+        }
         let discovery = discovery.map_err(|err| said(err, "ask the target for its kinds"))?;
         let all = discovery
             .groups()

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use http::Request;
 use http::header::HeaderValue;
 use k8s_openapi::api::core::v1::Secret;
+use kube::client::Body;
 use kube::{Api, Client};
 use moka::future::Cache;
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,7 @@ use crate::board::{Admission, Board, Bucket, Facts, Grant, Limits};
 use crate::circuit::{Circuit, State};
 use crate::error::Error;
 use crate::secret::{self, Fault, Freshness};
-use crate::stay::{Dress, Identity, Stay, Target, lock};
+use crate::stay::{Dress, Identity, Stay, Target, lock, put_on};
 use crate::{client, kubeconfig};
 
 /// Open clients. One costs some 100 KB with its connection; a worker rarely serves more targets at a time.
@@ -81,6 +83,20 @@ impl Impersonate {
             .map(|group| header(group))
             .collect::<Result<_, _>>()?;
         Ok((header(&self.user)?, groups))
+    }
+
+    /// A client whose every request is made as this user, as a worker makes them.
+    ///
+    /// # Errors
+    /// Why no request may be made as this user.
+    pub fn client(&self, own: &Client) -> Result<Client, &'static str> {
+        let (own, dress) = (own.clone(), Some(self.dress()?));
+        let service = tower::service_fn(move |mut request: Request<Body>| {
+            put_on(&dress, request.headers_mut());
+            let own = own.clone();
+            async move { own.send(request).await }
+        });
+        Ok(Client::new(service, "default"))
     }
 }
 

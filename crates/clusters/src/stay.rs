@@ -692,28 +692,32 @@ fn is_transport(err: &kube::Error) -> bool {
 }
 
 impl Entry {
-    /// The headers that say whom a request is made as. What a job wrote there itself goes.
     fn dress(&self, headers: &mut http::HeaderMap) {
-        const USER: HeaderName = HeaderName::from_static("impersonate-user");
-        const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-        let theirs: Vec<HeaderName> = headers
-            .keys()
-            .filter(|name| name.as_str().starts_with("impersonate-"))
-            .cloned()
-            .collect();
-        for name in theirs {
-            headers.remove(name);
-        }
-        let Some((user, groups)) = &self.dress else { return };
-        headers.insert(USER, user.clone());
-        for group in groups {
-            headers.append(GROUP, group.clone());
-        }
+        put_on(&self.dress, headers);
     }
 }
 
 /// As headers; refused before any of it is sent.
 pub(crate) type Dress = Option<(HeaderValue, Vec<HeaderValue>)>;
+
+/// The headers that say whom a request is made as. What a job wrote there itself goes.
+pub(crate) fn put_on(dress: &Dress, headers: &mut http::HeaderMap) {
+    const USER: HeaderName = HeaderName::from_static("impersonate-user");
+    const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
+    let theirs: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("impersonate-"))
+        .cloned()
+        .collect();
+    for name in theirs {
+        headers.remove(name);
+    }
+    let Some((user, groups)) = dress else { return };
+    headers.insert(USER, user.clone());
+    for group in groups {
+        headers.append(GROUP, group.clone());
+    }
+}
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Nothing that can panic runs under these locks.

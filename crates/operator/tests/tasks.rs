@@ -2,6 +2,8 @@
 
 #[allow(unused_imports, reason = "no pool here")]
 mod common;
+#[path = "tasks/waves.rs"]
+mod waves;
 
 use common::{LONG, NAMESPACE, Stage};
 use kube::api::{DeleteParams, Patch, PatchParams};

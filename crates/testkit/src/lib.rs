@@ -6,6 +6,7 @@
 //!   [`CeleryNode`]: Celery for Node.
 //! * [`History`]: what processes say they did, merged, with a verdict: lost, run again, stale.
 //! * [`ControlPlane`]: a real Kubernetes API server with its controllers.
+//! * [`canaries`]: kubeconfigs that hold what must show nowhere else.
 //! * [`Chance`]: random numbers by a seed, for campaigns.
 //! * [`eventually`]: waiting for a condition, never for time to pass.
 //!
@@ -14,6 +15,7 @@
 #![allow(clippy::panic, reason = "a failure here is the failure of the test that uses it")]
 
 mod authority;
+mod canaries;
 mod celery;
 mod celery_worker;
 mod certificate;
@@ -37,6 +39,7 @@ mod wait;
 /// The client by which tests look into a server.
 pub use ::redis;
 pub use authority::{Authority, Issued};
+pub use canaries::canaries;
 pub use celery::{App, Celery, Raised, Sent, celery_command, celery_process};
 pub use celery_worker::{CeleryWorker, Options as CeleryOptions};
 pub use certificate::Signer;

@@ -1,30 +1,29 @@
-//! `umbel cluster test`: what works at a target and what is missing, asked with the credential that workers use.
+//! `umbel cluster test`: what works at a target and what is missing, asked as workers ask: with the same credential and as
+//! the same user.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod rights;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use k8s_openapi::api::authorization::v1::{
-    NonResourceAttributes, ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use umbel_api::WorkerPool;
-use umbel_api::names::ANNOTATION_ALLOW;
-use umbel_clusters::credential::Kind;
-use umbel_clusters::kubeconfig;
+use umbel_api::names::{ANNOTATION_ALLOW, ANNOTATION_RENEW};
+use umbel_clusters::credential::{Account, Kind};
+use umbel_clusters::{Impersonate, kubeconfig};
 
+use self::rights::Right;
 use super::cluster_ls::find;
-use crate::account::{self, Allowed};
+use crate::account::Allowed;
 use crate::args::{ClusterTest, Format, Global};
 use crate::confirm;
 use crate::home::{Home, said};
 use crate::output;
-use crate::target::{Kinds, named};
 
 /// Clusters at a time.
 const AT_A_TIME: usize = 8;
@@ -185,29 +184,20 @@ async fn steps(
             return Err(format!("{}: {why}", if is_tls { "TLS" } else { "connection" }));
         }
     }
-    let me: Api<SelfSubjectReview> = Api::all(client.clone());
-    match within(
-        timeout,
-        me.create(&PostParams::default(), &SelfSubjectReview::default()),
-    )
-    .await
-    {
-        Ok(review) => {
-            let user = review
-                .status
-                .and_then(|status| status.user_info)
-                .and_then(|user| user.username);
-            report.say(
-                Verdict::Good,
-                format!("login as {}", user.unwrap_or_else(|| "somebody".to_owned())),
-            );
-        }
+    match me(&client, timeout).await {
+        Ok(user) => report.say(Verdict::Good, format!("login as {user}")),
         Err(Fault::Api(401, why)) => return Err(format!("login: {why}")),
         Err(fault) => report.say(
             Verdict::Lacks,
             format!("login: who this is is not told: {}", fault.words()),
         ),
     }
+    let own = client;
+    let client = match serde_json::from_value(cluster.data["spec"]["impersonate"].clone()) {
+        Ok(None) => own.clone(),
+        Ok(Some(who)) => impersonate(&own, &who, timeout, report).await?,
+        Err(err) => return Err(format!("impersonate: {err}")),
+    };
     let namespaces: Api<Namespace> = Api::all(client.clone());
     match within(timeout, namespaces.get("kube-system")).await {
         Ok(system) => {
@@ -223,14 +213,74 @@ async fn steps(
             format!("identity: read Namespace kube-system: {}", fault.words()),
         ),
     }
-    let asked = rights(&client, &secret, cluster, pools, report).await?;
-    let answers: Vec<(Right, Result<bool, Fault>)> = stream::iter(asked)
-        .map(|right| {
-            let client = client.clone();
-            async move {
-                let answer = may(&client, &right, timeout).await;
-                (right, answer)
-            }
+    if let Some(account) = secret.annotations().get(ANNOTATION_RENEW) {
+        match serde_json::from_str::<Account>(account) {
+            Ok(account) => ask(&own, vec![rights::to_renew(&account)], timeout, report).await,
+            Err(err) => report.say(Verdict::Bad, format!("renewal: annotation {ANNOTATION_RENEW}: {err}")),
+        }
+    }
+    let mut wanted = rights::to_sync();
+    let allowed = secret.annotations().get(ANNOTATION_ALLOW);
+    let allowed: Allowed = allowed
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    wanted.extend(rights::allowed(&allowed));
+    let covering = pools.iter().filter(|pool| {
+        let access = pool.spec.cluster_access.as_ref();
+        access.is_some_and(|access| access.covers(&cluster.name_any(), cluster.labels()))
+    });
+    let (of_pools, faults) = rights::of_pools(&client, covering, timeout).await;
+    wanted.extend(of_pools);
+    ask(&client, wanted, timeout, report).await;
+    for fault in faults {
+        report.say(Verdict::Bad, fault);
+    }
+    Ok(())
+}
+
+/// Who the target takes us for.
+async fn me(client: &Client, timeout: Duration) -> Result<String, Fault> {
+    let api: Api<SelfSubjectReview> = Api::all(client.clone());
+    let (params, review) = (PostParams::default(), SelfSubjectReview::default());
+    let review = within(timeout, api.create(&params, &review)).await?;
+    let user = review.status.and_then(|status| status.user_info);
+    let name = user.and_then(|user| user.username);
+    Ok(name.unwrap_or_else(|| "somebody".to_owned()))
+}
+
+/// The client of whom workers' requests are made as. Where that is refused, none of them gets any further.
+async fn impersonate(
+    own: &Client,
+    who: &Impersonate,
+    timeout: Duration,
+    report: &mut Report,
+) -> Result<Client, String> {
+    let groups = match who.groups.as_slice() {
+        [] => String::new(),
+        groups => format!(" of {}", groups.join(", ")),
+    };
+    let title = format!("impersonate {}{groups}", who.user);
+    let client = who.client(own).map_err(|why| format!("{title}: {why}"))?;
+    match me(&client, timeout).await {
+        Ok(user) => {
+            report.say(Verdict::Good, format!("{title}: requests are made as {user}"));
+            Ok(client)
+        }
+        Err(Fault::Api(403, why)) => {
+            // The target's words name the first right that is missing.
+            ask(own, rights::to_impersonate(who), timeout, report).await;
+            Err(format!("{title}: {why}"))
+        }
+        Err(fault) => Err(format!("{title}: {}", fault.words())),
+    }
+}
+
+/// Asks for these rights, a line each.
+async fn ask(client: &Client, rights: Vec<Right>, timeout: Duration, report: &mut Report) {
+    let answers: Vec<(Right, Result<bool, Fault>)> = stream::iter(rights)
+        .map(|right| async move {
+            let answer = right.is_given(client, timeout).await;
+            (right, answer)
         })
         .buffered(QUESTIONS)
         .collect()
@@ -247,7 +297,6 @@ async fn steps(
         }
         report.say(verdict, text);
     }
-    Ok(())
 }
 
 enum Fault {
@@ -271,182 +320,4 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, kube::E
         Ok(Err(err)) => Err(Fault::Other(format!("{:#}", said(err, "ask")))),
         Err(_) => Err(Fault::Other(format!("no answer within {} s", limit.as_secs_f32()))),
     }
-}
-
-/// One right to ask for.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Right {
-    /// What needs it.
-    why: String,
-    namespace: Option<String>,
-    /// `deployments.apps`, `deployments.apps/scale`, or a path.
-    resource: String,
-    name: Option<String>,
-    verb: String,
-    is_needed: bool,
-}
-
-impl Right {
-    fn text(&self) -> String {
-        let name = self.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-        let within = self
-            .namespace
-            .as_ref()
-            .map(|namespace| format!(" in {namespace}"))
-            .unwrap_or_default();
-        format!("{}: {} {}{name}{within}", self.why, self.verb, self.resource)
-    }
-}
-
-/// What syncs ask for, what join was told, and what the jobs of pools do that cover the cluster.
-async fn rights(
-    client: &Client,
-    secret: &Secret,
-    cluster: &DynamicObject,
-    pools: &[WorkerPool],
-    report: &mut Report,
-) -> Result<Vec<Right>, String> {
-    let mut asked = Vec::new();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    for rule in account::sync_rules() {
-        let strings = |field: &str| rule[field].as_array().cloned().unwrap_or_default();
-        let group = rule["apiGroups"][0].as_str().unwrap_or_default();
-        for verb in strings("verbs") {
-            let right = |resource: String| Right {
-                why: "sync".to_owned(),
-                namespace: None,
-                resource,
-                name: rule["resourceNames"][0].as_str().map(str::to_owned),
-                verb: text(&verb),
-                // Where nobody measures there is nothing to read.
-                is_needed: group != "metrics.k8s.io",
-            };
-            let resources = strings("resources")
-                .into_iter()
-                .map(|resource| full(&text(&resource), group));
-            asked.extend(resources.chain(strings("nonResourceURLs").iter().map(text)).map(right));
-        }
-    }
-    let allowed = secret.annotations().get(ANNOTATION_ALLOW);
-    let allowed: Allowed = allowed
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
-    let mut wanted = BTreeSet::new();
-    for (namespace, resources) in &allowed {
-        for resource in resources {
-            for verb in ["get", "list", "watch", "patch"] {
-                let namespace = (!namespace.is_empty()).then(|| namespace.clone());
-                wanted.insert(job_right("allowed at join", namespace, resource.clone(), verb));
-            }
-        }
-    }
-    let labels: BTreeMap<String, String> = cluster.labels().clone();
-    let covering = pools.iter().filter(|pool| {
-        let access = pool.spec.cluster_access.as_ref();
-        access.is_some_and(|access| access.covers(&cluster.name_any(), &labels))
-    });
-    let mut kinds = None;
-    for pool in covering {
-        let jobs = serde_json::to_value(&pool.spec.jobs).unwrap_or_default();
-        for (job, rules) in jobs.as_object().into_iter().flatten() {
-            let Some(verbs) = verbs(job) else { continue };
-            let why = format!("pool {}, job {job}", pool.name_any());
-            if job == "labelNodes" {
-                wanted.extend(verbs.iter().map(|verb| job_right(&why, None, "nodes".to_owned(), verb)));
-                continue;
-            }
-            if kinds.is_none() {
-                kinds = Some(Kinds::of(client).await.map_err(|err| format!("{err:#}"))?);
-            }
-            let Some(kinds) = &kinds else { continue };
-            let strings = |field: &str| rules[field].as_array().into_iter().flatten().filter_map(Value::as_str);
-            let places = strings("namespaces").map(|namespace| Some(namespace.to_owned()));
-            let namespaced = places.flat_map(|place| strings("kinds").map(move |kind| (place.clone(), kind)));
-            for (namespace, kind) in namespaced.chain(strings("clusterKinds").map(|kind| (None, kind))) {
-                let resource = match kinds.find(kind) {
-                    Ok((resource, _)) => named(resource),
-                    Err(err) => {
-                        report.say(Verdict::Bad, format!("{why}: {err:#}"));
-                        continue;
-                    }
-                };
-                for verb in verbs {
-                    let (verb, resource) = match verb.strip_suffix("/scale") {
-                        Some(verb) => (verb, format!("{resource}/scale")),
-                        None => (*verb, resource.clone()),
-                    };
-                    wanted.insert(job_right(&why, namespace.clone(), resource, verb));
-                }
-            }
-        }
-    }
-    asked.extend(wanted);
-    Ok(asked)
-}
-
-fn job_right(why: &str, namespace: Option<String>, resource: String, verb: &str) -> Right {
-    Right {
-        why: why.to_owned(),
-        namespace,
-        resource,
-        name: None,
-        verb: verb.to_owned(),
-        is_needed: true,
-    }
-}
-
-/// What a job of `spec.jobs` does with the objects that it names; nothing for those that are at work at home.
-fn verbs(job: &str) -> Option<&'static [&'static str]> {
-    Some(match job {
-        "apply" | "diff" => &["get", "create", "patch"],
-        "prune" | "delete" => &["get", "delete"],
-        "get" => &["get", "list"],
-        "restart" => &["get", "patch"],
-        "scale" => &["get/scale", "patch/scale"],
-        "wait" => &["get", "list", "watch"],
-        "labelNodes" => &["get", "list", "patch"],
-        _ => return None,
-    })
-}
-
-fn full(plural: &str, group: &str) -> String {
-    if group.is_empty() {
-        plural.to_owned()
-    } else {
-        format!("{plural}.{group}")
-    }
-}
-
-async fn may(client: &Client, right: &Right, limit: Duration) -> Result<bool, Fault> {
-    let spec = if right.resource.starts_with('/') {
-        SelfSubjectAccessReviewSpec {
-            non_resource_attributes: Some(NonResourceAttributes {
-                path: Some(right.resource.clone()),
-                verb: Some(right.verb.clone()),
-            }),
-            resource_attributes: None,
-        }
-    } else {
-        let (resource, subresource) = right.resource.split_once('/').unwrap_or((&right.resource, ""));
-        let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
-        SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(ResourceAttributes {
-                group: Some(group.to_owned()),
-                resource: Some(plural.to_owned()),
-                subresource: (!subresource.is_empty()).then(|| subresource.to_owned()),
-                namespace: right.namespace.clone(),
-                name: right.name.clone(),
-                verb: Some(right.verb.clone()),
-                ..ResourceAttributes::default()
-            }),
-            non_resource_attributes: None,
-        }
-    };
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let review = SelfSubjectAccessReview {
-        spec,
-        ..SelfSubjectAccessReview::default()
-    };
-    let answer = within(limit, reviews.create(&PostParams::default(), &review)).await?;
-    Ok(answer.status.is_some_and(|status| status.allowed))
 }

@@ -12,6 +12,7 @@ use k8s_openapi::api::authorization::v1::SelfSubjectRulesReview;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, ResourceExt as _};
@@ -463,6 +464,177 @@ async fn test_says_what_works_and_what_is_missing() {
     }
 }
 
+/// What `test` says, once it says all of this; the whole of it.
+async fn said(place: &Place, lines: &[&str]) -> Done {
+    let mut done = place.run(&["test", "c2"]).await;
+    // Roles are seen a moment after they are written.
+    let waited = tokio::time::timeout(SOON, async {
+        while !lines.iter().all(|line| done.out.lines().any(|found| found == *line)) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            done = place.run(&["test", "c2"]).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{lines:?}: {}{}", done.out, done.err);
+    done
+}
+
+#[tokio::test]
+async fn test_asks_as_whom_workers_are() {
+    let place = place("as").await;
+    namespace(&place.target, "as-shop").await;
+    good(place.from(&["join", "c2", "--allow", "as-shop:ConfigMap"]).await);
+    said(&place, &["c2: good"]).await;
+    let who = json!({"spec": {"impersonate": {"user": "jane", "groups": ["dev", "ops"]}}});
+    let merge = PatchParams::default();
+    place.clusters().patch("c2", &merge, &Patch::Merge(who)).await.unwrap();
+
+    // The account may do all of it, and be nobody else.
+    let done = said(
+        &place,
+        &[
+            "c2: not good",
+            "  ok       login as system:serviceaccount:umbel-system:umbel-as-c2",
+            "  MISSING  impersonate: impersonate users jane",
+            "  MISSING  impersonate: impersonate groups dev",
+            "  MISSING  impersonate: impersonate groups ops",
+        ],
+    )
+    .await;
+    let last = done.out.lines().last().unwrap();
+    assert!(
+        done.code == 1
+            && last.starts_with("  MISSING  impersonate jane of dev, ops: ")
+            && last.contains("cannot impersonate"),
+        "{}",
+        done.out
+    );
+
+    const RBAC: &str = "rbac.authorization.k8s.io";
+    let roles: Api<ClusterRole> = Api::all(place.target.clone());
+    let bindings: Api<ClusterRoleBinding> = Api::all(place.target.clone());
+    let bind = async |name: &str, role: &str, subject: Value| {
+        let binding = object(json!({"metadata": {"name": name}, "subjects": [subject],
+            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}}));
+        bindings.create(&PostParams::default(), &binding).await.unwrap();
+    };
+    let role = object(json!({"metadata": {"name": "as-jane"}, "rules": [
+        {"apiGroups": [""], "resources": ["users", "groups"], "verbs": ["impersonate"], "resourceNames": ["jane", "dev", "ops"]}]}));
+    roles.create(&PostParams::default(), &role).await.unwrap();
+    let account = json!({"kind": "ServiceAccount", "namespace": "umbel-system", "name": "umbel-as-c2"});
+    bind("as-jane", "as-jane", account).await;
+    // Now what jane may not do is missing, whatever the account may.
+    let done = said(
+        &place,
+        &[
+            "  ok       impersonate jane of dev, ops: requests are made as jane",
+            "  ok       renewal: create serviceaccounts/token umbel-as-c2 in umbel-system",
+            "  MISSING  sync: list nodes",
+            "  MISSING  allowed at join: patch configmaps in as-shop",
+        ],
+    )
+    .await;
+    assert_eq!(done.code, 1);
+
+    // By the groups, too: they are sent.
+    bind(
+        "as-dev",
+        "umbel-as-c2",
+        json!({"kind": "Group", "apiGroup": RBAC, "name": "dev"}),
+    )
+    .await;
+    let shop: Api<RoleBinding> = Api::namespaced(place.target.clone(), "as-shop");
+    let binding = object(
+        json!({"metadata": {"name": "as-jane"}, "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "umbel-as-c2"},
+        "subjects": [{"kind": "User", "apiGroup": RBAC, "name": "jane"}]}),
+    );
+    shop.create(&PostParams::default(), &binding).await.unwrap();
+    let done = said(
+        &place,
+        &[
+            "c2: good",
+            "  ok       sync: list nodes",
+            "  ok       allowed at join: patch configmaps in as-shop",
+        ],
+    )
+    .await;
+    assert!(done.code == 0 && !done.out.contains("MISSING"), "{}", done.out);
+}
+
+#[tokio::test]
+async fn test_asks_for_what_the_jobs_of_pools_do() {
+    let place = place("jobs").await;
+    namespace(&place.target, "jobs-shop").await;
+    good(
+        place
+            .from(&["join", "c2", "--allow", "jobs-shop:apps/Deployment"])
+            .await,
+    );
+    let rules = |kinds: Value| json!({"namespaces": ["jobs-shop"], "kinds": kinds});
+    let deployments = rules(json!(["apps/Deployment"]));
+    let pool: WorkerPool = object(
+        json!({"apiVersion": "umbel.dev/v1alpha1", "kind": "WorkerPool", "metadata": {"name": "all"},
+        "spec": {"queues": [{"name": "q"}], "clusterAccess": {"names": ["c2"]}, "jobs": {
+            "apply": {"namespaces": ["jobs-shop"], "kinds": ["apps/Deployment"], "clusterKinds": ["rbac.authorization.k8s.io/Role"]},
+            "prune": deployments, "delete": deployments, "scale": deployments, "restart": deployments,
+            "wait": deployments, "diff": rules(json!(["Gone", "gone.example.com/Widget", "Node"])), "labelNodes": {"prefixes": ["a.example.com/"]},
+        }}}),
+    );
+    let pools: Api<WorkerPool> = Api::namespaced(place.home.clone(), "jobs");
+    pools.create(&PostParams::default(), &pool).await.unwrap();
+    let done = said(
+        &place,
+        &[
+            "  ok       pool all, job apply: patch deployments.apps in jobs-shop",
+            "  ok       pool all, job apply: list deployments.apps in jobs-shop",
+            "  ok       pool all, job scale: patch deployments.apps in jobs-shop",
+            "  ok       pool all, job scale: patch deployments.apps/scale in jobs-shop",
+            "  ok       pool all, job wait: watch deployments.apps in jobs-shop",
+            "  MISSING  pool all, job apply, apply sets: get configmaps in jobs-shop",
+            "  MISSING  pool all, job apply, apply sets: create configmaps in jobs-shop",
+            "  MISSING  pool all, job apply, apply sets: update configmaps in jobs-shop",
+            "  MISSING  pool all, job prune, apply sets: update configmaps in jobs-shop",
+            "  MISSING  pool all, job delete, apply sets: update configmaps in jobs-shop",
+            "  MISSING  pool all, job apply: patch roles.rbac.authorization.k8s.io in jobs-shop",
+            "  without  pool all, job apply: list roles.rbac.authorization.k8s.io in jobs-shop",
+            "  MISSING  pool all, job labelNodes: patch nodes",
+            "  MISSING  pool all, job diff: the target serves no kind Gone",
+            "  MISSING  pool all, job diff: the target serves no kind gone.example.com/Widget",
+            "  MISSING  pool all, job diff: Node is cluster-scoped there, and not in clusterKinds",
+        ],
+    )
+    .await;
+    assert_eq!(done.code, 1);
+
+    // A group of which nobody answers hides no other.
+    let service = object(json!({"metadata": {"name": "v1.dead.example.com"},
+        "spec": {"group": "dead.example.com", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1,
+            "service": {"namespace": "jobs-shop", "name": "nobody"}}}));
+    let services: Api<APIService> = Api::all(place.target.clone());
+    services.create(&PostParams::default(), &service).await.unwrap();
+    let spec = json!({"spec": {"jobs": {"diff": null, "labelNodes": null,
+        "apply": {"clusterKinds": null, "kinds": ["apps/Deployment", "ConfigMap"]}}}});
+    let merge = PatchParams::default();
+    pools.patch("all", &merge, &Patch::Merge(spec)).await.unwrap();
+    good(
+        place
+            .from(&["join", "c2", "--allow", "jobs-shop:apps/Deployment,ConfigMap"])
+            .await,
+    );
+    let done = said(
+        &place,
+        &[
+            "c2: good",
+            "  ok       pool all, job apply, apply sets: create configmaps in jobs-shop",
+        ],
+    )
+    .await;
+    assert!(done.code == 0 && !done.out.contains("MISSING"), "{}", done.out);
+    services
+        .delete("v1.dead.example.com", &DeleteParams::default())
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn rotate_makes_a_new_token_and_with_key_the_old_ones_die() {
     let place = place("rotate").await;
@@ -726,4 +898,90 @@ async fn tasks_that_are_objects_are_listed_shown_and_cancelled() {
         "{}",
         absent.err
     );
+}
+
+/// C05, here: whatever a person asks, and however much the program tells.
+#[tokio::test]
+async fn c05_canaries_of_credentials_show_in_no_output() {
+    let place = place("canaries").await;
+    let stage = stage().await;
+    let text = std::fs::read(&stage.target.kubeconfig).unwrap();
+    let root: Value = serde_saphyr::from_slice(&text).unwrap();
+    let authority: k8s_openapi::ByteString =
+        serde_json::from_value(root["clusters"][0]["cluster"]["certificate-authority-data"].clone()).unwrap();
+    let server = root["clusters"][0]["cluster"]["server"]
+        .as_str()
+        .unwrap()
+        .replace("https://", "");
+    let all = umbel_testkit::canaries(&server, &server, &format!("127.0.0.1:{}", free_port()), &authority.0);
+    assert_eq!(all.len(), 25);
+    let folder = TempDir::new("canaries");
+    let account = json!({"namespace": "umbel-system", "serviceAccount": "x", "seconds": 3600}).to_string();
+    let mut outputs = Vec::new();
+    for (number, (_, text)) in all.iter().enumerate() {
+        let name = format!("c{number}");
+        let secret = object(
+            json!({"metadata": {"name": format!("umbel-cluster-{name}"), "annotations": {"umbel.dev/renew": account},
+            "labels": {"app.kubernetes.io/managed-by": "umbel"}}, "stringData": {"kubeconfig": text}}),
+        );
+        place.secrets().create(&PostParams::default(), &secret).await.unwrap();
+        let cluster = object(
+            json!({"apiVersion": "umbel.dev/v1alpha1", "kind": "TargetCluster", "metadata": {"name": name},
+            "spec": {"kubeconfigSecretRef": {"name": format!("umbel-cluster-{name}"), "key": "kubeconfig"}}}),
+        );
+        place.clusters().create(&PostParams::default(), &cluster).await.unwrap();
+        // The same as a person's own file.
+        let file = folder.path().join(&name);
+        std::fs::write(&file, text).unwrap();
+        // Whose canary is the name of a file is told which file is not there.
+        let flags = [&["--as-is"][..], &[], &["--dry-run"]];
+        for flag in flags.into_iter().filter(|_| !text.contains("/tmp/canary")) {
+            let mut join = vec![
+                "join",
+                "new",
+                "--from-context",
+                "c",
+                "--from-kubeconfig",
+                file.to_str().unwrap(),
+            ];
+            join.extend(flag);
+            outputs.push(place.run(&join).await);
+        }
+        for command in ["rotate", "test"] {
+            outputs.push(place.run(&[command, &name]).await);
+        }
+    }
+    for list in [
+        &["ls"][..],
+        &["ls", "-o", "wide"],
+        &["ls", "-o", "json"],
+        &["ls", "-o", "yaml"],
+        &["test", "--all", "-o", "json"],
+    ] {
+        outputs.push(place.run(list).await);
+    }
+    for number in 0..all.len() {
+        outputs.push(place.run(&["leave", &format!("c{number}"), "--yes"]).await);
+    }
+    let said: usize = outputs.iter().map(|done| done.out.len() + done.err.len()).sum();
+    assert!(said > 10_000, "{said} characters");
+    assert!(
+        outputs
+            .iter()
+            .any(|done| done.err.contains("TargetCluster canaries/new leads to")),
+        "one was joined"
+    );
+    for (number, (canary, _)) in all.iter().enumerate() {
+        let encoded = serde_json::to_value(k8s_openapi::ByteString(canary.clone().into_bytes())).unwrap();
+        for form in [canary, encoded.as_str().unwrap()] {
+            let found = outputs
+                .iter()
+                .find(|done| done.out.contains(form) || done.err.contains(form));
+            assert!(
+                found.is_none(),
+                "the canary of c{number}: {:?}",
+                found.map(|done| (&done.out, &done.err))
+            );
+        }
+    }
 }

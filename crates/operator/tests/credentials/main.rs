@@ -1,5 +1,7 @@
 //! Credentials of target clusters: renewed, said to end, discovered, and read by nobody else. On real API servers.
 
+mod canaries;
+mod chart;
 #[allow(unused_imports, reason = "no pool runs here")]
 #[path = "../common/mod.rs"]
 mod common;
@@ -393,8 +395,8 @@ async fn labelled_secrets_become_target_clusters_and_go_with_them() {
     assert!(!operator.log().contains("panicked"), "{}", operator.log());
 }
 
-/// A client with the rights of a ServiceAccount at home.
-async fn as_account(stage: &Stage, name: &str) -> Client {
+/// A kubeconfig of a ServiceAccount at home.
+async fn account_kubeconfig(stage: &Stage, name: &str) -> String {
     let accounts: Api<ServiceAccount> = Api::namespaced(stage.client.clone(), NAMESPACE);
     let token = eventually_some(LONG, "the account has a token", async || {
         let request = TokenRequest::default();
@@ -405,8 +407,15 @@ async fn as_account(stage: &Stage, name: &str) -> Client {
     })
     .await;
     let text = std::fs::read_to_string(stage.plane.kubeconfig()).expect("there");
-    let mut file = kube::config::Kubeconfig::from_yaml(&text).expect("a kubeconfig");
-    file.auth_infos[0].auth_info = Some(serde_json::from_value(json!({ "token": token })).expect("a user"));
+    let file = kube::config::Kubeconfig::from_yaml(&text).expect("a kubeconfig");
+    let mut root = serde_json::to_value(file).expect("plain data");
+    root["users"][0]["user"] = json!({ "token": token });
+    root.to_string()
+}
+
+/// A client with the rights of a ServiceAccount at home.
+async fn as_account(stage: &Stage, name: &str) -> Client {
+    let file = kube::config::Kubeconfig::from_yaml(&account_kubeconfig(stage, name).await).expect("a kubeconfig");
     let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await;
     Client::try_from(config.expect("complete")).expect("a client")
 }

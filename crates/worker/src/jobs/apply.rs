@@ -247,7 +247,7 @@ impl Prune {
         let site = Site::enter(&self.clusters, cluster, ctx, fence).await?;
         let mut members = Vec::with_capacity(manifests.len());
         for mut manifest in manifests {
-            match site.place(&mut manifest, allow).await {
+            match site.find(&mut manifest, allow).await {
                 // A kind that is not there has no objects; they stay in the inventory.
                 Ok(_) | Err(Fault::NoKind { .. }) => members.push(Member::of(&manifest)),
                 Err(fault) => return Err(fault),

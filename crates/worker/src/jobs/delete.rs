@@ -65,7 +65,7 @@ impl Propagation {
     }
 }
 
-/// An object that is to go, and where it is; no place where its kind is not served.
+/// An object that is to go, and where it is; no place where its kind is served in no version.
 type Doomed = (Manifest, Option<Api<DynamicObject>>);
 
 impl Delete {
@@ -141,7 +141,7 @@ async fn delete_at(
     let mut doomed: Vec<Doomed> = Vec::with_capacity(manifests.len());
     let mut sets: BTreeMap<SetRef, (Inventory, Vec<Member>)> = BTreeMap::new();
     for mut manifest in manifests {
-        let api = match site.place(&mut manifest, allow).await {
+        let api = match site.find(&mut manifest, allow).await {
             Ok(api) => Some(api),
             Err(Fault::NoKind { .. }) => None,
             Err(fault) => return Err(fault),

@@ -120,8 +120,15 @@ async fn change(
     };
     let api = match site.place(&mut manifest, allow).await {
         Ok(api) => api,
-        // Its definition may come with it.
-        Err(Fault::NoKind { .. }) => return Ok(said(&manifest, "create, its kind is not there yet", vec![], vec![])),
+        Err(fault @ Fault::NoKind { .. }) => {
+            return match site.find(&mut manifest, allow).await {
+                // Its definition may come with it.
+                Err(Fault::NoKind { .. }) => Ok(said(&manifest, "create, its kind is not there yet", vec![], vec![])),
+                // There in other versions only: an apply fails.
+                Ok(_) => Err(fault),
+                Err(fault) => Err(fault),
+            };
+        }
         Err(fault) => return Err(fault),
     };
     let current = site.read(&manifest, &api).await?;
@@ -140,7 +147,7 @@ async fn change(
             Ok(said(&manifest, action, fields, vec![]))
         }
         Err(err) if site::is_field_conflict(&err) => Ok(said(&manifest, "conflict", vec![], site::conflicts(&err))),
-        Err(err) if err.code() == Some(404) && current.is_none() => Ok(said(
+        Err(err) if site::is_absent(&err, &manifest.namespace) && current.is_none() => Ok(said(
             &manifest,
             "create, its namespace is not there yet",
             vec![],

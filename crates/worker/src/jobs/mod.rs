@@ -6,6 +6,7 @@
 mod apply;
 mod delete;
 mod diff;
+mod discovery;
 pub(crate) mod echo;
 mod exec;
 mod fence;

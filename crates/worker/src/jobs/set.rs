@@ -8,7 +8,7 @@ use umbel_clusters::Error;
 use super::inventory::{self, Inventory, LABEL, MAX_MEMBERS, Member};
 use super::manifest::{self, Manifest};
 use super::rules::Allow;
-use super::site::{Fault, REQUEST, STEPS, Site};
+use super::site::{Fault, REQUEST, STEPS, Site, get, if_there, is_absent};
 use super::writer::{MANAGER, is_written_by_us};
 
 /// Which set, and where its inventory is.
@@ -49,9 +49,9 @@ impl SetRef {
         let name = format!("{}{}", inventory::PREFIX, self.name);
         let read = site
             .target
-            .ask("read the inventory", REQUEST, self.api(site).get_opt(&name))
-            .await
-            .map_err(|source| site.about_other(&self.title(), source))?;
+            .ask("read the inventory", REQUEST, get(&self.api(site), &name))
+            .await;
+        let read = if_there(read, &name).map_err(|source| site.about_other(&self.title(), source))?;
         let Some(map) = read else {
             return Ok(Inventory::default());
         };
@@ -131,7 +131,7 @@ impl SetRef {
             object: self.title(),
             why,
         })?;
-        let api = match site.place(&mut manifest, allow).await {
+        let api = match site.find(&mut manifest, allow).await {
             Ok(api) => api,
             // Its definition went, and took it along.
             Err(Fault::NoKind { .. }) => return Ok("absent"),
@@ -177,7 +177,7 @@ pub(super) async fn remove(
         site.ctx.checkpoint().await?;
         match delete(site, manifest, api, &object, propagation.clone()).await {
             Ok(()) => return Ok("deleted"),
-            Err(err) if err.code() == Some(404) => return Ok("absent"),
+            Err(err) if is_absent(&err, &manifest.name) => return Ok("absent"),
             Err(err) if err.code() == Some(409) => {}
             Err(source) => return Err(site.about(manifest, source)),
         }

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
-use kube::discovery::{self, Scope};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 use umbel_clusters::{Error, Registry, Target};
 
+use super::discovery;
 use super::fence::{ANNOTATION, Fence};
 use super::manifest::{self, Manifest, Rejected};
 use super::rules::Allow;
@@ -260,7 +260,16 @@ pub(super) struct Site<'a> {
     pub(super) ctx: &'a JobContext,
     pub(super) target: Target,
     pub(super) fence: Fence,
-    kinds: tokio::sync::Mutex<BTreeMap<Gvk, Option<Served>>>,
+    kinds: tokio::sync::Mutex<BTreeMap<(Gvk, Version), Option<Served>>>,
+}
+
+/// In which version an object is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Version {
+    /// That of the manifest: what is written is written in it.
+    Exact,
+    /// Another one where that is not served any more: it is the same object in all.
+    Any,
 }
 
 impl<'a> Site<'a> {
@@ -319,13 +328,17 @@ impl<'a> Site<'a> {
     }
 
     /// How the cluster serves a kind; `None` if it does not. Asked once a run.
-    pub(super) async fn served(&self, gvk: &Gvk) -> Result<Option<Served>, Fault> {
+    async fn served(&self, gvk: &Gvk, version: Version) -> Result<Option<Served>, Fault> {
         let mut kinds = self.kinds.lock().await;
-        if let Some(served) = kinds.get(gvk) {
+        let key = (gvk.clone(), version);
+        if let Some(served) = kinds.get(&key) {
             return Ok(served.clone());
         }
-        let served = look_up(&self.target, gvk).await?;
-        kinds.insert(gvk.clone(), served.clone());
+        let served = match version {
+            Version::Exact => look_up(&self.target, gvk).await?,
+            Version::Any => look_up_any(&self.target, gvk).await?,
+        };
+        kinds.insert(key, served.clone());
         Ok(served)
     }
 
@@ -337,9 +350,24 @@ impl<'a> Site<'a> {
     /// Where the object is, with its namespace as its kind wants it; refuses what only the cluster can tell to be
     /// outside of the rules.
     pub(super) async fn place(&self, manifest: &mut Manifest, allow: Allow<'_>) -> Result<Api<DynamicObject>, Fault> {
+        self.place_in(manifest, allow, Version::Exact).await
+    }
+
+    /// The same for an object that is not to be written: where the version of the manifest is not served any more, in
+    /// another one.
+    pub(super) async fn find(&self, manifest: &mut Manifest, allow: Allow<'_>) -> Result<Api<DynamicObject>, Fault> {
+        self.place_in(manifest, allow, Version::Any).await
+    }
+
+    async fn place_in(
+        &self,
+        manifest: &mut Manifest,
+        allow: Allow<'_>,
+        version: Version,
+    ) -> Result<Api<DynamicObject>, Fault> {
         let gvk = gvk(manifest);
         let kind = || format!("{} {}", manifest.api_version(), manifest.kind);
-        let Some(served) = self.served(&gvk).await? else {
+        let Some(served) = self.served(&gvk, version).await? else {
             return Err(Fault::NoKind {
                 cluster: self.cluster(),
                 object: manifest.to_string(),
@@ -381,8 +409,8 @@ impl<'a> Site<'a> {
         manifest: &Manifest,
         api: &Api<DynamicObject>,
     ) -> Result<Option<DynamicObject>, Fault> {
-        let read = self.target.ask("read it", REQUEST, api.get_opt(&manifest.name)).await;
-        read.map_err(|source| self.about(manifest, source))
+        let read = self.target.ask("read it", REQUEST, get(api, &manifest.name)).await;
+        if_there(read, &manifest.name).map_err(|source| self.about(manifest, source))
     }
 
     /// The fence in this annotation; refuses an object on which it is a newer run's.
@@ -477,22 +505,83 @@ pub(super) fn gvk(manifest: &Manifest) -> Gvk {
     (group.clone(), version.clone(), kind.clone())
 }
 
-/// How a cluster serves a kind; `None` if it does not.
-pub(super) async fn look_up(target: &Target, gvk: &Gvk) -> Result<Option<Served>, Error> {
-    let gvk = GroupVersionKind::gvk(&gvk.0, &gvk.1, &gvk.2);
-    let client = target.client();
-    let served = target
-        .ask("look up a kind", REQUEST, discovery::pinned_kind(&client, &gvk))
-        .await;
-    match served {
-        Ok((resource, capabilities)) => Ok(Some(Served {
-            resource,
-            is_namespaced: capabilities.scope == Scope::Namespaced,
-        })),
-        // A missing group is a 404; a missing kind in it is found by the client library.
-        Err(err) if err.code() == Some(404) || matches!(&err, Error::Answer { .. } if err.status().is_none()) => {
-            Ok(None)
-        }
+/// Did an API server say that the object of this name is not there? A 404 without these words is somebody else's, or of a
+/// path that is served no more, and says nothing of the object.
+pub(super) fn is_absent(err: &Error, name: &str) -> bool {
+    err.status().is_some_and(|status| {
+        let details = status.details.as_ref();
+        status.code == 404 && status.reason == "NotFound" && details.is_some_and(|details| details.name == name)
+    })
+}
+
+/// Reads the object of this name. Something else that is sent in its place is no object of somebody else.
+pub(super) async fn get<K>(api: &Api<K>, name: &str) -> Result<K, kube::Error>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let found = api.get(name).await?;
+    if found.meta().name.as_deref() == Some(name) {
+        return Ok(found);
+    }
+    let text = "the answer is no object of this name";
+    Err(kube::Error::SerdeError(serde::de::Error::custom(text)))
+}
+
+/// What was read of this name; `None` if it is not there.
+pub(super) fn if_there<T>(read: Result<T, Error>, name: &str) -> Result<Option<T>, Error> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(err) if is_absent(&err, name) => Ok(None),
         Err(err) => Err(err),
     }
+}
+
+/// How a cluster serves a kind in this version; `None` if it does not.
+pub(super) async fn look_up(target: &Target, gvk: &Gvk) -> Result<Option<Served>, Error> {
+    let (group, version, _) = gvk;
+    let err = match in_version(target, gvk).await {
+        Err(err) if err.code() == Some(404) => err,
+        answer => return answer,
+    };
+    // Anybody says 404. An API server also says what it has.
+    if discovery::versions(target, group).await?.contains(version) {
+        return Err(err);
+    }
+    Ok(None)
+}
+
+/// How a cluster serves a kind in this version or, where it does not, in another one; `None` if in none.
+async fn look_up_any(target: &Target, gvk: &Gvk) -> Result<Option<Served>, Error> {
+    let exact = look_up(target, gvk).await?;
+    if exact.is_some() {
+        return Ok(exact);
+    }
+    let (group, version, kind) = gvk;
+    for other in discovery::versions(target, group).await? {
+        if other == *version {
+            continue;
+        }
+        let found = in_version(target, &(group.clone(), other, kind.clone())).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+async fn in_version(target: &Target, (group, version, kind): &Gvk) -> Result<Option<Served>, Error> {
+    let resources = discovery::resources(target, group, version).await?;
+    let found = resources
+        .into_iter()
+        .find(|one| one.kind == *kind && !one.name.contains('/'));
+    Ok(found.map(|one| Served {
+        resource: ApiResource {
+            group: group.clone(),
+            version: version.clone(),
+            api_version: discovery::api_version(group, version),
+            kind: one.kind,
+            plural: one.name,
+        },
+        is_namespaced: one.namespaced,
+    }))
 }

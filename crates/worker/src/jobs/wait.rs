@@ -529,7 +529,8 @@ impl Watch<'_> {
             return self.list(target, api, false).await;
         }
         for name in names {
-            let object = target.ask("read it", REQUEST, api.get_opt(&name)).await?;
+            let read = target.ask("read it", REQUEST, site::get(api, &name)).await;
+            let object = site::if_there(read, &name)?;
             let object = object.map(|object| self.value(object));
             let (version, object) = object.map_or((0, None), |(version, object)| (version, Some(object)));
             self.watched

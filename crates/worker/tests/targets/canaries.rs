@@ -7,69 +7,10 @@ use kube::api::{Api, DynamicObject, ListParams};
 use kube::discovery::{Discovery, verbs};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use umbel_testkit::{eventually, free_port};
+use umbel_testkit::{canaries, eventually, free_port};
 
 use crate::stage::{SOON, Scene, target};
 use crate::stub::{Reply, Stub, status};
-
-/// Kubeconfigs with a canary each: what is done to a good one, whose token it is, or which it holds besides.
-fn kubeconfigs(stub: &Stub, refuses: &Stub) -> Vec<(String, String)> {
-    let closed = free_port();
-    let number = std::cell::Cell::new(0);
-    let canary = || {
-        number.set(number.get() + 1);
-        format!("canary-{:02}-5f3a9c", number.get())
-    };
-    let user = |more: &str| {
-        let canary = canary();
-        let text = stub
-            .kubeconfig("t")
-            .replace("token: t", &more.replace("CANARY", &canary));
-        (canary, text)
-    };
-    let with = |from: &str, to: &str| {
-        let canary = canary();
-        let text = stub.kubeconfig(&canary);
-        assert!(text.contains(from), "{from}");
-        let text = text.replace(from, &to.replace("CANARY", &canary));
-        (canary, text)
-    };
-    let token = |stub: &Stub, port: Option<u16>| {
-        let canary = canary();
-        let text = port.map_or_else(|| stub.kubeconfig(&canary), |port| stub.kubeconfig_at(port, &canary));
-        (canary, text)
-    };
-    vec![
-        token(stub, None),
-        token(refuses, None),
-        token(stub, Some(closed)),
-        with("server: 'https://", "server: 'http://"),
-        with("https://127", "https://user:CANARY@127"),
-        with("https://127.0.0.1", "https://127.0.0.1/a/../b?c#d"),
-        with(
-            "server: 'https",
-            "proxy-url: 'http://user:CANARY@127.0.0.1', server: 'https",
-        ),
-        with("server: 'https", "tls-server-name: other.example, server: 'https"),
-        with("server: 'https", "insecure-skip-tls-verify: true, server: 'https"),
-        with("certificate-authority-data: ", "certificate-authority-data: CANARY"),
-        with("kind: Config", "kind: Config\nkind: Other"),
-        with("apiVersion: v1", "apiVersion: v2"),
-        with("current-context: c", "current-context: d"),
-        with("kind: Config", "kind: Config\nbroken: [CANARY"),
-        with("contexts: [", "contexts: [{name: d, context: {cluster: k, user: u}}, "),
-        with("user: {token: ", "user: {token: CANARY, token: "),
-        user("username: u, password: CANARY"),
-        user("exec: {command: /bin/true, args: [CANARY], env: [{name: A, value: CANARY}]}"),
-        user("auth-provider: {name: oidc, config: {id-token: CANARY}}"),
-        user("tokenFile: /tmp/CANARY"),
-        user("client-certificate: /tmp/CANARY, client-key: /tmp/CANARY"),
-        user("client-certificate-data: CANARY, client-key-data: CANARY"),
-        user("token: \"CANARY\\nx\""),
-        user("token: t, as: CANARY"),
-        user("token: {CANARY: 1}"),
-    ]
-}
 
 #[tokio::test]
 async fn c05_twenty_five_canaries_show_neither_in_redis_nor_in_logs_metrics_or_objects() {
@@ -77,7 +18,13 @@ async fn c05_twenty_five_canaries_show_neither_in_redis_nor_in_logs_metrics_or_o
     scene.redis.set("rdbcompression", "no").await;
     let good = Stub::before(&target().await, |_| Reply::Pass).await;
     let refuses = Stub::before(&target().await, |_| status(401, "Unauthorized", "no such token")).await;
-    let all = kubeconfigs(&good, &refuses);
+    let address = |port| format!("127.0.0.1:{port}");
+    let all = canaries(
+        &address(good.port),
+        &address(refuses.port),
+        &address(free_port()),
+        &good.authority(),
+    );
     assert_eq!(all.len(), 25);
     let mut clusters = Vec::new();
     for (number, (_, text)) in all.iter().enumerate() {

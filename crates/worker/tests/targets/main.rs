@@ -11,4 +11,5 @@ mod limits;
 mod listing;
 mod silent;
 mod stage;
+mod strange;
 mod stub;

@@ -112,7 +112,8 @@ impl Scene {
 
     pub(crate) async fn worker_with(&self, clusters: &Value, flags: &[&str]) -> Process {
         let home = servers().await.home.kubeconfig().display().to_string();
-        let jobs = json!({"apply": {"namespaces": [self.name], "kinds": ["ConfigMap"]}}).to_string();
+        let rules = json!({"namespaces": [self.name], "kinds": ["ConfigMap", "strange.example.com/Widget"]});
+        let jobs = json!({"apply": rules, "prune": rules, "delete": rules, "wait": rules}).to_string();
         let (url, clusters) = (self.redis.url(), clusters.to_string());
         let args = ["--standalone", "--redis-url", &url, "--queue", "q"]
             .into_iter()

@@ -158,11 +158,15 @@ impl Stub {
         self.kubeconfig_at(self.port, token)
     }
 
+    /// Who signed for it, as PEM.
+    pub(crate) fn authority(&self) -> Vec<u8> {
+        std::fs::read(self.authority.certificate()).unwrap()
+    }
+
     /// The same through another port.
     pub(crate) fn kubeconfig_at(&self, port: u16, token: &str) -> String {
         use base64::Engine as _;
-        let authority = std::fs::read(self.authority.certificate()).unwrap();
-        let authority = base64::engine::general_purpose::STANDARD.encode(authority);
+        let authority = base64::engine::general_purpose::STANDARD.encode(self.authority());
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
              clusters: [{{name: k, cluster: {{server: 'https://127.0.0.1:{port}', certificate-authority-data: {authority}}}}}]\n\

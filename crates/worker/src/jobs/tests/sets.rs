@@ -1,7 +1,8 @@
 //! Apply sets, definitions, namespaces: what an apply does besides writing objects one by one.
 
 use k8s_openapi::api::core::v1::PodTemplate;
-use kube::api::DeleteParams;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ApiResource, DeleteParams, DynamicObject};
 
 use super::*;
 
@@ -400,4 +401,134 @@ async fn what_a_server_says_of_a_secret_that_it_cannot_read_does_not_repeat_it()
         assert!(why.message.contains("Secret set-words/s"), "{why}");
         assert!(!why.message.contains("483920"), "{why}");
     }
+}
+
+/// A version that goes takes no object along: these are the same in the version that stays.
+#[tokio::test]
+async fn what_was_written_in_a_version_that_is_served_no_more_is_found_in_another() {
+    let registry = registry("versions-home", &[]).await;
+    let target = client(&stage().await.target.kubeconfig).await;
+    namespace(&target, "versions").await;
+    let group = "versions.example.com";
+    let definition = |is_first_served: bool, scope: &str, plural: &str, kind: &str| {
+        let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {"group": group, "scope": scope, "names": {"kind": kind, "plural": plural}, "versions": [
+                {"name": "v1", "served": is_first_served, "storage": false, "schema": schema},
+                {"name": "v2", "served": true, "storage": true, "schema": schema}]}})
+    };
+    let all = [("Namespaced", "widgets", "Widget"), ("Cluster", "racks", "Rack")];
+    let definitions: Api<CustomResourceDefinition> = Api::all(target.clone());
+    let define = async |is_first_served: bool| {
+        for (scope, plural, kind) in all {
+            let patch = Patch::Apply(definition(is_first_served, scope, plural, kind));
+            let name = format!("{plural}.{group}");
+            definitions
+                .patch(&name, &PatchParams::apply("test").force(), &patch)
+                .await
+                .unwrap();
+            let path = format!("/apis/{group}/v1");
+            umbel_testkit::eventually(Duration::from_secs(30), "served as the definition says", async || {
+                let request = http::Request::get(&path).body(Vec::new()).unwrap();
+                let found = target.request::<Value>(request).await.unwrap_or_default();
+                let resources = found["resources"].as_array().cloned().unwrap_or_default();
+                resources.iter().any(|one| one["kind"] == kind) == is_first_served
+            })
+            .await;
+        }
+    };
+    define(true).await;
+    let settings = {
+        let rules = json!({"namespaces": ["versions"], "kinds": ["ConfigMap", format!("{group}/Widget")],
+            "clusterKinds": [format!("{group}/Rack")]});
+        json!({"apply": rules, "prune": rules, "delete": rules, "diff": rules})
+    };
+    let object =
+        |kind: &str, name: &str| json!({"apiVersion": format!("{group}/v1"), "kind": kind, "metadata": {"name": name}});
+    let objects = json!([
+        object("Widget", "kept"),
+        object("Widget", "left"),
+        object("Rack", "left"),
+        object("Rack", "kept")
+    ]);
+    let set = |manifests: &Value| json!({"manifests": manifests, "namespace": "versions", "applySet": "shop"});
+    let run = async |order: i64, job: &str, kwargs: Value| run(&registry, &settings, job, (order, 1), kwargs).await;
+    done(run(1, "apply", set(&objects)).await);
+    define(false).await;
+
+    let second = |kind: &str, plural: &str| ApiResource {
+        group: group.into(),
+        version: "v2".into(),
+        api_version: format!("{group}/v2"),
+        kind: kind.into(),
+        plural: plural.into(),
+    };
+    let widgets: Api<DynamicObject> = Api::namespaced_with(target.clone(), "versions", &second("Widget", "widgets"));
+    let racks: Api<DynamicObject> = Api::all_with(target.clone(), &second("Rack", "racks"));
+    let there = async || {
+        let params = kube::api::ListParams::default();
+        let (one, other) = (widgets.list(&params).await.unwrap(), racks.list(&params).await.unwrap());
+        let names = one.items.into_iter().chain(other.items).map(|one| {
+            let kind = one.types.map(|types| types.kind).unwrap_or_default();
+            format!("{kind} {}", one.metadata.name.unwrap())
+        });
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(there().await.len(), 4);
+
+    // Manifests in the version that went name the same objects.
+    let kept = json!([object("Widget", "kept"), object("Rack", "kept")]);
+    let result = done(run(2, "prune", set(&kept)).await);
+    let pruned: Vec<&Value> = result["pruned"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["action"])
+        .collect();
+    assert_eq!(pruned, ["deleted", "deleted"], "{result}");
+    let left = there().await;
+    assert!(
+        left.len() == 2 && left.iter().all(|one| one.ends_with("kept")),
+        "{left:?}"
+    );
+
+    // What writes does so in its own version or not at all, and a diff says what an apply would.
+    let words = format!("Widget versions/kept: the cluster has no kind {group}/v1 Widget");
+    for job in ["apply", "diff"] {
+        refused(
+            run(3, job, set(&json!([object("Widget", "kept")]))).await,
+            "LookupError",
+            &words,
+        );
+    }
+
+    let result = done(run(4, "delete", json!({"manifests": kept, "namespace": "versions"})).await);
+    let actions: Vec<&Value> = result["objects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["action"])
+        .collect();
+    assert_eq!(actions, ["deleted", "deleted"], "{result}");
+    assert_eq!(there().await, Vec::<String>::new());
+
+    // With the definition everything went.
+    for (_, plural, _) in all {
+        let name = format!("{plural}.{group}");
+        definitions.delete(&name, &DeleteParams::default()).await.unwrap();
+    }
+    umbel_testkit::eventually(Duration::from_secs(30), "the definitions are gone", async || {
+        let groups = target.list_api_groups().await.unwrap().groups;
+        !groups.iter().any(|one| one.name == group)
+    })
+    .await;
+    let result = done(run(5, "delete", json!({"manifests": kept, "namespace": "versions"})).await);
+    let actions: Vec<&Value> = result["objects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["action"])
+        .collect();
+    assert_eq!(actions, ["absent", "absent"], "{result}");
 }
