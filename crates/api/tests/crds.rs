@@ -28,6 +28,40 @@ fn definitions_stay_small_and_structural() {
     }
 }
 
+/// A credential is what a Secret holds. No field of a cluster names a program or a plugin that would fetch one.
+#[test]
+fn d09_no_cluster_names_a_program() {
+    fn names(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                if let Some(properties) = fields.get("properties").and_then(serde_json::Value::as_object) {
+                    found.extend(properties.keys().map(|name| name.to_lowercase()));
+                }
+                fields.values().for_each(|value| names(value, found));
+            }
+            serde_json::Value::Array(values) => values.iter().for_each(|value| names(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    let (_, definition) = umbel_api::definitions()
+        .into_iter()
+        .find(|(file, _)| file.contains("targetclusters"))
+        .expect("the definition");
+    let value = serde_json::to_value(&definition).expect("plain data");
+    names(&value, &mut found);
+    assert!(found.contains(&"kubeconfigsecretref".to_owned()), "{found:?}");
+    for word in ["exec", "command", "program", "plugin", "provider", "path", "file"] {
+        let named: Vec<&String> = found.iter().filter(|name| name.contains(word)).collect();
+        assert!(named.is_empty(), "{named:?}");
+    }
+    assert!(
+        !serde_json::to_string(&value)
+            .expect("plain data")
+            .contains("preserve-unknown-fields")
+    );
+}
+
 #[test]
 fn smallest_objects_get_their_defaults() {
     use umbel_api::{PeriodicTaskSpec, TargetClusterSpec, TaskQueueSpec, WorkerPoolSpec};

@@ -95,7 +95,7 @@ fn json_is_yaml_too() {
 }
 
 #[test]
-fn what_would_start_a_program_or_read_a_file_is_refused_by_name() {
+fn d01_what_would_start_a_program_or_read_a_file_is_refused_by_name() {
     let cases = [
         (
             "exec: {command: /bin/sh, apiVersion: client.authentication.k8s.io/v1}",
@@ -139,7 +139,7 @@ fn what_would_start_a_program_or_read_a_file_is_refused_by_name() {
 }
 
 #[test]
-fn what_would_weaken_the_connection_is_refused_by_name() {
+fn d01_what_would_weaken_the_connection_is_refused_by_name() {
     let cases = [
         (
             "insecure-skip-tls-verify: true",
@@ -162,7 +162,7 @@ fn what_would_weaken_the_connection_is_refused_by_name() {
 }
 
 #[test]
-fn the_server_is_https_without_credentials_and_no_metadata_service() {
+fn d02_the_server_is_https_without_credentials_and_no_metadata_service() {
     let cases = [
         ("http://192.0.2.10:6443", "is not https"),
         ("192.0.2.10:6443", "is not https"),

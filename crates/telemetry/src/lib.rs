@@ -6,6 +6,7 @@
 
 pub mod admin;
 mod chain;
+pub mod cores;
 pub mod logs;
 mod lossy;
 pub mod metrics;

@@ -23,6 +23,8 @@ pub enum Signal {
     Stop,
     /// Go on.
     Cont,
+    /// Crash, with a core file where that is allowed.
+    Segv,
 }
 
 /// Sends a signal to any process of ours.
@@ -36,6 +38,7 @@ pub fn send_signal(pid: u32, signal: Signal) {
         Signal::Int => "INT",
         Signal::Stop => "STOP",
         Signal::Cont => "CONT",
+        Signal::Segv => "SEGV",
     };
     let sent = Command::new("/bin/sh")
         .args(["-c", "kill -$0 $1", name, &pid.to_string()])

@@ -220,6 +220,7 @@ impl Worker {
         };
         let config = Config::try_from(Args::parse())?;
         umbel_telemetry::logs::init("worker");
+        umbel_telemetry::cores::off();
         orphans::attend();
         // One provider, chosen before the first TLS connection; a second install is harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -240,7 +240,7 @@ async fn a_celery_program_reads_what_the_jobs_saw_and_no_credential_leaks() {
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_half_way_is_followed_by_one_that_finishes() {
+async fn t06_a_worker_that_dies_half_way_is_followed_by_one_that_finishes() {
     let target = place("half").await;
     let redis = Redis::start().await;
     let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();
@@ -273,12 +273,12 @@ async fn a_worker_that_dies_half_way_is_followed_by_one_that_finishes() {
 }
 
 #[tokio::test]
-async fn a_worker_that_wakes_up_late_overwrites_nothing_of_a_newer_run() {
+async fn t07_a_worker_that_wakes_up_late_overwrites_nothing_of_a_newer_run() {
     wake_up_late("zombie", None).await;
 }
 
 #[tokio::test]
-async fn nor_does_it_touch_a_set_that_a_newer_run_closed() {
+async fn t07_nor_does_it_touch_a_set_that_a_newer_run_closed() {
     let target = wake_up_late("zombieset", Some("shop")).await;
     let maps = Api::<ConfigMap>::namespaced(target, "zombieset");
     let inventory = maps.get("umbel-applyset-shop").await.unwrap();
@@ -327,7 +327,7 @@ async fn wake_up_late(namespace: &str, set: Option<&str>) -> Client {
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_half_way_through_a_set_is_followed_by_one_that_finishes_it_and_prunes() {
+async fn t06_a_worker_that_dies_half_way_through_a_set_is_followed_by_one_that_finishes_it_and_prunes() {
     let target = place("halfset").await;
     let redis = Redis::start().await;
     let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();
@@ -365,7 +365,7 @@ async fn a_worker_that_dies_half_way_through_a_set_is_followed_by_one_that_finis
 }
 
 #[tokio::test]
-async fn which_clusters_a_message_may_name_is_decided_where_it_runs() {
+async fn c04_which_clusters_a_message_may_name_is_decided_where_it_runs() {
     let target = place("rights").await;
     let redis = Redis::start().await;
     let broker = Broker::connect(&Config::new(&redis.url())).await.unwrap();

@@ -440,7 +440,7 @@ async fn apply_creates_then_changes_nothing_then_configures_and_prunes_fields() 
 }
 
 #[tokio::test]
-async fn an_older_run_is_refused_even_when_its_delivery_is_newer() {
+async fn t07_an_older_run_is_refused_even_when_its_delivery_is_newer() {
     let registry = registry("fence-home", &[]).await;
     let target = client(&stage().await.target.kubeconfig).await;
     namespace(&target, "fence").await;
@@ -473,7 +473,7 @@ async fn an_older_run_is_refused_even_when_its_delivery_is_newer() {
 }
 
 #[tokio::test]
-async fn racing_runs_leave_the_newer_one_on_every_object() {
+async fn t07_racing_runs_leave_the_newer_one_on_every_object() {
     let registry = registry("race-home", &[]).await;
     let target = client(&stage().await.target.kubeconfig).await;
     namespace(&target, "race").await;
@@ -499,7 +499,7 @@ async fn racing_runs_leave_the_newer_one_on_every_object() {
 }
 
 #[tokio::test]
-async fn a_field_of_another_manager_is_a_conflict_that_names_it() {
+async fn t08_a_field_of_another_manager_is_a_conflict_that_names_it() {
     let registry = registry("conflict-home", &[]).await;
     let target = client(&stage().await.target.kubeconfig).await;
     namespace(&target, "conflict").await;

@@ -1,13 +1,15 @@
 //! Credentials that end, change, or stand for somebody else.
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use umbel_testkit::{Authority, Pipe, eventually};
+use umbel_testkit::{Authority, Pipe, Process, Signal, eventually};
 
-use crate::stage::{SOON, Scene, target, write};
+use crate::stage::{SOON, Scene, program, target, write};
 use crate::stub::{Reply, Stub, status};
 
 #[tokio::test]
@@ -178,4 +180,29 @@ async fn d06_impersonation_goes_with_every_request_and_no_empty_or_system_name_d
     );
     assert!(seen["uidUnknown"].as_str().unwrap().contains("User \"jane\""), "{seen}");
     assert!(!stub.seen().is_empty() && !was_asked_plainly.load(Ordering::Relaxed));
+}
+
+/// A crash writes no core file, though the machine would: it would hold every credential.
+#[tokio::test]
+async fn d07_a_crash_leaves_no_memory_behind() {
+    let crash = async |script: &str| {
+        let folder = umbel_testkit::TempDir::new("core");
+        let script = format!("ulimit -c unlimited; cd {}; exec {script}", folder.path().display());
+        let mut process = Process::start(Path::new("/bin/sh"), ["-c", &script], &[]);
+        process.says(SOON, "starts").await;
+        process.signal(Signal::Segv);
+        process.wait(SOON).await.core_dumped()
+    };
+    if !crash("sh -c 'echo starts >&2; while :; do sleep 0.1; done'").await {
+        println!("this machine writes no core files at all");
+        return;
+    }
+    let redis = umbel_testkit::Redis::start().await;
+    let program = program();
+    let worker = format!(
+        "{} --standalone --redis-url {} --queue q",
+        program.display(),
+        redis.url()
+    );
+    assert!(!crash(&worker).await);
 }

@@ -125,10 +125,7 @@ impl Scene {
             ("UMBEL_JOBS", &jobs),
             ("RUST_LOG", "umbel_worker=debug,umbel_clusters=debug"),
         ];
-        // A measurement names another build of it.
-        let program =
-            std::env::var_os("UMBEL_TEST_WORKER").unwrap_or_else(|| env!("CARGO_BIN_EXE_umbel-worker").into());
-        Process::start(Path::new(&program), args, &env)
+        Process::start(&program(), args, &env)
     }
 
     pub(crate) async fn send(&self, task: &str, kwargs: &Value) -> String {
@@ -194,6 +191,11 @@ impl Scene {
 }
 
 /// Writes a Secret with a kubeconfig.
+/// The worker's; a measurement names another build of it.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("UMBEL_TEST_WORKER").map_or_else(|| env!("CARGO_BIN_EXE_umbel-worker").into(), PathBuf::from)
+}
+
 pub(crate) async fn write(home: &Client, namespace: &str, name: &str, kubeconfig: &str) {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"kubeconfig": kubeconfig}});
     let secrets = Api::<Secret>::namespaced(home.clone(), namespace);

@@ -122,7 +122,7 @@ fn hostile() -> Vec<(&'static str, Value, &'static str)> {
 }
 
 #[tokio::test]
-async fn hostile_manifests_are_refused_with_the_reason_and_without_a_request() {
+async fn c07_hostile_manifests_are_refused_with_the_reason_and_without_a_request() {
     let good = std::fs::read_to_string(&stage().await.target.kubeconfig).unwrap();
     let server = good
         .lines()

@@ -303,7 +303,7 @@ async fn a_definition_and_a_namespace_come_before_what_needs_them() {
 }
 
 #[tokio::test]
-async fn all_conflicts_are_named_before_anything_is_written() {
+async fn t08_all_conflicts_are_named_before_anything_is_written() {
     let registry = registry("conflicts-home", &[]).await;
     let target = client(&stage().await.target.kubeconfig).await;
     namespace(&target, "conflicts").await;
