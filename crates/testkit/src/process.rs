@@ -24,7 +24,7 @@ pub enum Signal {
     /// Go on.
     Cont,
     /// Crash, with a core file where that is allowed.
-    Segv,
+    Abort,
 }
 
 /// Sends a signal to any process of ours.
@@ -38,7 +38,7 @@ pub fn send_signal(pid: u32, signal: Signal) {
         Signal::Int => "INT",
         Signal::Stop => "STOP",
         Signal::Cont => "CONT",
-        Signal::Segv => "SEGV",
+        Signal::Abort => "ABRT",
     };
     let sent = Command::new("/bin/sh")
         .args(["-c", "kill -$0 $1", name, &pid.to_string()])

@@ -190,7 +190,7 @@ async fn d07_a_crash_leaves_no_memory_behind() {
         let script = format!("ulimit -c unlimited; cd {}; exec {script}", folder.path().display());
         let mut process = Process::start(Path::new("/bin/sh"), ["-c", &script], &[]);
         process.says(SOON, "starts").await;
-        process.signal(Signal::Segv);
+        process.signal(Signal::Abort);
         process.wait(SOON).await.core_dumped()
     };
     if !crash("sh -c 'echo starts >&2; while :; do sleep 0.1; done'").await {
