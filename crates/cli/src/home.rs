@@ -11,7 +11,7 @@ use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use crate::args::Global;
-use crate::target::unquoted;
+use crate::target::{self, unquoted};
 use crate::{output, usage};
 
 /// A person waits: three seconds of silence before the handshake are enough to say so.
@@ -31,24 +31,21 @@ impl Home {
             ..KubeConfigOptions::default()
         };
         let mut config = match &global.kubeconfig {
-            Some(file) => {
-                let kubeconfig = Kubeconfig::read_from(file)
-                    .map_err(unquoted)
-                    .with_context(|| format!("read {}", file.display()))?;
-                Config::from_custom_kubeconfig(kubeconfig, &options)
-                    .await
-                    .context("use the kubeconfig")?
-            }
+            Some(file) => Config::from_custom_kubeconfig(target::read(Some(file))?, &options)
+                .await
+                .context("use the kubeconfig")?,
             None if global.context.is_some() => {
                 let config = Config::from_kubeconfig(&options).await.map_err(unquoted);
                 config.context("use the kubeconfig")?
             }
-            None => match (Config::infer().await, Kubeconfig::read()) {
-                (Ok(config), _) => config,
-                (Err(_), Err(err @ KubeconfigError::Parse(_))) => {
-                    return Err(unquoted(err)).context("use the kubeconfig");
-                }
-                (Err(err), _) => return Err(err).context("find a cluster: no kubeconfig, and not in a pod"),
+            None => match Config::infer().await {
+                Ok(config) => config,
+                Err(err) => match Kubeconfig::read() {
+                    Err(err @ KubeconfigError::Parse(_)) => {
+                        return Err(unquoted(err)).context("use the kubeconfig");
+                    }
+                    Ok(_) | Err(_) => return Err(err).context("find a cluster: no kubeconfig, and not in a pod"),
+                },
             },
         };
         config.connect_timeout = Some(CONNECT);

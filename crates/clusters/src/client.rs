@@ -26,6 +26,16 @@ pub(crate) fn build(accepted: &Accepted) -> Result<Client, Refused> {
     Ok(ClientBuilder::try_from(config).map_err(unusable)?.build())
 }
 
+/// The same, with answers of at most so many bytes: for few requests and no watch.
+pub(crate) fn build_within(accepted: &Accepted, max_answer: usize) -> Result<Client, Refused> {
+    let limit =
+        MapResponseLayer::new(move |answer: http::Response<_>| answer.map(|body| Limited::new(body, max_answer)));
+    let mut config = config(accepted);
+    config.read_timeout = Some(SILENCE);
+    let builder = ClientBuilder::try_from(config).map_err(unusable)?;
+    Ok(builder.with_layer(&limit).build())
+}
+
 /// Sends a request. A read whose connection ended before an answer is sent once more: servers end kept connections when
 /// they like, also while a request is on its way. One that found no connection at all is not.
 ///
@@ -58,16 +68,6 @@ fn was_connected(err: &kube::Error) -> bool {
     let kube::Error::Service(inner) = err else { return false };
     let inner = inner.downcast_ref::<hyper_util::client::legacy::Error>();
     inner.is_some_and(|err| !err.is_connect())
-}
-
-/// The same, with answers of at most so many bytes: for few requests and no watch.
-pub(crate) fn build_within(accepted: &Accepted, max_answer: usize) -> Result<Client, Refused> {
-    let limit =
-        MapResponseLayer::new(move |answer: http::Response<_>| answer.map(|body| Limited::new(body, max_answer)));
-    let mut config = config(accepted);
-    config.read_timeout = Some(SILENCE);
-    let builder = ClientBuilder::try_from(config).map_err(unusable)?;
-    Ok(builder.with_layer(&limit).build())
 }
 
 /// The library's message could quote what it was given, so it is not passed on.

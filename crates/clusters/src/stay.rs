@@ -211,7 +211,7 @@ impl Stay {
         let mut request = Request::get("/api/v1/namespaces/kube-system")
             .body(Body::empty())
             .map_err(|_| self.strange())?;
-        self.entry.dress(request.headers_mut());
+        put_on(&self.entry.dress, request.headers_mut());
         let attempt = "read who it is";
         let asked = async {
             let mut body = Vec::new();
@@ -313,7 +313,7 @@ impl Stay {
 
     /// The answer, and the version of the Secret whose credential it was asked with.
     async fn send(&self, mut request: Request<Body>) -> Result<(Response<Body>, String), BoxError> {
-        self.entry.dress(request.headers_mut());
+        put_on(&self.entry.dress, request.headers_mut());
         let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
         self.token().await?;
         let mut connection = self.connection().await?;
@@ -440,10 +440,9 @@ impl Answering {
 
 /// The answer to a request of this stay's.
 async fn respond(
-    stay: &Weak<Stay>,
+    stay: &Arc<Stay>,
     request: Request<Body>,
 ) -> Result<Response<impl hyper::body::Body<Data = Bytes, Error = BoxError> + Send + use<>>, BoxError> {
-    let stay = stay.upgrade().ok_or(OVER)?;
     let is_watch = is_watch(&request);
     let until = tokio::time::Instant::now() + ANSWER;
     let sending = stay.send(request);
@@ -454,7 +453,7 @@ async fn respond(
             .await
             .map_err(|_| "no answer in time")??
     };
-    let stay = Arc::downgrade(&stay);
+    let stay = Arc::downgrade(stay);
     Ok(answer.map(|body| {
         let look = if is_watch {
             tokio::time::Instant::now() + WATCHED
@@ -480,7 +479,10 @@ fn requests(stay: &Arc<Stay>) -> Client {
     let stay: Weak<Stay> = Arc::downgrade(stay);
     let service = tower::service_fn(move |request: Request<Body>| {
         let stay = stay.clone();
-        async move { respond(&stay, request).await }
+        async move {
+            let stay = stay.upgrade().ok_or(OVER)?;
+            respond(&stay, request).await
+        }
     });
     Client::new(service, "default")
 }
@@ -566,8 +568,7 @@ impl Target {
         let answer = async {
             let request = Request::get(path).body(Body::empty());
             let request = request.map_err(|err| kube::Error::Service(err.into()))?;
-            let answer = respond(&Arc::downgrade(&self.stay), request).await;
-            read(answer.map_err(known)?, body).await
+            read(respond(&self.stay, request).await.map_err(known)?, body).await
         };
         self.ask(attempt, limit, Box::pin(answer)).await
     }
@@ -689,12 +690,6 @@ fn is_transport(err: &kube::Error) -> bool {
         err,
         kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) | kube::Error::RustlsTls(_)
     )
-}
-
-impl Entry {
-    fn dress(&self, headers: &mut http::HeaderMap) {
-        put_on(&self.dress, headers);
-    }
 }
 
 /// As headers; refused before any of it is sent.

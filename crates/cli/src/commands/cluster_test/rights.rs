@@ -219,11 +219,8 @@ pub(super) async fn of_pools(
             }
             let strings = |field: &str| rules[field].as_array().into_iter().flatten().filter_map(Value::as_str);
             let namespaces: Vec<&str> = strings("namespaces").collect();
-            for (field, kind) in ["kinds", "clusterKinds"]
-                .map(|field| (field, strings(field)))
-                .into_iter()
-                .flat_map(|(field, kinds)| kinds.map(move |kind| (field, kind)))
-            {
+            let kinds = strings("kinds").map(|kind| (kind, false));
+            for (kind, is_of_cluster) in kinds.chain(strings("clusterKinds").map(|kind| (kind, true))) {
                 let (resource, scope) = match groups.find(client, kind, limit).await {
                     Ok(found) => found,
                     Err(err) => {
@@ -233,7 +230,7 @@ pub(super) async fn of_pools(
                 };
                 let places: Vec<Option<&str>> = match scope {
                     Scope::Namespaced => namespaces.iter().copied().map(Some).collect(),
-                    Scope::Cluster if field == "clusterKinds" => vec![None],
+                    Scope::Cluster if is_of_cluster => vec![None],
                     Scope::Cluster => {
                         faults.push(format!(
                             "{why}: {kind} is cluster-scoped there, and not in clusterKinds"
