@@ -90,8 +90,11 @@ where
         "status": new,
     });
     let params = PatchParams::apply(MANAGER).force();
-    failpoint::reach_of("before-status", &K::kind(&()));
-    let written = api.patch_status(&object.name_any(), &params, &Patch::Apply(body)).await;
-    failpoint::reach_of("after-status", &K::kind(&()));
+    let written = failpoint::around_of(
+        "status",
+        &K::kind(&()),
+        api.patch_status(&object.name_any(), &params, &Patch::Apply(body)),
+    )
+    .await;
     written.map(|_| ())
 }

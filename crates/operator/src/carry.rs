@@ -174,9 +174,7 @@ impl Pass<'_> {
             },
         });
         let params = PatchParams::apply(MANAGER_TERM).force();
-        failpoint::reach("before-stamp");
-        let written = self.deployments().patch(&name, &params, &Patch::Apply(body)).await;
-        failpoint::reach("after-stamp");
+        let written = failpoint::around("stamp", self.deployments().patch(&name, &params, &Patch::Apply(body))).await;
         self.context.metrics.wrote("patch", "deployments");
         match written {
             Ok(_) => Ok(Done::Stamped),
@@ -219,9 +217,7 @@ impl Pass<'_> {
             opened.await.map_err(Error::Gate)?;
             return Ok(true);
         }
-        failpoint::reach("before-open");
-        let answer = broker.open(&fence, &worker.worker).await;
-        failpoint::reach("after-open");
+        let answer = failpoint::around("open", broker.open(&fence, &worker.worker)).await;
         match answer.map_err(Error::Gate)? {
             GateAnswer::Done { held: _ } => Ok(true),
             GateAnswer::Unknown => Ok(false),
@@ -245,9 +241,7 @@ impl Pass<'_> {
             field_manager: Some(MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        failpoint::reach("before-mark");
-        let written = self.pods().patch_metadata(&name, &params, &Patch::Merge(body)).await;
-        failpoint::reach("after-mark");
+        let written = failpoint::around("mark", self.pods().patch_metadata(&name, &params, &Patch::Merge(body))).await;
         self.context.metrics.wrote("patch", "pods");
         match written {
             Ok(_) => Ok(true),
@@ -265,9 +259,7 @@ impl Pass<'_> {
                 closed.await.map_err(Error::Gate)?;
                 continue;
             }
-            failpoint::reach("before-drain");
-            let answer = broker.drain(&fence, &worker).await;
-            failpoint::reach("after-drain");
+            let answer = failpoint::around("drain", broker.drain(&fence, &worker)).await;
             if let GateAnswer::Stale { term } = answer.map_err(Error::Gate)? {
                 return Err(self.stale(&fence, term));
             }
@@ -333,9 +325,7 @@ impl Pass<'_> {
             ..DeleteParams::default()
         };
         let api = self.pods();
-        failpoint::reach("before-delete");
-        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params)).await;
-        failpoint::reach("after-delete");
+        let deleted = failpoint::around("delete", tokio::time::timeout(PATIENCE, api.delete(&name, &params))).await;
         let deleted = deleted.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("delete", "pods");
         match deleted {
@@ -393,18 +383,14 @@ impl Pass<'_> {
         let uid = self.pool.uid().unwrap_or_default();
         if let Some((source, _)) = self.celery {
             // They have no gate in Redis: our term is confirmed there, and they are asked themselves.
-            failpoint::reach("before-step");
-            let answer = broker.step(&fence, &uid, &[]).await;
-            failpoint::reach("after-step");
+            let answer = failpoint::around("step", broker.step(&fence, &uid, &[])).await;
             if let StepAnswer::Stale { term } = answer.map_err(Error::Step)? {
                 return Err(self.stale(&fence, term));
             }
             self.context.celery.look(source, broker).await.map_err(Error::Gate)?;
             return Ok(self.context.celery.states(source, workers));
         }
-        failpoint::reach("before-step");
-        let answer = broker.step(&fence, &uid, workers).await;
-        failpoint::reach("after-step");
+        let answer = failpoint::around("step", broker.step(&fence, &uid, workers)).await;
         match answer.map_err(Error::Step)? {
             StepAnswer::Workers(states) => Ok(states),
             StepAnswer::Stale { term } => Err(self.stale(&fence, term)),
@@ -433,11 +419,9 @@ impl Pass<'_> {
             ..PostParams::default()
         };
         let api = self.deployments();
-        failpoint::reach(if to < from { "before-lower" } else { "before-raise" });
-        let written = tokio::time::timeout(PATIENCE, api.replace_scale(&name, &params, &scale));
-        let written = written.await;
-        failpoint::reach(if to < from { "after-lower" } else { "after-raise" });
-        let written = written.map_err(|_| Error::Slow)?;
+        let way = if to < from { "lower" } else { "raise" };
+        let write = tokio::time::timeout(PATIENCE, api.replace_scale(&name, &params, &scale));
+        let written = failpoint::around(way, write).await.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("update", "deployments/scale");
         match written {
             Ok(_) => Ok(Done::Scaled { from, to, survivors }),
@@ -466,9 +450,7 @@ impl Pass<'_> {
             ..DeleteParams::default()
         };
         let api = self.deployments();
-        failpoint::reach("before-retire");
-        let deleted = tokio::time::timeout(PATIENCE, api.delete(&name, &params)).await;
-        failpoint::reach("after-retire");
+        let deleted = failpoint::around("retire", tokio::time::timeout(PATIENCE, api.delete(&name, &params))).await;
         let deleted = deleted.map_err(|_| Error::Slow)?;
         self.context.metrics.wrote("delete", "deployments");
         match deleted {

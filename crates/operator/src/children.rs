@@ -277,9 +277,7 @@ impl Applied {
         if context.leader.term().is_none() {
             return Ok(Outcome::Good { wrote: true });
         }
-        failpoint::reach("before-create");
-        let made = api.create(&params, &sized).await;
-        failpoint::reach("after-create");
+        let made = failpoint::around("create", api.create(&params, &sized)).await;
         context.metrics.wrote("create", "deployments");
         match made {
             Ok(_) => Ok(Outcome::Good { wrote: true }),
@@ -311,10 +309,8 @@ impl Applied {
                 field_manager: Some(MANAGER_SCALE.to_owned()),
                 ..PatchParams::default()
             };
-            failpoint::reach("before-release");
             context.metrics.wrote("patch", "deployments");
-            let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
-            failpoint::reach("after-release");
+            let written = failpoint::around("release", api.patch(&name, &params, &Patch::Merge(&body))).await;
             return match written {
                 Ok(_) => Ok(Outcome::Good { wrote: true }),
                 Err(error) if code(&error) == Some(409) => Ok(Outcome::Good { wrote: true }),
@@ -324,11 +320,11 @@ impl Applied {
         let mut body = wanted.clone();
         body["metadata"]["resourceVersion"] = json!(stored.resource_version());
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &stored.namespace().unwrap_or_default());
-        failpoint::reach("before-apply");
-        let written = api
-            .patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
-            .await;
-        failpoint::reach("after-apply");
+        let written = failpoint::around(
+            "apply",
+            api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)),
+        )
+        .await;
         context.metrics.wrote("patch", "deployments");
         match written {
             Ok(after) => {
@@ -374,9 +370,7 @@ pub async fn freeze(context: &Context, present: &Revision, all: &[Fleet]) -> Res
         ..PatchParams::default()
     };
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), &deployment.namespace().unwrap_or_default());
-    failpoint::reach("before-freeze");
-    let written = api.patch(&name, &params, &Patch::Merge(&body)).await;
-    failpoint::reach("after-freeze");
+    let written = failpoint::around("freeze", api.patch(&name, &params, &Patch::Merge(&body))).await;
     context.metrics.wrote("patch", "deployments");
     match written {
         Ok(_) => tracing::info!(deployment = name, "stopped in the middle of its own rollout"),
@@ -435,11 +429,12 @@ where
         }
         body["metadata"]["resourceVersion"] = json!(found.resource_version());
     }
-    failpoint::reach_of("before-access", &K::kind(&()));
-    let written = api
-        .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body))
-        .await;
-    failpoint::reach_of("after-access", &K::kind(&()));
+    let written = failpoint::around_of(
+        "access",
+        &K::kind(&()),
+        api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)),
+    )
+    .await;
     context.metrics.wrote("patch", "access");
     match written {
         Ok(_) => Ok(Outcome::Good { wrote: true }),
@@ -465,9 +460,7 @@ where
         preconditions: Some(preconditions),
         ..DeleteParams::default()
     };
-    failpoint::reach_of("before-remove", &K::kind(&()));
-    let removed = api.delete(name, &params).await;
-    failpoint::reach_of("after-remove", &K::kind(&()));
+    let removed = failpoint::around_of("remove", &K::kind(&()), api.delete(name, &params)).await;
     context.metrics.wrote("delete", "access");
     match removed {
         Ok(_) => Ok(()),

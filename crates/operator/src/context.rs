@@ -130,9 +130,7 @@ impl Context {
             action: action.to_owned(),
             secondary: None,
         };
-        failpoint::reach("before-event");
-        let published = self.recorder.publish(&event, &object.object_ref(&())).await;
-        failpoint::reach("after-event");
+        let published = failpoint::around("event", self.recorder.publish(&event, &object.object_ref(&()))).await;
         if let Err(error) = published {
             tracing::warn!(object = object.name_any(), reason, error = %chain(&error), "event not published");
         }

@@ -249,9 +249,7 @@ async fn ensure(ctx: &Context, namespace: &str, wanted: &Wanted) -> Result<(), S
             field_manager: Some(MANAGER.to_owned()),
             ..PostParams::default()
         };
-        failpoint::reach_of("before-discovery", "create");
-        let made = clusters.create(&params, &object).await;
-        failpoint::reach_of("after-discovery", "create");
+        let made = failpoint::around_of("discovery", "create", clusters.create(&params, &object)).await;
         made.map_err(|error| failed(&error))?;
         ctx.metrics.wrote("create", "targetclusters");
         return Ok(());
@@ -275,9 +273,7 @@ async fn ensure(ctx: &Context, namespace: &str, wanted: &Wanted) -> Result<(), S
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    failpoint::reach_of("before-discovery", "patch");
-    let written = clusters.patch(&wanted.name, &params, &patch).await;
-    failpoint::reach_of("after-discovery", "patch");
+    let written = failpoint::around_of("discovery", "patch", clusters.patch(&wanted.name, &params, &patch)).await;
     written.map_err(|error| failed(&error))?;
     ctx.metrics.wrote("patch", "targetclusters");
     Ok(())
@@ -299,9 +295,7 @@ async fn remove(ctx: &Context, namespace: &str, wanted: &BTreeMap<String, (Wante
             }),
             ..DeleteParams::default()
         };
-        failpoint::reach_of("before-discovery", "delete");
-        let removed = clusters.delete(&name, &params).await;
-        failpoint::reach_of("after-discovery", "delete");
+        let removed = failpoint::around_of("discovery", "delete", clusters.delete(&name, &params)).await;
         match removed {
             Ok(_) => ctx.metrics.wrote("delete", "targetclusters"),
             Err(error) if matches!(apply::code(&error), Some(404 | 409)) => {}

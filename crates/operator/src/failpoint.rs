@@ -9,7 +9,7 @@
 
 /// Comes to the point `name`.
 #[cfg(debug_assertions)]
-pub(crate) fn reach(name: &str) {
+fn reach(name: std::fmt::Arguments<'_>) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static TIMES: AtomicU32 = AtomicU32::new(0);
     let Ok(wanted) = std::env::var("UMBEL_FAILPOINT") else {
@@ -20,11 +20,11 @@ pub(crate) fn reach(name: &str) {
         return;
     };
     if deed == "note" {
-        tracing::info!(point = name, "failpoint");
+        tracing::info!(point = %name, "failpoint");
         return;
     }
     let which = words.next().and_then(|number| number.parse().ok()).unwrap_or(1);
-    if point != name || TIMES.fetch_add(1, Ordering::AcqRel) + 1 != which {
+    if point != name.to_string() || TIMES.fetch_add(1, Ordering::AcqRel) + 1 != which {
         return;
     }
     tracing::warn!(point, deed, "failpoint");
@@ -48,16 +48,19 @@ pub(crate) fn reach(name: &str) {
     }
 }
 
-/// Comes to the point `name` of objects of this kind.
-#[cfg(debug_assertions)]
-pub(crate) fn reach_of(name: &str, kind: &str) {
-    reach(&format!("{name}.{kind}"));
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+fn reach(_: std::fmt::Arguments<'_>) {}
+
+/// Does a write between its points `before-NAME` and `after-NAME`.
+pub(crate) async fn around<T>(name: &str, write: impl Future<Output = T>) -> T {
+    reach(format_args!("before-{name}"));
+    let done = write.await;
+    reach(format_args!("after-{name}"));
+    done
 }
 
-/// Nothing, in a release build.
-#[cfg(not(debug_assertions))]
-pub(crate) fn reach(_name: &str) {}
-
-/// Nothing, in a release build.
-#[cfg(not(debug_assertions))]
-pub(crate) fn reach_of(_name: &str, _kind: &str) {}
+/// The same for objects of this kind, or in this way.
+pub(crate) async fn around_of<T>(name: &str, kind: &str, write: impl Future<Output = T>) -> T {
+    around(&format!("{name}.{kind}"), write).await
+}

@@ -289,12 +289,12 @@ impl Campaign {
         if let Some(spec) = lease.spec.as_mut() {
             spec.holder_identity = Some(String::new());
         }
-        failpoint::reach_of("before-lease", "release");
-        let released = self
-            .api
-            .replace(&self.election.name, &PostParams::default(), &lease)
-            .await;
-        failpoint::reach_of("after-lease", "release");
+        let released = failpoint::around_of(
+            "lease",
+            "release",
+            self.api.replace(&self.election.name, &PostParams::default(), &lease),
+        )
+        .await;
         if let Err(error) = released {
             tracing::warn!(error = %chain(&error), "lease not given back");
         }
@@ -316,13 +316,12 @@ impl Campaign {
         let written = match evaluate(found.as_ref(), &self.election.holder, &self.seen, now) {
             Verdict::Wait => return Ok(false),
             Verdict::Create => {
-                failpoint::reach_of("before-lease", "create");
-                let made = self
-                    .api
-                    .create(&PostParams::default(), &self.lease(None, term, true))
-                    .await;
-                failpoint::reach_of("after-lease", "create");
-                made
+                failpoint::around_of(
+                    "lease",
+                    "create",
+                    self.api.create(&PostParams::default(), &self.lease(None, term, true)),
+                )
+                .await
             }
             Verdict::Take => self.replace(found.as_ref(), term, true).await,
             // Only after an answer that was lost: the write was ours.
@@ -384,17 +383,16 @@ impl Campaign {
 
     async fn replace(&self, old: Option<&Lease>, term: u64, take: bool) -> Result<Lease, kube::Error> {
         let way = if take { "take" } else { "renew" };
-        failpoint::reach_of("before-lease", way);
-        let written = self
-            .api
-            .replace(
+        failpoint::around_of(
+            "lease",
+            way,
+            self.api.replace(
                 &self.election.name,
                 &PostParams::default(),
                 &self.lease(old, term, take),
-            )
-            .await;
-        failpoint::reach_of("after-lease", way);
-        written
+            ),
+        )
+        .await
     }
 
     fn lease(&self, old: Option<&Lease>, term: u64, take: bool) -> Lease {

@@ -266,9 +266,12 @@ async fn renew(
     }
     let data = secret.data.get_or_insert_default();
     data.insert(reference.key.clone(), ByteString(text.into_bytes()));
-    failpoint::reach_of("before-renewal", &key.1);
-    let written = secrets.replace(&reference.name, &PostParams::default(), &secret).await;
-    failpoint::reach_of("after-renewal", &key.1);
+    let written = failpoint::around_of(
+        "renewal",
+        &key.1,
+        secrets.replace(&reference.name, &PostParams::default(), &secret),
+    )
+    .await;
     match written {
         Ok(_) => {
             ctx.metrics.wrote("update", "secrets");

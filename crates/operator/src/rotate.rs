@@ -46,9 +46,7 @@ pub(crate) async fn touch(context: Arc<Context>, source: Source) {
                 field_manager: Some(MANAGER.to_owned()),
                 ..PatchParams::default()
             };
-            failpoint::reach("before-rotate");
-            let told = pods.patch(&pod.name_any(), &params, &Patch::Merge(change)).await;
-            failpoint::reach("after-rotate");
+            let told = failpoint::around("rotate", pods.patch(&pod.name_any(), &params, &Patch::Merge(change))).await;
             match told {
                 Ok(_) => context.metrics.wrote("patch", "pods"),
                 // It goes, or went.

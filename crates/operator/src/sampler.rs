@@ -510,9 +510,7 @@ impl Link {
         }
         self.term = None;
         let (install, holder) = (context.leader.install(), context.leader.holder());
-        failpoint::reach("before-claim");
-        let answer = broker.claim_term(install, term, holder).await;
-        failpoint::reach("after-claim");
+        let answer = failpoint::around("claim", broker.claim_term(install, term, holder)).await;
         let answer = answer.map_err(|error| self.unreachable(&error))?;
         if let TermAnswer::Higher(met) = answer {
             context.leader.exceed(met);
@@ -550,10 +548,7 @@ async fn beat(context: &Context, broker: &Broker, term: u64) -> Result<(), umbel
     let body = serde_json::json!({
         "v": umbel_broker::Heartbeat::CONTRACT, "term": term, "holder": holder, "version": env!("CARGO_PKG_VERSION"),
     });
-    failpoint::reach("before-beat");
-    let told = broker.operator_heartbeat(install, term, &body.to_string()).await;
-    failpoint::reach("after-beat");
-    told
+    failpoint::around("beat", broker.operator_heartbeat(install, term, &body.to_string())).await
 }
 
 async fn when<T>(is_so: bool, work: impl Future<Output = T>) -> Option<T> {

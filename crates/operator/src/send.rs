@@ -347,11 +347,11 @@ impl Sender<'_> {
             return Err(Halt::Again(Duration::from_millis(250)));
         }
         let broker = self.broker.with_steps(&address.steps);
-        failpoint::reach("before-advance");
-        let answer = broker
-            .advance((self.ctx.leader.install(), self.term), run, dropped, messages)
-            .await;
-        failpoint::reach("after-advance");
+        let answer = failpoint::around(
+            "advance",
+            broker.advance((self.ctx.leader.install(), self.term), run, dropped, messages),
+        )
+        .await;
         match answer? {
             AdvanceAnswer::Done { sent: _ } => Ok(()),
             AdvanceAnswer::Stale { term: _ } => Err(Halt::Again(Duration::from_millis(250))),
@@ -368,9 +368,7 @@ impl Sender<'_> {
         if !run.later.is_empty() {
             let later: Vec<String> = run.later.iter().cloned().collect();
             let term = (self.ctx.leader.install(), self.term);
-            failpoint::reach("before-drop");
-            let answer = self.broker.advance(term, &id, &later, &[]).await;
-            failpoint::reach("after-drop");
+            let answer = failpoint::around("drop", self.broker.advance(term, &id, &later, &[])).await;
             if let AdvanceAnswer::Stale { .. } = answer? {
                 return Err(Halt::Again(Duration::from_millis(250)));
             }
@@ -379,14 +377,10 @@ impl Sender<'_> {
             let open = run.open_ids();
             #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
             let now = self.broker.time().await? as f64 / 1000.0;
-            failpoint::reach("before-revoke");
-            let revoked = self.broker.revoke(&open, now, now + CANCELLED).await;
-            failpoint::reach("after-revoke");
+            let revoked = failpoint::around("revoke", self.broker.revoke(&open, now, now + CANCELLED)).await;
             revoked?;
             let request = Call::revoke(&open, true, "SIGTERM").publication(self.broker.control(), &id);
-            failpoint::reach("before-request");
-            let asked = self.broker.request(&request).await;
-            failpoint::reach("after-request");
+            let asked = failpoint::around("request", self.broker.request(&request)).await;
             asked?;
         }
         Ok(run)
@@ -395,9 +389,7 @@ impl Sender<'_> {
     /// A run is over, and its end was noted.
     pub(crate) async fn close(&self, occasion: Occasion) -> Result<(), Halt> {
         let id = occasion.run_id(&self.uid).to_string();
-        failpoint::reach("before-close-run");
-        let closed = self.broker.close_run(&id, KEPT).await;
-        failpoint::reach("after-close-run");
+        let closed = failpoint::around("close-run", self.broker.close_run(&id, KEPT)).await;
         Ok(closed?)
     }
 

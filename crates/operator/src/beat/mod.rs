@@ -658,9 +658,7 @@ impl Beat<'_> {
             counts: (status.runs, status.missed),
             plan,
         };
-        failpoint::reach("before-fire");
-        let answer = broker.fire(&record, &messages).await;
-        failpoint::reach("after-fire");
+        let answer = failpoint::around("fire", broker.fire(&record, &messages)).await;
         let answer = answer?;
         // A status never speaks of a slot that a failover can forget; asked again, the slot is a duplicate.
         let survey = ctx

@@ -260,9 +260,12 @@ pub(crate) async fn write(
         "status": status,
     });
     let params = PatchParams::apply(MANAGER).force();
-    failpoint::reach_of("before-status", "PeriodicTask");
-    let written = api.patch_status(&task.name_any(), &params, &Patch::Apply(body)).await;
-    failpoint::reach_of("after-status", "PeriodicTask");
+    let written = failpoint::around_of(
+        "status",
+        "PeriodicTask",
+        api.patch_status(&task.name_any(), &params, &Patch::Apply(body)),
+    )
+    .await;
     let written = written?;
     ctx.metrics.wrote("patch", "periodictasks/status");
     Ok(written.resource_version().unwrap_or_default())

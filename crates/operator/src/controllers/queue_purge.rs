@@ -75,9 +75,7 @@ async fn purge(broker: &Broker, queue: &str) -> Result<u64, umbel_broker::Error>
     // What is delayed first: it would come back into the lists.
     for place in [Place::Delayed, Place::Waiting, Place::Suspect] {
         loop {
-            failpoint::reach("before-purge");
-            let purged = broker.purge(queue, place, TOGETHER).await;
-            failpoint::reach("after-purge");
+            let purged = failpoint::around("purge", broker.purge(queue, place, TOGETHER)).await;
             let purged = purged?;
             if purged.messages == 0 {
                 break;
@@ -92,9 +90,7 @@ async fn purge(broker: &Broker, queue: &str) -> Result<u64, umbel_broker::Error>
             if entries.is_empty() {
                 break;
             }
-            failpoint::reach("before-discard");
-            let discarded = broker.discard(kind, queue, &entries).await;
-            failpoint::reach("after-discard");
+            let discarded = failpoint::around("discard", broker.discard(kind, queue, &entries)).await;
             removed += discarded?;
         }
     }
@@ -113,9 +109,7 @@ async fn write(ctx: &Context, queue: &TaskQueue, has: bool) -> Result<(), Error>
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    failpoint::reach("before-finalizers");
-    let written = api.patch(&queue.name_any(), &params, &Patch::Merge(body)).await;
-    failpoint::reach("after-finalizers");
+    let written = failpoint::around("finalizers", api.patch(&queue.name_any(), &params, &Patch::Merge(body))).await;
     match written {
         Ok(_) => {
             ctx.metrics.wrote("patch", "taskqueues");

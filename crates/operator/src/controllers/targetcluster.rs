@@ -158,9 +158,7 @@ async fn say(ctx: &Context, scope: usize, namespace: &str, broker: &Broker) {
     };
     let clusters = ctx.scopes[scope].clusters.within(namespace);
     for (name, wanted) in changes(&clusters, said, Timestamp::now().as_second()) {
-        failpoint::reach("before-say-target");
-        let told = broker.say_target(namespace, &name, wanted.as_ref()).await;
-        failpoint::reach("after-say-target");
+        let told = failpoint::around("say-target", broker.say_target(namespace, &name, wanted.as_ref())).await;
         match told {
             Ok(()) => tracing::info!(cluster = name, ?wanted, "said of a target to its workers"),
             Err(error) => {

@@ -133,9 +133,7 @@ async fn forget(ctx: &Context, task: &Task, term: u64) {
         .and_then(|address| ctx.brokers.writable(&address.source, term).ok());
     let uid = task.uid().unwrap_or_default();
     let Some(broker) = broker else { return };
-    failpoint::reach("before-forget");
-    let closed = broker.close_slots(ctx.leader.install(), &uid, KEPT).await;
-    failpoint::reach("after-forget");
+    let closed = failpoint::around("forget", broker.close_slots(ctx.leader.install(), &uid, KEPT)).await;
     if let Err(error) = closed {
         tracing::debug!(task = task.name_any(), error = %chain(&error), "its mark stays longer");
     }
@@ -159,9 +157,7 @@ async fn expire(ctx: &Context, task: &Task, status: &TaskStatus) -> Result<Actio
         }),
         ..DeleteParams::background()
     };
-    failpoint::reach("before-expire");
-    let deleted = api.delete(&task.name_any(), &params).await;
-    failpoint::reach("after-expire");
+    let deleted = failpoint::around("expire", api.delete(&task.name_any(), &params)).await;
     ctx.metrics.wrote("delete", "tasks");
     match deleted {
         Err(error) if !matches!(apply::code(&error), Some(404 | 409)) => Err(Error::Delete(task.name_any(), error)),
@@ -329,9 +325,7 @@ impl Work<'_> {
             counts: (0, 0),
             plan: kept,
         };
-        failpoint::reach("before-fire");
-        let answer = sender.broker.fire(&record, &messages).await;
-        failpoint::reach("after-fire");
+        let answer = failpoint::around("fire", sender.broker.fire(&record, &messages)).await;
         match answer? {
             FireAnswer::Fired { left_out } if left_out == messages.len() => {
                 let note = "nothing was sent: another task has its unique key".to_owned();

@@ -207,9 +207,7 @@ async fn relieve(ctx: &Context, queue: &TaskQueue) {
     let letters = queue.spec.dead_letter;
     let kept = if letters.enabled { letters.max_length } else { 0 };
     for _ in 0..RELIEVES {
-        failpoint::reach("before-relieve");
-        let relieved = broker.relieve(&[&name], Some(kept)).await;
-        failpoint::reach("after-relieve");
+        let relieved = failpoint::around("relieve", broker.relieve(&[&name], Some(kept))).await;
         match relieved.as_deref() {
             Ok([Relieved { moved: some, beyond }]) => {
                 moved += some;
@@ -272,9 +270,7 @@ async fn allow(ctx: &Context, queue: &TaskQueue) -> bool {
     if seen.is_some_and(|depth| broker.has_said(&policy, depth.said.as_deref())) {
         return false;
     }
-    failpoint::reach("before-policy");
-    let applied = broker.apply_queue_policy(&name, &policy).await;
-    failpoint::reach("after-policy");
+    let applied = failpoint::around("policy", broker.apply_queue_policy(&name, &policy)).await;
     match applied {
         Ok(false) => false,
         Ok(true) => {
@@ -312,9 +308,7 @@ fn lift(ctx: &Context, gone: &TaskQueue) {
         return;
     }
     tokio::spawn(async move {
-        failpoint::reach("before-lift");
-        let lifted = broker.lift_queue_policy(&queue).await;
-        failpoint::reach("after-lift");
+        let lifted = failpoint::around("lift", broker.lift_queue_policy(&queue)).await;
         match lifted {
             Ok(false) => {}
             Ok(true) => tracing::info!(queue = %name, "deleted: what it allowed its workers is lifted at its broker"),

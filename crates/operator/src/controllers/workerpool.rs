@@ -991,8 +991,8 @@ impl Memory {
         }
     }
 
-    /// Deletion costs follow who is busy, slowly and all pods together ten times in a second at most: the second line, should somebody else lower the Deployment. So do the
-    /// shields; answers when to look again.
+    /// Deletion costs follow who is busy, slowly and all pods together ten times in a second at most: the second line,
+    /// should somebody else lower the Deployment. So do the shields; answers when to look again.
     async fn costs<'a>(
         &mut self,
         pool: &WorkerPool,
