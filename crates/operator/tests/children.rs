@@ -11,7 +11,7 @@ mod gateway;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use common::{Kubelet, LONG, NAMESPACE, Stage};
+use common::{Kubelet, LONG, LONG_LEASES, NAMESPACE, Stage, clocks};
 use gateway::Gateway;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -35,15 +35,7 @@ const BESIDE: [Kind; 4] = [
 ];
 
 fn of_kind(stage: &Stage, (version, kind, plural): Kind) -> Api<DynamicObject> {
-    let (group, short) = version.split_once('/').unwrap_or(("", version));
-    let resource = kube::api::ApiResource {
-        group: group.into(),
-        version: short.into(),
-        api_version: version.into(),
-        kind: kind.into(),
-        plural: plural.into(),
-    };
-    Api::namespaced_with(stage.client.clone(), NAMESPACE, &resource)
+    stage.objects(version, kind, plural)
 }
 
 /// The children of a pool that are of this kind, by name.
@@ -459,22 +451,12 @@ async fn k27_every_field_of_what_is_beside_a_deployment_is_set_right_or_reported
     let stage = Stage::start().await;
     let gateway = Gateway::to(&stage.plane).await;
     let mut operator = stage.operator(
+        &[LONG_LEASES.as_slice(), &["--sample-interval", "40s"]].concat(),
         &[
-            "--lease-duration",
-            "1h",
-            "--renew-deadline",
-            "50m",
-            "--retry-period",
-            "40s",
-            "--sample-interval",
-            "40s",
-        ],
-        &[
-            ("KUBECONFIG", &gateway.kubeconfig()),
-            ("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1"),
-            ("FAKETIME", "+0 x20"),
-            ("FAKETIME_DISABLE_SHM", "1"),
-        ],
+            &[("KUBECONFIG", gateway.kubeconfig().as_str())],
+            clocks("+0 x20").as_slice(),
+        ]
+        .concat(),
     );
     stage.queue("jobs").await;
     target(&stage).await;

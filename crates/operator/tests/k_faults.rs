@@ -8,7 +8,7 @@ mod gateway;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use common::{Kubelet, LONG, NAMESPACE, Stage};
+use common::{Kubelet, LONG, LONG_LEASES, NAMESPACE, Stage, clocks};
 use futures::StreamExt as _;
 use gateway::{Asked, Fate, Gateway, refusal};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -353,20 +353,12 @@ async fn k05_a_silent_watch_is_noticed_within_a_minute() {
     let _kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let gateway = Gateway::to(&stage.plane).await;
     let mut operator = stage.operator(
+        &LONG_LEASES,
         &[
-            "--lease-duration",
-            "1h",
-            "--renew-deadline",
-            "50m",
-            "--retry-period",
-            "40s",
-        ],
-        &[
-            ("KUBECONFIG", &gateway.kubeconfig()),
-            ("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1"),
-            ("FAKETIME", &format!("+0 x{TIMES}")),
-            ("FAKETIME_DISABLE_SHM", "1"),
-        ],
+            &[("KUBECONFIG", gateway.kubeconfig().as_str())],
+            clocks(&format!("+0 x{TIMES}")).as_slice(),
+        ]
+        .concat(),
     );
     stage.queue("jobs").await;
     manual(&stage, "jobs", 1).await;
@@ -1249,12 +1241,13 @@ async fn k25_clocks_an_hour_apart_make_no_second_leader() {
         let mut next = stage.operator(
             &["--id", id],
             &[
-                ("KUBECONFIG", &gateway.kubeconfig()),
-                ("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1"),
-                ("FAKETIME", clock),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-                ("FAKETIME_DISABLE_SHM", "1"),
-            ],
+                &[
+                    ("KUBECONFIG", gateway.kubeconfig().as_str()),
+                    ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+                ],
+                clocks(clock).as_slice(),
+            ]
+            .concat(),
         );
         let held = holder(&stage).await;
         eventually(LONG, "it has looked for longer than two Leases last", async || {

@@ -45,23 +45,13 @@ async fn is_ready(stage: &Stage, name: &str, expected: (&str, &str)) {
 
 /// What the operator counts, as a scraper reads it.
 async fn metrics(operator: &umbel_testkit::Process) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let log = operator.log();
     let port = log
         .split("\"addr\":\"127.0.0.1:")
         .nth(1)
         .and_then(|rest| rest.split('"').next())
         .expect("it says where it listens");
-    let mut stream = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}"))
-        .await
-        .expect("it listens");
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
-        .await
-        .expect("asked");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answered");
-    answer
+    common::metrics(&format!("127.0.0.1:{port}")).await
 }
 
 fn on(secret: &str, queue_name: &str) -> Value {

@@ -13,10 +13,11 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Event, Pod, ResourceQuota};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use umbel_api::{TaskQueue, WorkerPool};
 use umbel_broker::{Broker, Config};
 use umbel_protocol::json::Json;
@@ -34,6 +35,63 @@ pub struct Stage {
     pub redis: Redis,
     pub client: Client,
     pub broker: Broker,
+}
+
+fn resource(version: &str, kind: &str, plural: &str) -> ApiResource {
+    let (group, short) = version.split_once('/').unwrap_or(("", version));
+    ApiResource {
+        group: group.into(),
+        version: short.into(),
+        api_version: version.into(),
+        kind: kind.into(),
+        plural: plural.into(),
+    }
+}
+
+async fn put(
+    api: &Api<DynamicObject>,
+    (version, kind): (&str, &str),
+    name: &str,
+    fields: &Value,
+) -> Result<(), kube::Error> {
+    let mut body = json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name } });
+    body.as_object_mut()
+        .expect("an object")
+        .extend(fields.as_object().expect("an object").clone());
+    api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(body))
+        .await
+        .map(|_| ())
+}
+
+/// Flags of an operator whose clocks run much faster than they should: it keeps its Lease.
+pub const LONG_LEASES: [&str; 6] = [
+    "--lease-duration",
+    "1h",
+    "--renew-deadline",
+    "50m",
+    "--retry-period",
+    "40s",
+];
+
+/// Variables of a program whose clocks go as libfaketime's words say.
+pub fn clocks(words: &str) -> [(&str, &str); 3] {
+    [
+        ("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1"),
+        ("FAKETIME", words),
+        ("FAKETIME_DISABLE_SHM", "1"),
+    ]
+}
+
+/// What a program counts, as a scraper reads it.
+pub async fn metrics(address: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
+        .await
+        .expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer
 }
 
 impl Stage {
@@ -76,6 +134,11 @@ impl Stage {
             .expect("the object is accepted");
     }
 
+    /// Objects of a kind, in the namespace of the tests.
+    pub fn objects(&self, version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource(version, kind, plural))
+    }
+
     pub async fn try_apply(
         &self,
         version: &str,
@@ -84,40 +147,13 @@ impl Stage {
         name: &str,
         fields: Value,
     ) -> Result<(), kube::Error> {
-        let (group, short) = version.split_once('/').unwrap_or(("", version));
-        let resource = kube::api::ApiResource {
-            group: group.into(),
-            version: short.into(),
-            api_version: version.into(),
-            kind: kind.into(),
-            plural: plural.into(),
-        };
-        let api: Api<kube::api::DynamicObject> = Api::namespaced_with(self.client.clone(), NAMESPACE, &resource);
-        let mut body = json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name } });
-        body.as_object_mut()
-            .expect("an object")
-            .extend(fields.as_object().expect("an object").clone());
-        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(body))
-            .await
-            .map(|_| ())
+        put(&self.objects(version, kind, plural), (version, kind), name, &fields).await
     }
 
     /// The same for an object that is in no namespace.
     pub async fn apply_anywhere(&self, version: &str, kind: &str, plural: &str, name: &str, fields: Value) {
-        let (group, short) = version.split_once('/').unwrap_or(("", version));
-        let resource = kube::api::ApiResource {
-            group: group.into(),
-            version: short.into(),
-            api_version: version.into(),
-            kind: kind.into(),
-            plural: plural.into(),
-        };
-        let api: Api<kube::api::DynamicObject> = Api::all_with(self.client.clone(), &resource);
-        let mut body = json!({ "apiVersion": version, "kind": kind, "metadata": { "name": name } });
-        body.as_object_mut()
-            .expect("an object")
-            .extend(fields.as_object().expect("an object").clone());
-        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(body))
+        let api = Api::all_with(self.client.clone(), &resource(version, kind, plural));
+        put(&api, (version, kind), name, &fields)
             .await
             .expect("the object is accepted");
     }

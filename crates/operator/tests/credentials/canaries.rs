@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::discovery::{Discovery, verbs};
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use umbel_testkit::{canaries, eventually, eventually_some, free_port};
 
-use crate::common::{LONG, NAMESPACE, Stage};
+use crate::common::{LONG, NAMESPACE, Stage, metrics};
 use crate::{EXPIRING, OURS, Stranger, clusters, join, renew, says, secrets, status, token_of};
 
 /// All objects but Secrets, as JSON.
@@ -25,17 +24,6 @@ async fn objects(client: &kube::Client) -> String {
             writeln!(text, "{}", serde_json::to_string(&list.items).expect("plain data")).expect("written");
         }
     }
-    text
-}
-
-async fn metrics(address: &str) -> String {
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
-    stream
-        .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
-        .await
-        .expect("written");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.expect("read");
     text
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use umbel_testkit::{Process, TempDir, eventually, eventually_some};
 
 use crate::common::{LONG, NAMESPACE, Stage};
-use crate::{EXPIRING, Stranger, account_kubeconfig, clusters, join, renew, says, secrets, token_of};
+use crate::{EXPIRING, Stranger, account_kubeconfig, clusters, join, renew, says, secrets, token_in, token_of};
 
 /// Who the operator is by the chart.
 const USER: &str = "system:serviceaccount:default:umbel";
@@ -230,10 +230,7 @@ async fn of_two_operators_the_leader_alone_renews_and_after_it_the_other() {
     };
     let eu = stranger.kubeconfig("eu", 500, 100).await;
     join(&stage, "eu", &eu, renew("eu")).await;
-    let before = token_of(
-        &serde_json::from_value(json!({ "data": { "kubeconfig": k8s_openapi::ByteString(eu.into_bytes()) } }))
-            .expect("a Secret"),
-    );
+    let before = token_in(eu.as_bytes());
     changes("eu", &before).await;
     eventually(LONG, "it is told", async || renewed(&first) == 1).await;
     assert_eq!(renewed(&second), 0, "{}", second.log());
@@ -244,10 +241,7 @@ async fn of_two_operators_the_leader_alone_renews_and_after_it_the_other() {
     let kept = token_of(&secrets(&stage, NAMESPACE).get("eu").await.expect("there"));
     let us = stranger.kubeconfig("us", 500, 100).await;
     join(&stage, "us", &us, renew("us")).await;
-    let before = token_of(
-        &serde_json::from_value(json!({ "data": { "kubeconfig": k8s_openapi::ByteString(us.into_bytes()) } }))
-            .expect("a Secret"),
-    );
+    let before = token_in(us.as_bytes());
     changes("us", &before).await;
     eventually(LONG, "it is told", async || renewed(&second) == 1).await;
     assert_eq!(renewed(&first), 1);

@@ -132,7 +132,12 @@ async fn says(stage: &Stage, name: &str, kind: &str, expected: (&str, &str)) -> 
 const EXPIRING: &str = "CredentialsExpiring";
 
 fn token_of(secret: &Secret) -> String {
-    let root: Value = serde_saphyr_json(&secret.data.as_ref().expect("data")["kubeconfig"].0);
+    token_in(&secret.data.as_ref().expect("data")["kubeconfig"].0)
+}
+
+/// That of a kubeconfig.
+fn token_in(kubeconfig: &[u8]) -> String {
+    let root: Value = serde_saphyr_json(kubeconfig);
     root.pointer("/users/0/user/token")
         .and_then(Value::as_str)
         .unwrap_or_default()

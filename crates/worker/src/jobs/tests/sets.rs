@@ -29,6 +29,12 @@ async fn inventory(target: &kube::Client, namespace: &str) -> (String, String, V
     (fence, data["state"].clone(), names)
 }
 
+/// What a delete did with each object.
+fn removals(result: &Value) -> Vec<&Value> {
+    let objects = result["objects"].as_array().unwrap();
+    objects.iter().map(|one| &one["action"]).collect()
+}
+
 #[tokio::test]
 async fn a_set_in_place_costs_one_dry_run_for_each_object_and_no_write() {
     let registry = registry("set-cost-home", &[]).await;
@@ -504,13 +510,7 @@ async fn what_was_written_in_a_version_that_is_served_no_more_is_found_in_anothe
     }
 
     let result = done(run(4, "delete", json!({"manifests": kept, "namespace": "versions"})).await);
-    let actions: Vec<&Value> = result["objects"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| &one["action"])
-        .collect();
-    assert_eq!(actions, ["deleted", "deleted"], "{result}");
+    assert_eq!(removals(&result), ["deleted", "deleted"], "{result}");
     assert_eq!(there().await, Vec::<String>::new());
 
     // With the definition everything went.
@@ -524,11 +524,5 @@ async fn what_was_written_in_a_version_that_is_served_no_more_is_found_in_anothe
     })
     .await;
     let result = done(run(5, "delete", json!({"manifests": kept, "namespace": "versions"})).await);
-    let actions: Vec<&Value> = result["objects"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| &one["action"])
-        .collect();
-    assert_eq!(actions, ["absent", "absent"], "{result}");
+    assert_eq!(removals(&result), ["absent", "absent"], "{result}");
 }
