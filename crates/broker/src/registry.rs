@@ -1,6 +1,7 @@
 //! Who works here: gate entries and heartbeats.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +12,6 @@ use crate::{Broker, Error, FollowUp};
 
 /// Version of the contract between operator and worker; an operator serves its own and the one before.
 pub(crate) const CONTRACT: u32 = 1;
-/// A worker whose heartbeat is missing for so long is not seen as alive: three beats.
-const HEARTBEAT_EXPIRES: u64 = 15;
 /// Seconds after the latest hand-back for which they stay counted: pools come and go, and an operator reads them every second.
 const HAND_BACKS_KEPT: u64 = 7 * 86_400;
 
@@ -127,16 +126,16 @@ pub(crate) fn parse_entry(worker: &str, entry: &str, held: i64) -> Option<Worker
 }
 
 impl Broker {
-    /// Writes a worker's heartbeat.
+    /// Writes a worker's heartbeat; the next one is to come after `every`, and this one expires after three of them.
     ///
     /// # Errors
     /// [`Error::Call`].
-    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Error> {
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat, every: Duration) -> Result<(), Error> {
         let body = serde_json::to_string(heartbeat).unwrap_or_default();
         Args::new(&HEARTBEAT, self.keys.scope())
             .arg(&heartbeat.worker)
             .arg(body)
-            .arg(HEARTBEAT_EXPIRES)
+            .arg((every * 3).as_secs().max(1))
             .call(&mut self.connection.clone())
             .await?
             .text()

@@ -1047,6 +1047,18 @@ async fn k17_objects_of_our_names_that_are_not_ours_are_left_alone() {
     stage
         .apply(OURS, "TargetCluster", "targetclusters", "target", cluster)
         .await;
+    // The name of a Deployment is that of its template, which has the clusters and the queues that are known.
+    let clusters = anything(&stage, NAMESPACE, (OURS, "TargetCluster", "targetclusters"));
+    let queues = anything(&stage, NAMESPACE, (OURS, "TaskQueue", "taskqueues"));
+    eventually(LONG, "queue and cluster are known", async || {
+        let mut known = true;
+        for (api, name) in [(&queues, "jobs"), (&clusters, "target")] {
+            let one = api.get(name).await.expect("there");
+            known &= one.data.pointer("/status/observedGeneration").is_some();
+        }
+        known
+    })
+    .await;
     let spec = json!({
         "queues": [{ "name": "jobs" }], "suspend": true, "clusterAccess": { "names": ["target"] },
         "podDisruptionBudget": { "minAvailable": 1 },

@@ -22,7 +22,8 @@ struct Exchange {
 
 /// The first request of a capture and what was pushed in reply.
 fn exchange(name: &str) -> Exchange {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join(format!("tests/golden/{name}.json"));
     let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let commands = vector["redis"]
         .as_array()

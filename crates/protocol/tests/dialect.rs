@@ -8,9 +8,12 @@ use serde_json::Value;
 use umbel_protocol::json::Json;
 
 fn cases(seed: &str) -> Vec<Value> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dialect.py");
+    let script = format!(
+        "{}/tests/dialect.py",
+        std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo")
+    );
     let output = Command::new("python3")
-        .args([script, seed])
+        .args([script.as_str(), seed])
         .output()
         .expect("python3 runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -12,7 +12,7 @@ use umbel_protocol::message::{BodyEncoding, Limits, NewTask, Retry, TaskMessage,
 use umbel_protocol::result::{self, Failure, Meta};
 
 fn vector(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo"))
         .join("tests/golden")
         .join(format!("{name}.json"));
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

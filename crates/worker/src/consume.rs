@@ -167,6 +167,7 @@ impl Consumer {
         let mut leader_asked = Instant::now();
         let mut is_woken = true;
         let mut looked = Instant::now();
+        let mut reported = Instant::now();
         loop {
             self.shared.readiness.progress();
             if self.quiet.is_cancelled() {
@@ -233,9 +234,7 @@ impl Consumer {
             looked = Instant::now();
             self.shared.fleet.met(look.workers);
             self.shared.clock.observe(look.now);
-            if let Some(due_in) = look.due_in {
-                self.shared.due.within(due_in);
-            }
+            self.shared.due.looked(look.due_in);
             let is_open = look.gate == "open";
             self.is_open = is_open;
             self.note_gate(&look.gate);
@@ -262,7 +261,9 @@ impl Consumer {
             is_woken = self.wait().await;
             // What a limit holds back is not to be seen by a look.
             if is_woken && self.blocked.is_none() {
-                let hesitation = self.shared.fleet.hesitate(self.in_vain, crate::random());
+                let rest = reported.elapsed();
+                reported = Instant::now();
+                let hesitation = self.shared.fleet.hesitate(self.in_vain, rest, crate::random());
                 if !hesitation.is_zero() {
                     tokio::time::sleep(hesitation).await;
                     is_woken = false; // A look first: most likely somebody else has it by now.

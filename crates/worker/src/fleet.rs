@@ -8,12 +8,14 @@ const FEW: u64 = 4;
 /// At most so many times more seldom: a queue that few of many workers serve waits so much longer for its recovery.
 const MOST: u32 = 4;
 
-/// From so many workers on, those for whom nothing was left wait before they look again.
+/// So many workers are a crowd: those for whom nothing was left wait before they look again.
 const CROWD: u64 = 100;
 /// In so long Redis answers one look, with room for all else that it does.
-const A_LOOK: Duration = Duration::from_micros(200);
+const A_LOOK: Duration = Duration::from_micros(400);
 /// Longest wait before a look.
-const LONGEST: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_millis(400);
+/// A message that comes after so long a rest is looked for at once: it may be the first of many.
+const REST: Duration = Duration::from_secs(1);
 
 /// What is known of the fleet.
 #[derive(Default)]
@@ -33,12 +35,18 @@ impl Fleet {
         every * u32::try_from(times).unwrap_or(MOST).clamp(1, MOST)
     }
 
+    /// Are there so many that each does less?
+    pub(crate) fn is_crowd(&self) -> bool {
+        self.workers.load(Ordering::Relaxed) >= CROWD
+    }
+
     /// How long a worker waits between the report of a message and its look, if others were faster the last time: all
-    /// are told of each message, one can have it, and the looks of a thousand would keep Redis busy. `luck` in 0..1
-    /// spreads them, so that the first looks at once.
-    pub(crate) fn hesitate(&self, was_in_vain: bool, luck: f64) -> Duration {
+    /// are told of each message, one can have it, and the looks of a thousand would keep Redis busy. Who waits hears of no
+    /// other message meanwhile. `luck` in 0..1 spreads them, so that the first looks at once; `rest` is the time since the
+    /// last report.
+    pub(crate) fn hesitate(&self, was_in_vain: bool, rest: Duration, luck: f64) -> Duration {
         let workers = self.workers.load(Ordering::Relaxed);
-        if !was_in_vain || workers < CROWD {
+        if !was_in_vain || workers < CROWD || rest > REST {
             return Duration::ZERO;
         }
         let all = A_LOOK * u32::try_from(workers).unwrap_or(u32::MAX);
@@ -72,17 +80,18 @@ mod tests {
     #[test]
     fn in_a_crowd_those_for_whom_nothing_was_left_hesitate() {
         let fleet = Fleet::default();
-        for (workers, was_in_vain, luck, expected) in [
-            (99, true, 1.0, 0),
-            (100, false, 1.0, 0),
-            (100, true, 0.0, 0),
-            (100, true, 1.0, 20),
-            (1000, true, 0.5, 100),
-            (u64::MAX, true, 1.0, 200),
+        for (workers, was_in_vain, rest, luck, expected) in [
+            (99, true, 100, 1.0, 0),
+            (100, false, 100, 1.0, 0),
+            (100, true, 100, 0.0, 0),
+            (100, true, 100, 1.0, 40),
+            (100, true, 1001, 1.0, 0),
+            (1000, true, 1000, 0.5, 200),
+            (u64::MAX, true, 100, 1.0, 400),
         ] {
             fleet.met(workers);
-            let wait = fleet.hesitate(was_in_vain, luck);
-            assert_eq!(wait, Duration::from_millis(expected), "{workers} workers");
+            let wait = fleet.hesitate(was_in_vain, Duration::from_millis(rest), luck);
+            assert_eq!(wait, Duration::from_millis(expected), "{workers} workers, {rest} ms");
         }
     }
 }

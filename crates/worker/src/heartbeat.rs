@@ -1,4 +1,4 @@
-//! What a worker says about itself every five seconds.
+//! What a worker says about itself every five seconds, or ten where there are very many.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,8 +9,8 @@ use umbel_telemetry::chain;
 
 use crate::app::Shared;
 
-/// Interval of heartbeats; they expire after three.
-const EVERY: Duration = Duration::from_secs(5);
+/// Interval of heartbeats, and that in a crowd; they expire after three.
+const EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
 /// Running tasks named in one heartbeat.
 const RUNNING: usize = 100;
 /// Task names in one heartbeat. A worker with more may know any.
@@ -20,7 +20,8 @@ pub(crate) const NAMES: usize = 200;
 pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
     let mut is_warned = false;
     loop {
-        match broker.heartbeat(&describe(&shared)).await {
+        let every = if shared.fleet.is_crowd() { EVERY.1 } else { EVERY.0 };
+        match broker.heartbeat(&describe(&shared), every).await {
             Ok(()) => is_warned = false,
             Err(err) => {
                 shared.metrics.broker_failed(&err);
@@ -31,7 +32,7 @@ pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(every) => {}
             () = shared.beat_now.notified() => {}
         }
     }

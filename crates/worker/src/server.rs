@@ -164,7 +164,7 @@ pub(crate) async fn watch(shared: Arc<Shared>, mut known: Survey) {
     tokio::time::sleep(SILENCE).await;
     hint(&shared).await;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(shared.fleet.stretch(LOOK_EVERY)).await;
         match shared.broker.survey().await {
             Ok(survey) if survey == known => {}
             Ok(survey) => {

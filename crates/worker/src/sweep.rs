@@ -1,6 +1,7 @@
 //! Recovery by every worker: overdue leases back, due messages promoted, records repaired. No operator is needed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
@@ -29,6 +30,7 @@ const JANITOR_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct DueSoon {
     next: std::sync::Mutex<Option<Instant>>,
     changed: Notify,
+    has_looked: AtomicBool,
 }
 
 impl DueSoon {
@@ -39,6 +41,21 @@ impl DueSoon {
         if next.is_none_or(|known| at < known) {
             *next = Some(at);
             self.changed.notify_one();
+        }
+    }
+
+    /// The worker has looked what is due next in its queues, in so long if anything.
+    pub(crate) fn looked(&self, due_in: Option<Duration>) {
+        self.has_looked.store(true, Ordering::Relaxed);
+        if let Some(due_in) = due_in {
+            self.within(due_in);
+        }
+    }
+
+    /// Messages parked by a worker that died are promoted at a sweep at the latest, unless a look since the last one knows.
+    fn swept(&self) {
+        if !self.has_looked.swap(false, Ordering::Relaxed) {
+            self.within(Duration::ZERO);
         }
     }
 
@@ -78,7 +95,7 @@ impl Recovery {
             // Well within the half of a lease after which it looks as if nobody had swept.
             let most = (self.lease / 4).max(self.every);
             tokio::time::sleep(jittered(self.shared.fleet.stretch(self.every).min(most))).await;
-            self.due.within(Duration::ZERO); // Messages parked by a worker that died are promoted here at the latest.
+            self.due.swept();
             match self.sweep_once(&mut sweeper).await {
                 Ok(()) => is_warned = false,
                 Err(err) => {
@@ -90,7 +107,7 @@ impl Recovery {
                 }
             }
             if Instant::now() >= janitor_at {
-                janitor_at = Instant::now() + JANITOR_EVERY;
+                janitor_at = Instant::now() + self.shared.fleet.stretch(JANITOR_EVERY);
                 rounds += 1;
                 self.tidy(rounds.is_multiple_of(10)).await;
             }

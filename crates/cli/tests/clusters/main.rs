@@ -250,7 +250,8 @@ async fn d03_a_joined_account_may_do_what_is_written_and_no_more() {
     let life = lifetime.until.unwrap().duration_since(lifetime.from.unwrap());
     assert_eq!(life.as_secs(), 3600);
     let account = client(&text);
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clusters/joined-rights.txt");
+    let file =
+        Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("tests/clusters/joined-rights.txt");
     // Roles are seen a moment after they are written.
     let mut found = String::new();
     eventually(SOON, "the roles are in force", async || {

@@ -22,7 +22,7 @@ pub(crate) const LIMITS: Limits = Limits {
 
 /// The message that a capture pushes, and what it says of it.
 pub(crate) fn golden(name: &str) -> (Vec<u8>, Value) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo"))
         .join("../protocol/tests/golden")
         .join(format!("{name}.json"));
     let vector: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();

@@ -18,7 +18,8 @@ use umbel_protocol::message::{Limits, NewTask, TaskMessage, decode};
 use umbel_protocol::result::Failure;
 
 fn vector(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join(format!("tests/golden/{name}.json"));
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 

@@ -7,7 +7,7 @@ use umbel_testkit::{TempDir, eventually};
 use super::*;
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples/jobs")
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("../../manifests/samples/jobs")
 }
 
 fn read(path: &Path) -> Value {
