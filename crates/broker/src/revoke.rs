@@ -33,7 +33,38 @@ impl Broker {
     /// # Errors
     /// [`Error::Call`].
     pub async fn revoke(&self, ids: &[String], now: f64, until: f64) -> Result<(), Error> {
-        self.remember("revoked", ids, now, until).await
+        self.remember(&["revoked"], ids, now, until).await
+    }
+
+    /// The same, and those that run are to be stopped: a request for that is heard by who listens at that moment, and by
+    /// nobody who connects anew just then.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn terminate(&self, ids: &[String], now: f64, until: f64) -> Result<(), Error> {
+        self.remember(&["revoked", "terminated"], ids, now, until).await
+    }
+
+    /// Those of these tasks that are to be stopped.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn terminated(&self, ids: &[String], now: f64) -> Result<Vec<String>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let until: Vec<Option<f64>> = redis::cmd("ZMSCORE")
+            .arg(self.keys.umbel("terminated"))
+            .arg(ids)
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed("ZMSCORE terminated"))?;
+        let counts = |until: Option<f64>| until.is_some_and(|until| until > now);
+        let all = ids.iter().zip(until);
+        Ok(all
+            .filter(|(_, until)| counts(*until))
+            .map(|(id, _)| id.clone())
+            .collect())
     }
 
     /// Remembers stamps by which tasks are not to run.
@@ -42,32 +73,34 @@ impl Broker {
     /// [`Error::Call`].
     pub async fn revoke_stamps(&self, stamps: &[(String, Json)], now: f64, until: f64) -> Result<(), Error> {
         let members: Vec<String> = stamps.iter().map(|(name, value)| stamp_member(name, value)).collect();
-        self.remember("revoked-stamps", &members, now, until).await
+        self.remember(&["revoked-stamps"], &members, now, until).await
     }
 
-    async fn remember(&self, set: &str, members: &[String], now: f64, until: f64) -> Result<(), Error> {
-        let key = self.keys.umbel(set);
+    async fn remember(&self, sets: &[&str], members: &[String], now: f64, until: f64) -> Result<(), Error> {
         let mut pipe = redis::pipe();
-        for chunk in members.chunks(CHUNK) {
-            // GT: who revokes for a shorter time does not take back what holds for a longer one.
-            let command = pipe.cmd("ZADD").arg(&key).arg("GT");
-            for member in chunk {
-                command.arg(format!("{until:.3}")).arg(member);
+        for set in sets {
+            let key = self.keys.umbel(set);
+            for chunk in members.chunks(CHUNK) {
+                // GT: who revokes for a shorter time does not take back what holds for a longer one.
+                let command = pipe.cmd("ZADD").arg(&key).arg("GT");
+                for member in chunk {
+                    command.arg(format!("{until:.3}")).arg(member);
+                }
+                command.ignore();
             }
-            command.ignore();
+            pipe.cmd("ZREMRANGEBYSCORE")
+                .arg(&key)
+                .arg("-inf")
+                .arg(format!("{now:.3}"))
+                .ignore()
+                .cmd("ZREMRANGEBYRANK")
+                .arg(&key)
+                .arg(0)
+                .arg(format!("-{}", REVOKED_KEPT + 1))
+                .ignore();
         }
-        pipe.cmd("ZREMRANGEBYSCORE")
-            .arg(&key)
-            .arg("-inf")
-            .arg(format!("{now:.3}"))
-            .ignore()
-            .cmd("ZREMRANGEBYRANK")
-            .arg(&key)
-            .arg(0)
-            .arg(format!("-{}", REVOKED_KEPT + 1))
-            .ignore()
-            // Last: who sees the new count sees the members, too.
-            .cmd("INCR")
+        // Last: who sees the new count sees the members, too.
+        pipe.cmd("INCR")
             .arg(self.keys.umbel("revocations"))
             .ignore()
             .query_async::<()>(&mut self.connection.clone())

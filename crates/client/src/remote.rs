@@ -43,10 +43,13 @@ impl Client {
         if how.destination.is_empty() {
             #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
             let now = broker.time().await.map_err(unread)? as f64 / 1000.0;
-            broker
-                .revoke(ids, now, now + REVOKED.as_secs_f64())
-                .await
-                .map_err(unread)?;
+            let until = now + REVOKED.as_secs_f64();
+            let stored = if how.terminate {
+                broker.terminate(ids, now, until).await
+            } else {
+                broker.revoke(ids, now, until).await
+            };
+            stored.map_err(unread)?;
         }
         let mut call = Call::revoke(ids, how.terminate, &how.signal);
         call.destination = (!how.destination.is_empty()).then(|| how.destination.clone());

@@ -377,7 +377,7 @@ impl Sender<'_> {
             let open = run.open_ids();
             #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
             let now = self.broker.time().await? as f64 / 1000.0;
-            let revoked = failpoint::around("revoke", self.broker.revoke(&open, now, now + CANCELLED)).await;
+            let revoked = failpoint::around("revoke", self.broker.terminate(&open, now, now + CANCELLED)).await;
             revoked?;
             let request = Call::revoke(&open, true, "SIGTERM").publication(self.broker.control(), &id);
             let asked = failpoint::around("request", self.broker.request(&request)).await;

@@ -91,7 +91,14 @@ async fn listen(shared: &Arc<Shared>, mut channel: ControlChannel, quiet: &Cance
 async fn refresh(shared: &Shared, known: &mut Option<u64>) -> Result<(), umbel_broker::Error> {
     let count = shared.broker.revoked_count().await?;
     if *known != Some(count) {
-        shared.revoked.refresh(&shared.broker, shared.clock.now()).await?;
+        let now = shared.clock.now();
+        shared.revoked.refresh(&shared.broker, now).await?;
+        // What begins after this look knows already that it is revoked.
+        let ids = shared.broker.terminated(&shared.leases.wanted(), now).await?;
+        let ended = shared.leases.terminate(&ids, signal::DEFAULT);
+        if !ended.is_empty() {
+            tracing::info!(tasks = ?ended, "told to stop them while nobody listened");
+        }
         *known = Some(count);
     }
     Ok(())

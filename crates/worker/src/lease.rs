@@ -298,6 +298,15 @@ impl Leases {
             .collect()
     }
 
+    /// The ids of what runs and nobody has asked to end.
+    pub(crate) fn wanted(&self) -> Vec<String> {
+        let held = self.lock();
+        let wanted = held.values().filter(|cell| cell.signum.load(Ordering::Acquire) == 0);
+        wanted
+            .filter_map(|cell| cell.run().as_ref().map(|run| run.message.id.clone()))
+            .collect()
+    }
+
     /// What runs.
     pub(crate) fn runs(&self) -> Vec<Run> {
         self.lock().values().filter_map(|cell| cell.run().clone()).collect()

@@ -1,30 +1,34 @@
 //! A leader that dies before or after any of its writes, and another one that goes on: the same end as without.
 //!
 //! One story comes to every write: a pool is made, works, shrinks, changes its template and rights, is suspended; a slot
-//! fires; a queue overflows and goes with its messages. The points that it comes to are read from a run without a crash,
-//! so a point that is added to the operator and met by the story is part of the campaign.
+//! fires; a queue overflows and goes with its messages; Secrets change, and a token is renewed. The points that it comes
+//! to are read from a run without a crash, so a point that is added to the operator and met by the story is part of the
+//! campaign.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams};
+use kube::config::Kubeconfig;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet, LocalSet};
+use umbel_api::names::{ANNOTATION_BROKER, ANNOTATION_RENEW};
 use umbel_api::task::Phase;
 use umbel_api::{PeriodicTask, TargetCluster, Task, TaskQueue, WorkerPool};
 use umbel_testkit::{Chance, Process, eventually};
 
 use crate::common::{Kubelet, NAMESPACE, Stage};
+use crate::token::Issuer;
 use crate::{minutes, number};
 
 const OURS: &str = "umbel.dev/v1alpha1";
@@ -131,7 +135,7 @@ async fn settles(stage: &Stage, size: u32, what: &str) {
 }
 
 /// Everything that the operator does, once.
-async fn story(stage: &Stage) {
+async fn story(stage: &Stage, leaders: &Leaders) {
     let kubeconfig = std::fs::read_to_string(stage.plane.kubeconfig()).expect("a kubeconfig");
     let data = json!({ "stringData": { "kubeconfig": kubeconfig } });
     stage.apply("v1", "Secret", "secrets", "target", data).await;
@@ -147,6 +151,8 @@ async fn story(stage: &Stage) {
     stage.apply(OURS, "TaskQueue", "taskqueues", "over", over).await;
     pool(stage, 3, "1", true, false).await;
     settles(stage, 3, "three pods work").await;
+    rotate(stage, leaders).await;
+    renew(stage).await;
 
     // A slot of before its schedule was made is the one that fires.
     let at = Timestamp::now() + k8s_openapi::jiff::SignedDuration::from_secs(2);
@@ -237,6 +243,77 @@ async fn story(stage: &Stage) {
     settles(stage, 1, "one pod again").await;
     stage.send_sleeps("jobs", 3, 0.1).await;
     stage.drained("jobs", PATIENT).await;
+}
+
+/// The broker's Secret has another address of the same server, and the pods are told. A leader that dies while it tells
+/// them leaves it to the kubelet.
+async fn rotate(stage: &Stage, leaders: &Leaders) {
+    let before = leaders.count();
+    stage
+        .secret("redis", &stage.redis.url().replace("127.0.0.1", "localhost"))
+        .await;
+    eventually(PATIENT, "the pods are told of the other Secret", async || {
+        let pods = stage.pods_of("jobs").await;
+        let is_told = |pod: &Pod| pod.annotations().contains_key(ANNOTATION_BROKER);
+        leaders.count() > before || pods.iter().all(is_told)
+    })
+    .await;
+}
+
+/// A target cluster whose token is at its end: it is this cluster itself, by an account of its own.
+async fn renew(stage: &Stage) {
+    const NAME: &str = "renewed";
+    let rules = json!([{
+        "apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [NAME], "verbs": ["create"],
+    }]);
+    let group = "rbac.authorization.k8s.io";
+    let binding = json!({
+        "roleRef": { "apiGroup": group, "kind": "Role", "name": NAME },
+        "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE }],
+    });
+    let rbac = "rbac.authorization.k8s.io/v1";
+    stage
+        .apply("v1", "ServiceAccount", "serviceaccounts", NAME, json!({}))
+        .await;
+    stage
+        .apply(rbac, "Role", "roles", NAME, json!({ "rules": rules }))
+        .await;
+    stage.apply(rbac, "RoleBinding", "rolebindings", NAME, binding).await;
+
+    let accounts: Api<ServiceAccount> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    let uid = accounts.get(NAME).await.expect("it is there").uid().expect("a uid");
+    let file = stage.plane.kubeconfig();
+    let (issuer, now) = (
+        Issuer::new(&file.with_file_name("pki/service-account.key")),
+        Timestamp::now().as_second(),
+    );
+    // Four fifths of its life are over, and the rest outlasts a crash.
+    let old = issuer.token(NAMESPACE, NAME, &uid, now - 3600, now + 600);
+    let text = std::fs::read_to_string(file).expect("a kubeconfig");
+    let mut root = serde_json::to_value(Kubeconfig::from_yaml(&text).expect("it is one")).expect("plain data");
+    root["users"][0]["user"] = json!({ "token": old });
+    root.as_object_mut()
+        .expect("a mapping")
+        .retain(|_, value| !value.is_null());
+    let account = json!({ "namespace": NAMESPACE, "serviceAccount": NAME, "seconds": 3600 }).to_string();
+    let secret = json!({
+        "metadata": { "name": NAME, "annotations": { ANNOTATION_RENEW: account } },
+        "stringData": { "kubeconfig": root.to_string() },
+    });
+    stage.apply("v1", "Secret", "secrets", NAME, secret).await;
+    let cluster = json!({ "spec": { "kubeconfigSecretRef": { "name": NAME, "key": "kubeconfig" } } });
+    stage
+        .apply(OURS, "TargetCluster", "targetclusters", NAME, cluster)
+        .await;
+    let secrets: Api<Secret> = Api::namespaced(stage.client.clone(), NAMESPACE);
+    eventually(PATIENT, "its token is another one", async || {
+        let data = secrets.get(NAME).await.expect("it is there").data.unwrap_or_default();
+        let held = data
+            .get("kubeconfig")
+            .map(|held| String::from_utf8_lossy(&held.0).into_owned());
+        held.is_some_and(|held| !held.contains(&old))
+    })
+    .await;
 }
 
 /// A Secret becomes a target cluster, is another one, and none any more.
@@ -381,7 +458,7 @@ async fn run(failpoint: &str) -> Run {
     let stage = Arc::new(Stage::start().await);
     let kubelet = Kubelet::start(&stage.client, &stage.broker, "node-1").await;
     let leaders = Leaders::start(&stage, failpoint);
-    story(&stage).await;
+    story(&stage, &leaders).await;
     // What a status says last comes with the next look.
     let mut last = BTreeMap::new();
     let mut since = Instant::now();

@@ -6,6 +6,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../credentials/token.rs"]
+mod token;
 
 use std::time::{Duration, Instant};
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use umbel_testkit::redis::AsyncCommands;
+use umbel_broker::{Broker, Config};
+use umbel_testkit::redis::{self, AsyncCommands};
 use umbel_testkit::{
     App, Celery, CeleryVersion, Event, History, Process, Redis, celery_command, celery_process, eventually,
 };
@@ -245,6 +246,32 @@ async fn a_running_task_is_terminated() {
         .control(&[NODE], "revoke", json!({"task_id": id, "terminate": true}))
         .await;
     assert_eq!(said[NODE]["ok"], json!("terminate: tasks unknown"));
+}
+
+/// A request is heard by who listens. One that came while the worker connected anew is made up for.
+#[tokio::test]
+async fn a_running_task_is_terminated_though_the_request_was_not_heard() {
+    let (redis, _worker, mut celery) = stage(&["--concurrency", "2"]).await;
+    let ids = celery.send_all("umbel.sleep", vec![json!([60]); 2], json!({})).await;
+    for id in &ids {
+        runs(&mut celery, id).await;
+    }
+    let broker = Broker::connect(&Config::new(&redis.url())).await.expect("it answers");
+    let now = broker.time().await.expect("it answers") as f64 / 1000.0;
+    broker.terminate(&ids[..1], now, now + 600.0).await.expect("stored");
+    let mut connection = redis.connection().await;
+    let cut: i64 = redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "pubsub"])
+        .query_async(&mut connection)
+        .await
+        .expect("an answer");
+    assert!(cut > 0, "it listened");
+    let raised = celery.get(&ids[0], SOON).await.expect_err("it was terminated");
+    assert_eq!(
+        (raised.exc_type.as_str(), raised.message.as_str()),
+        ("TaskRevokedError", "terminated")
+    );
+    runs(&mut celery, &ids[1]).await;
 }
 
 #[tokio::test]
