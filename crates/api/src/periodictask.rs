@@ -542,14 +542,14 @@ pub struct PeriodicTaskStatus {
     /// Failed runs since the last that succeeded, or since the spec changed.
     #[serde(default)]
     pub consecutive_failures: u32,
-    /// How many runs have not ended.
+    /// How many runs have not ended: those that are named below.
     #[serde(default)]
     pub active_runs: u32,
-    /// Slots of runs that have not ended, oldest first; at most the latest 20.
+    /// Slots of runs that have not ended, oldest first; at most the latest 100. How an older one ends is not noted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub active: Vec<Time>,
-    /// Times of runs that were asked for and have not ended, oldest first.
+    /// Times of runs that were asked for and have not ended, oldest first; likewise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub active_requests: Vec<Time>,

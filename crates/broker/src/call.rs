@@ -99,6 +99,7 @@ scripts! {
     ADMIT_SELF = "admit_self";
     ADVANCE = "advance";
     ASIDE = "aside";
+    CANCEL = "cancel";
     CLOSE_SELF = "close_self";
     DEPTH = "depth";
     DISCARD = "discard";

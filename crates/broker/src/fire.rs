@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::call::{ADVANCE, Args, FIRE};
+use crate::call::{ADVANCE, Args, CANCEL, FIRE};
 use crate::control::failed;
 use crate::{Broker, Error, Replicas};
 
@@ -120,6 +120,23 @@ pub enum AdvanceAnswer {
     },
 }
 
+/// The answer to a cancel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CancelAnswer {
+    /// Done; with neither, the run was over before.
+    Done {
+        /// Ids that were sent and have not ended: they are the caller's to revoke.
+        open: Vec<String>,
+        /// Tasks that will never be sent.
+        dropped: u64,
+    },
+    /// A newer leader is in charge; nothing was written.
+    Stale {
+        /// Stored term.
+        term: u64,
+    },
+}
+
 /// How a task of a run with a plan ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunEnd {
@@ -171,6 +188,8 @@ pub struct RunState {
     pub ended: BTreeMap<String, RunEnd>,
     /// The plan.
     pub plan: Option<String>,
+    /// Why it was ended before its time.
+    pub cancelled: Option<String>,
     /// Redis time in seconds of the last end.
     pub settled_at: Option<f64>,
 }
@@ -279,6 +298,31 @@ impl Broker {
         })
     }
 
+    /// Ends a run before its time: what was not sent never will be, and `why` stands in its record for whoever looks later.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: ask again, the record tells.
+    pub async fn cancel_run(&self, (install, term): (&str, u64), run: &str, why: &str) -> Result<CancelAnswer, Error> {
+        let args = Args::new(&CANCEL, self.keys.scope())
+            .arg(install)
+            .arg(term)
+            .arg(run)
+            .arg(why);
+        let mut reply = args.call(&mut self.connection.clone()).await?.reply()?;
+        if reply.text()? == "stale" {
+            return Ok(CancelAnswer::Stale { term: reply.count()? });
+        }
+        let mut ids = reply.array()?;
+        let mut open = Vec::with_capacity(ids.len());
+        while !ids.is_done() {
+            open.push(ids.text()?);
+        }
+        Ok(CancelAnswer::Done {
+            open,
+            dropped: reply.count()?,
+        })
+    }
+
     /// A run is over and was seen to be: its record is kept for so long, for people.
     ///
     /// # Errors
@@ -381,6 +425,7 @@ impl Broker {
             later: named("p:").map(|(id, _)| id).collect(),
             ended: named("e:").filter_map(end).collect(),
             plan: fields.get("plan").cloned(),
+            cancelled: fields.get("cancelled").cloned(),
             settled_at: fields.get("settled_at").and_then(|text| text.parse().ok()),
         }))
     }

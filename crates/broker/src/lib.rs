@@ -83,7 +83,7 @@ pub use depth::{BrokerSample, DepthSample, QueueDepth, QueueFault};
 pub use elsewhere::Elsewhere;
 pub use error::Error;
 pub use fanout::{FanoutBinding, FanoutChannel};
-pub use fire::{AdvanceAnswer, FireAnswer, LastSlot, RunEnd, RunPlan, RunState, Slot, SlotMessage};
+pub use fire::{AdvanceAnswer, CancelAnswer, FireAnswer, LastSlot, RunEnd, RunPlan, RunState, Slot, SlotMessage};
 pub use gate::{Admission, Fence, Gate, GateAnswer, StepAnswer, TermAnswer};
 pub use keys::{Keys, PRIORITY_STEPS, SEPARATOR, parse_separator, parse_steps};
 pub use limits::{Bound, OnFull, QueuePolicy, Rate, Relieved};

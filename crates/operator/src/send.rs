@@ -13,7 +13,7 @@ use umbel_api::names::cluster_condition::REACHABLE;
 use umbel_api::names::queue_condition::READY;
 use umbel_api::periodictask::{ArgFrom, ClusterProgress, TaskRetry, TaskTemplate};
 use umbel_api::refs::ConfigMapKeyRef;
-use umbel_broker::{AdvanceAnswer, Broker, RunEnd, RunPlan, RunState, SlotMessage, Until};
+use umbel_broker::{AdvanceAnswer, Broker, CancelAnswer, RunEnd, RunPlan, RunState, SlotMessage, Until};
 use umbel_plan::cron::ScheduleFault;
 use umbel_plan::fanout::{Candidate, Occasion, choose};
 use umbel_plan::workflow::{Plan, State, StepFault, dependencies, steps};
@@ -361,20 +361,23 @@ impl Sender<'_> {
     }
 
     /// Cancels all tasks of a run: what was not sent is dropped, what waits is dropped when its turn comes, what runs is
-    /// stopped. Answers the run as it was.
-    pub(crate) async fn cancel(&self, occasion: Occasion) -> Result<RunState, Halt> {
+    /// stopped. Answers the run as it was; one that is over is left as it is. `why` stands in its record.
+    pub(crate) async fn cancel(&self, occasion: Occasion, why: &str) -> Result<RunState, Halt> {
         let id = occasion.run_id(&self.uid).to_string();
         let run = self.broker.run(&id).await?.unwrap_or_default();
-        if !run.later.is_empty() {
-            let later: Vec<String> = run.later.iter().cloned().collect();
-            let term = (self.ctx.leader.install(), self.term);
-            let answer = failpoint::around("drop", self.broker.advance(term, &id, &later, &[])).await;
-            if let AdvanceAnswer::Stale { .. } = answer? {
-                return Err(Halt::Again(Duration::from_millis(250)));
-            }
+        if run.is_over() {
+            return Ok(run);
         }
-        if !run.open.is_empty() {
-            let open = run.open_ids();
+        let term = (self.ctx.leader.install(), self.term);
+        let answer = failpoint::around("cancel", self.broker.cancel_run(term, &id, why)).await;
+        let open = match answer? {
+            CancelAnswer::Done { open, dropped } if open.is_empty() && dropped == 0 => {
+                return Ok(self.broker.run(&id).await?.unwrap_or_default());
+            }
+            CancelAnswer::Done { open, dropped: _ } => open,
+            CancelAnswer::Stale { term: _ } => return Err(Halt::Again(Duration::from_millis(250))),
+        };
+        if !open.is_empty() {
             #[allow(clippy::cast_precision_loss)] // Milliseconds since 1970.
             let now = self.broker.time().await? as f64 / 1000.0;
             let revoked = failpoint::around("revoke", self.broker.terminate(&open, now, now + CANCELLED)).await;

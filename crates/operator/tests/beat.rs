@@ -136,6 +136,10 @@ impl Beat {
 
     /// A worker of the queue.
     fn worker(&self) -> Process {
+        self.worker_with("2")
+    }
+
+    fn worker_with(&self, concurrency: &str) -> Process {
         let url = self.stage.redis.url();
         let admin = format!("127.0.0.1:{}", umbel_testkit::free_port());
         let args = [
@@ -144,7 +148,7 @@ impl Beat {
             "--queue",
             "beats",
             "--concurrency",
-            "2",
+            concurrency,
             "--standalone",
         ];
         Process::start(&common::worker(), args, &[("UMBEL_ADMIN_ADDR", &admin)])
@@ -585,7 +589,8 @@ async fn runs_overlap_and_schedules_rest_as_they_are_told() {
     })
     .await;
     let since = beat.status("one").await.effective.expect("in force").since.0;
-    assert!(since >= changed - SignedDuration::from_secs(1), "{since} {changed}");
+    // The second of the change counts.
+    assert!(since >= changed - SignedDuration::from_secs(2), "{since} {changed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -617,6 +622,18 @@ async fn p03_an_emptied_broker_gets_the_last_slot_again_under_the_same_id() {
         second,
         order(&first) + SignedDuration::from_secs(10),
         "the next slot comes as planned"
+    );
+    eventually(LONG, "it is noted", async || {
+        beat.status("rare")
+            .await
+            .last_run
+            .is_some_and(|run| run.slot.0 == second)
+    })
+    .await;
+    assert_eq!(
+        beat.status("rare").await.runs,
+        2,
+        "sent again, the first slot is one run"
     );
 }
 
@@ -658,8 +675,8 @@ async fn runs_are_followed_to_their_end() {
     let beat = Beat::start().await;
     let operator = beat.stage.operator(&[], &[]);
     let worker = beat.worker();
-    beat.schedule("good", json!({ "every": "2s" }), json!({ "overlap": "Forbid" }))
-        .await;
+    let spec = json!({ "overlap": "Forbid", "history": { "succeeded": 0 } });
+    beat.schedule("good", json!({ "every": "2s" }), spec).await;
     beat.schedule(
         "bad",
         json!({ "every": "2s" }),
@@ -677,7 +694,13 @@ async fn runs_are_followed_to_their_end() {
         })
         .await;
     }
+    assert_eq!(
+        beat.condition("good", "Failing").await,
+        Some(("False".into(), "Succeeding".into())),
+        "though none is shown"
+    );
     let status = beat.status("good").await;
+    assert!(status.recent.is_empty(), "{status:?}");
     assert_eq!(
         status.missed,
         0,
@@ -822,6 +845,9 @@ async fn a_schedule_begins_at_its_creation_is_late_within_its_jitter_and_ends_af
     beat.schedule("few", json!({ "every": "1s" }), few).await;
     beat.schedule("yearly", json!({ "cron": "@yearly" }), json!({ "runOnCreate": true }))
         .await;
+    let end = Timestamp::from_second(Timestamp::now().as_second() + 3).expect("a time");
+    let ends = json!({ "overlap": "Allow", "missedRuns": "RunAll", "endTime": end.to_string() });
+    beat.schedule("ends", json!({ "every": "1s" }), ends).await;
     let late = json!({ "overlap": "Allow", "missedRuns": "RunAll", "jitter": "3s" });
     beat.schedule("late", json!({ "every": "4s" }), late).await;
 
@@ -836,6 +862,35 @@ async fn a_schedule_begins_at_its_creation_is_late_within_its_jitter_and_ends_af
     assert_eq!(slots, expected);
     let status = few.status.expect("a status");
     assert_eq!((status.runs, status.missed), (3, 0));
+
+    // More runs, and a later end, are for slots to come.
+    eventually(LONG, "its time is over", async || {
+        beat.condition("ends", "Scheduled").await == Some(("False".into(), "Completed".into()))
+    })
+    .await;
+    let ended = beat.sent("ends").await.len();
+    let rested_from = Timestamp::now();
+    eventually(LONG, "four slots pass", async || {
+        Timestamp::now() > rested_from + SignedDuration::from_secs(4)
+    })
+    .await;
+    let changed = Timestamp::now();
+    beat.change("few", json!({ "maxRuns": 5 })).await;
+    beat.change("ends", json!({ "endTime": "2099-01-01T00:00:00Z" })).await;
+    for (name, before) in [("few", 3), ("ends", ended)] {
+        beat.sends(name, before + 2, LONG).await;
+        let next = order(&beat.sent(name).await[before]);
+        assert!(
+            next > changed - SignedDuration::from_secs(1),
+            "{name}: {next}, {changed}"
+        );
+        assert_eq!(beat.status(name).await.missed, 0, "{name}");
+    }
+    eventually(LONG, "it is completed again", async || {
+        beat.condition("few", "Scheduled").await == Some(("False".into(), "Completed".into()))
+    })
+    .await;
+    assert_eq!(beat.status("few").await.runs, 5);
 
     beat.sends("yearly", 1, LONG).await;
     assert_eq!(order(&beat.sent("yearly").await[0]), created(&beat.get("yearly").await));

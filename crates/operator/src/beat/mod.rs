@@ -30,7 +30,7 @@ use umbel_api::names::RUN_NOW;
 use umbel_api::names::periodic_condition::{SCHEDULED, STALLED};
 use umbel_api::periodictask::{MissedRuns, Overlap};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
-use umbel_broker::{Durability, FireAnswer, Replicas, Slot};
+use umbel_broker::{Durability, FireAnswer, Replicas, Slot, Trouble};
 use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, Verdict, due, last_due, next_wake, overlap};
 use umbel_telemetry::chain;
@@ -38,8 +38,8 @@ use umbel_telemetry::chain;
 use crate::brokers::{Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
-    QUEUE_FULL, Standing, Understood, in_force, is_paused, note_dealt_with, note_fired, runs_left, stand, uid,
-    understand, write,
+    BROKER_REFUSES, QUEUE_FULL, Standing, Understood, in_force, is_paused, note_dealt_with, note_fired, note_over,
+    runs_left, stand, uid, understand, write,
 };
 use crate::failpoint;
 use crate::send::{Halt, Sender, Stall};
@@ -254,6 +254,10 @@ async fn look(
     mut entry: Entry,
 ) -> Entry {
     entry.seen = Some(seen(task));
+    if task.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer keeps it: it fires no more.
+        return entry.again_in(LOOK);
+    }
     let Some(term) = ctx.leader.term() else {
         return entry.again_in(SOON);
     };
@@ -362,11 +366,19 @@ async fn beat(
         understood,
         has_plans: AtomicBool::new(false),
     };
-    let since = in_force(task, status, now);
-    if let Err(error) = beat.run(&view, since, now, entry, status).await {
+    let (since, edited) = in_force(task, status, now);
+    if let Err(error) = beat.run(&view, (since, edited), now, entry, status).await {
         return match error {
             Halt::Broker(error) => {
-                tracing::warn!(task = task.name_any(), error = %chain(&error), "slot not fired: the broker did not answer");
+                let said = chain(&error).to_string();
+                tracing::warn!(
+                    task = task.name_any(),
+                    error = said,
+                    "slot not fired: the broker did not answer"
+                );
+                if is_refusal(error.trouble()) {
+                    stand(task, status, &Standing::Refused(&said), now);
+                }
                 SOON
             }
             Halt::Api(error) => {
@@ -397,10 +409,14 @@ async fn beat(
         return follow;
     }
     if runs_left(task, status) == Some(0) {
+        note_over(task, status, now);
         stand(task, status, &Standing::Scheduled(None), now);
         return follow;
     }
     let floor = entry.floor(status, since);
+    if understood.timetable.next_after(floor).is_none() {
+        note_over(task, status, now);
+    }
     let next = next_wake(&understood.timetable, &understood.policy, floor, now);
     // A slot that is past is shown as it is, not as "now".
     stand(
@@ -434,7 +450,7 @@ impl Beat<'_> {
     async fn run(
         &self,
         view: &View,
-        since: Timestamp,
+        (since, edited): (Timestamp, Option<Timestamp>),
         now: Timestamp,
         entry: &mut Entry,
         status: &mut PeriodicTaskStatus,
@@ -448,6 +464,9 @@ impl Beat<'_> {
         {
             let mark = self.read_mark(data, since, now, status).await?;
             entry.mark = Some(mark);
+        }
+        if let Some(slot) = edited {
+            self.drop_edited(slot, since, now, entry, status).await;
         }
         // Where nothing depends on them, open runs can wait until what is due was sent.
         let may_wait = policy.overlap == Overlap::Allow && self.task.spec.pause_after_failures.is_none();
@@ -528,6 +547,31 @@ impl Beat<'_> {
         } else {
             Ok(())
         }
+    }
+
+    /// A slot was due by the schedule as it was before it changed. If neither that was fired nor a slot of the present one has
+    /// come since, it is missed.
+    async fn drop_edited(
+        &self,
+        slot: Timestamp,
+        since: Timestamp,
+        now: Timestamp,
+        entry: &Entry,
+        status: &mut PeriodicTaskStatus,
+    ) {
+        let floor = entry.floor(status, since);
+        if floor >= slot
+            || self
+                .understood
+                .timetable
+                .next_after(floor)
+                .is_some_and(|next| next <= now)
+        {
+            return;
+        }
+        self.miss(status, 1);
+        let note = format!("the slot {slot} was missed: the schedule was changed before it was fired");
+        self.ctx.event(self.task, EventType::Warning, "SlotsMissed", note).await;
     }
 
     fn miss(&self, status: &mut PeriodicTaskStatus, count: u64) {
@@ -655,7 +699,7 @@ impl Beat<'_> {
             at_ms: slot.as_millisecond(),
             generation: task.metadata.generation.unwrap_or_default(),
             run: Some(occasion.run_id(&uid(task)).to_string()),
-            counts: (status.runs, status.missed),
+            counts: (status.runs.saturating_sub(u64::from(is_again)), status.missed),
             plan,
         };
         let answer = failpoint::around("fire", broker.fire(&record, &messages)).await;
@@ -778,15 +822,25 @@ fn before(slot: Timestamp) -> Timestamp {
     slot.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(slot)
 }
 
+/// The broker answers, and takes nothing: no later answer is to be expected until somebody has acted.
+pub(crate) fn is_refusal(trouble: Trouble) -> bool {
+    matches!(
+        trouble,
+        Trouble::OutOfMemory | Trouble::Misconfigured | Trouble::NoReplicas | Trouble::NoPermission
+    )
+}
+
 /// An Event when a schedule stalls, and when its slots wait for room.
 async fn tell(ctx: &Context, task: &PeriodicTask, old: &PeriodicTaskStatus, new: &PeriodicTaskStatus) {
-    let full = |status: &PeriodicTaskStatus| {
+    let waits = |status: &PeriodicTaskStatus| {
         find(&status.conditions, SCHEDULED)
-            .filter(|scheduled| scheduled.reason == QUEUE_FULL)
-            .map(|scheduled| scheduled.message.clone())
+            .filter(|scheduled| [QUEUE_FULL, BROKER_REFUSES].contains(&scheduled.reason.as_str()))
+            .map(|scheduled| (scheduled.reason.clone(), scheduled.message.clone()))
     };
-    if let (None, Some(message)) = (full(old), full(new)) {
-        ctx.event(task, EventType::Warning, QUEUE_FULL, message).await;
+    if let (before, Some((reason, message))) = (waits(old), waits(new))
+        && before.is_none_or(|(before, _)| before != reason)
+    {
+        ctx.event(task, EventType::Warning, &reason, message).await;
     }
     let reason = |status: &PeriodicTaskStatus| {
         find(&status.conditions, STALLED)

@@ -15,6 +15,9 @@ use super::{Beat, FOLLOW, LOOK};
 use crate::controllers::periodictask::{count_active, note_ended, uid};
 use crate::send::Halt;
 
+/// Why a run was cancelled, in its record.
+const REPLACED: &str = "replaced";
+
 impl Beat<'_> {
     /// Whether a run goes on. One of which nothing is left on the broker is closed as lost.
     pub(super) async fn is_active(&self, status: &mut PeriodicTaskStatus) -> Result<bool, Halt> {
@@ -82,12 +85,22 @@ impl Beat<'_> {
                 latest.failed = u32::try_from(run.failed).unwrap_or(u32::MAX);
                 latest.clusters = progress.clusters;
             }
+            if !run.is_over() && is_replaced(&run) {
+                // A leader has begun to, and may not have told those that run.
+                self.replace_one(status, occasion).await?;
+                continue;
+            }
             if !run.is_over() {
                 self.has_plans.fetch_or(progress.has_plan, Ordering::Relaxed);
                 continue;
             }
-            let outcome = if is_good { Outcome::Succeeded } else { Outcome::Failed };
-            if !is_good {
+            let outcome = match is_good {
+                true => Outcome::Succeeded,
+                // By a leader that could not write so in the status.
+                false if is_replaced(&run) => Outcome::Replaced,
+                false => Outcome::Failed,
+            };
+            if outcome == Outcome::Failed {
                 let skipped = match run.skipped {
                     0 => String::new(),
                     skipped => format!("; {skipped} more were not sent"),
@@ -113,15 +126,24 @@ impl Beat<'_> {
     /// Cancels all tasks of the open runs: what waits is dropped when its turn comes, what runs is stopped.
     pub(super) async fn replace(&self, status: &mut PeriodicTaskStatus) -> Result<(), Halt> {
         for occasion in open_runs(status) {
-            let run = self.sender.cancel(occasion).await?;
-            let note = format!(
-                "{} tasks of the run of {} were cancelled for the next slot (overlap: Replace)",
-                run.open.len(),
-                occasion.at()
-            );
-            self.ctx.event(self.task, EventType::Normal, "RunReplaced", note).await;
-            self.close(status, occasion, Outcome::Replaced, &run);
+            self.replace_one(status, occasion).await?;
         }
+        // Those that were over by then ended by themselves.
+        self.follow(status).await
+    }
+
+    async fn replace_one(&self, status: &mut PeriodicTaskStatus, occasion: Occasion) -> Result<(), Halt> {
+        let run = self.sender.cancel(occasion, REPLACED).await?;
+        if run.is_over() {
+            return Ok(());
+        }
+        let note = format!(
+            "{} tasks of the run of {} were cancelled for the next slot (overlap: Replace)",
+            run.open.len(),
+            occasion.at()
+        );
+        self.ctx.event(self.task, EventType::Normal, "RunReplaced", note).await;
+        self.close(status, occasion, Outcome::Replaced, &run);
         Ok(())
     }
 
@@ -138,6 +160,11 @@ impl Beat<'_> {
         note_ended(self.task, status, past);
         drop_open(status, occasion);
     }
+}
+
+/// Its tasks were cancelled for a later slot, whatever its status says.
+fn is_replaced(run: &RunState) -> bool {
+    run.cancelled.as_deref() == Some(REPLACED)
 }
 
 /// Runs that have not ended, as far as the status names them, oldest first.

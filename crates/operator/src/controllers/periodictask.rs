@@ -25,8 +25,15 @@ use crate::send::{Address, Stall, address};
 
 /// The reason by which slots wait for room.
 pub(crate) const QUEUE_FULL: &str = "QueueFull";
-/// Open runs that a status names; more are counted only.
-const MOST_ACTIVE: usize = 20;
+/// The reason by which slots wait for a broker that takes no writes.
+pub(crate) const BROKER_REFUSES: &str = "BrokerRefuses";
+/// Open runs that a status names, of slots and of requests; older ones are not followed to their end.
+const MOST_ACTIVE: usize = 100;
+/// A schedule that was changed may have had a slot that nobody has fired yet: what came due less than this ago is looked at
+/// again. Longer than a change of leader.
+const EDITED: SignedDuration = SignedDuration::from_secs(60);
+/// Behind the words of a schedule that has no slot left.
+const OVER: &str = ", over";
 
 /// A schedule that can fire.
 pub(crate) struct Understood {
@@ -66,25 +73,63 @@ pub(crate) fn runs_left(task: &PeriodicTask, status: &PeriodicTaskStatus) -> Opt
     task.spec.max_runs.map(|most| most.saturating_sub(status.runs))
 }
 
-/// Since when the slots of the present schedule count, noting it in the status. A changed spec begins to count failures
-/// anew.
-pub(crate) fn in_force(task: &PeriodicTask, status: &mut PeriodicTaskStatus, now: Timestamp) -> Timestamp {
+/// Since when the slots of the present schedule count, noting it in the status; and a slot of the one before that was due and
+/// may not have been fired. A changed spec begins to count failures anew.
+///
+/// One that was held, or over, makes nothing up for. One that was in force until now goes on: a slot of the second of the
+/// change, and what its predecessor had not fired yet, is fired as the present schedule has it.
+pub(crate) fn in_force(
+    task: &PeriodicTask,
+    status: &mut PeriodicTaskStatus,
+    now: Timestamp,
+) -> (Timestamp, Option<Timestamp>) {
     if status.observed_generation != task.metadata.generation {
         status.consecutive_failures = 0;
     }
     let schedule = fingerprint(&task.spec, is_paused(task, status));
-    let since = match &status.effective {
-        Some(effective) if effective.schedule == schedule => return effective.since.0,
-        Some(_) => whole_seconds(now),
+    let second = SignedDuration::from_secs(1);
+    let (since, edited) = match &status.effective {
+        Some(effective) if effective.schedule == schedule => return (effective.since.0, None),
+        Some(effective)
+            if effective.schedule.strip_suffix(OVER) == Some(schedule.as_str()) && is_over(task, status, now) =>
+        {
+            return (effective.since.0, None);
+        }
+        Some(effective) => {
+            let was_held = [", suspended", ", paused", OVER]
+                .iter()
+                .any(|held| effective.schedule.ends_with(held));
+            let is_held = task.spec.suspend || is_paused(task, status);
+            let unfired = status.next_schedule_time.as_ref().map(|next| next.0);
+            let unfired = unfired.filter(|next| *next <= now && !was_held && !is_held);
+            let since = unfired.map_or(now, |next| next.max(now.saturating_sub(EDITED).unwrap_or(next)));
+            let since = whole_seconds(since);
+            (if was_held || is_held { since } else { since - second }, unfired)
+        }
         // The creation itself is a slot then.
-        None if task.spec.run_on_create => whole_seconds(created(task)) - SignedDuration::from_secs(1),
-        None => whole_seconds(created(task)),
+        None if task.spec.run_on_create => (whole_seconds(created(task)) - second, None),
+        None => (whole_seconds(created(task)), None),
     };
     status.effective = Some(Effective {
         schedule,
         since: Time(since),
     });
-    since
+    (since, edited)
+}
+
+/// Whether the spec allows no slot any more, by `maxRuns` or `endTime`.
+fn is_over(task: &PeriodicTask, status: &PeriodicTaskStatus, now: Timestamp) -> bool {
+    runs_left(task, status) == Some(0) || task.spec.end_time.as_ref().is_some_and(|end| end.0 < now)
+}
+
+/// Notes that no slot is left. With more runs, or a later end, slots count from then on.
+pub(crate) fn note_over(task: &PeriodicTask, status: &mut PeriodicTaskStatus, now: Timestamp) {
+    if is_over(task, status, now)
+        && let Some(effective) = &mut status.effective
+        && !effective.schedule.ends_with(OVER)
+    {
+        effective.schedule.push_str(OVER);
+    }
 }
 
 /// Notes a run that began.
@@ -99,7 +144,9 @@ pub(crate) fn note_fired(status: &mut PeriodicTaskStatus, occasion: Occasion, to
             return;
         }
     };
-    status.runs += 1;
+    // What a broker has lost is sent again, and is no other run.
+    let is_again = status.last_run.as_ref().is_some_and(|run| run.slot.0 == slot);
+    status.runs += u64::from(!is_again);
     status.last_run = Some(Run {
         slot: Time(slot),
         total: u32::try_from(total).unwrap_or(u32::MAX),
@@ -133,6 +180,9 @@ pub(crate) fn note_ended(task: &PeriodicTask, status: &mut PeriodicTaskStatus, r
         Outcome::Failed | Outcome::Lost => status.consecutive_failures = status.consecutive_failures.saturating_add(1),
         Outcome::Replaced => {}
     }
+    status
+        .recent
+        .retain(|past| (&past.slot, past.is_request) != (&run.slot, run.is_request));
     status.recent.insert(0, run);
     let (mut succeeded, mut failed) = (task.spec.history.succeeded, task.spec.history.failed);
     status.recent.retain(|run| {
@@ -160,6 +210,8 @@ pub(crate) enum Standing<'a> {
     Waiting(&'a Fault),
     /// It can't fire until its queue has room.
     Full { queue: &'a str, most: u64 },
+    /// It can't fire until the broker takes writes.
+    Refused(&'a str),
     /// It is held by its spec.
     Suspended,
     /// So many runs failed in a row that it is held.
@@ -186,6 +238,12 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
             QUEUE_FULL,
             format!("slots wait for room in the queue {queue}, where {most} messages may wait (limits.maxLength)"),
         ),
+        Standing::Refused(said) => Finding::new(
+            SCHEDULED,
+            Status::Unknown,
+            BROKER_REFUSES,
+            format!("slots wait for the broker, which takes no writes: {said}"),
+        ),
         Standing::Suspended => Finding::new(SCHEDULED, false, "Suspended", "spec.suspend holds the schedule"),
         Standing::Paused(failures) => Finding::new(
             SCHEDULED,
@@ -204,6 +262,7 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
         Standing::Stalled(stall) => Finding::new(STALLED, true, stall.word(), stall.to_string()),
         Standing::Waiting(_)
         | Standing::Full { .. }
+        | Standing::Refused(_)
         | Standing::Suspended
         | Standing::Paused(_)
         | Standing::Scheduled(_) => Finding::new(STALLED, false, "Understood", "the schedule is understood"),
@@ -213,7 +272,9 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
     } else {
         Finding::new(SUSPENDED, false, "NotSuspended", "spec.suspend is false")
     };
-    let failing = match (status.consecutive_failures, status.recent.is_empty()) {
+    // History may show none.
+    let has_ended = !status.recent.is_empty() || status.last_successful_time.is_some();
+    let failing = match (status.consecutive_failures, !has_ended) {
         (0, true) => Finding::new(FAILING, false, "NoRunEnded", "no run has ended yet"),
         (0, false) => Finding::new(
             FAILING,
@@ -240,7 +301,7 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
     status.next_schedule_time = match standing {
         Standing::Scheduled(next) => next.map(Time),
         // It is still the next one, whenever that will be.
-        Standing::Waiting(_) | Standing::Full { .. } => status.next_schedule_time.take(),
+        Standing::Waiting(_) | Standing::Full { .. } | Standing::Refused(_) => status.next_schedule_time.take(),
         Standing::Stalled(_) | Standing::Suspended | Standing::Paused(_) => None,
     };
 }

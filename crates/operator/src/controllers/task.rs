@@ -28,8 +28,10 @@ use umbel_plan::fanout::Occasion;
 use umbel_telemetry::chain;
 
 use crate::apply;
+use crate::beat::is_refusal;
 use crate::brokers::Fault;
 use crate::context::Context;
+use crate::controllers::periodictask::BROKER_REFUSES;
 use crate::failpoint;
 use crate::send::{Address, Halt, Progress, Sender, Stall, address, redis_time};
 
@@ -196,7 +198,15 @@ async fn go_on(ctx: &Context, task: &Task, address: &Address, term: u64, status:
             wait
         }
         Err(Halt::Broker(error)) => {
-            tracing::warn!(task = task.name_any(), error = %chain(&error), "task not looked after: the broker did not answer");
+            let said = chain(&error).to_string();
+            tracing::warn!(
+                task = task.name_any(),
+                error = said,
+                "task not looked after: the broker did not answer"
+            );
+            if is_refusal(error.trouble()) {
+                stand(task, status, &Standing::Refused(&said), now);
+            }
             SOON
         }
         Err(Halt::Api(error)) => {
@@ -270,7 +280,7 @@ impl Work<'_> {
             return Ok(Duration::ZERO);
         }
         if self.task.spec.cancel {
-            self.sender.cancel(self.occasion).await?;
+            self.sender.cancel(self.occasion, "cancelled").await?;
             if let Some(Progress { run, clusters, .. }) = self.sender.advance(self.occasion, now).await? {
                 note(status, &run, now);
                 status.clusters = clusters;
@@ -401,6 +411,8 @@ enum Standing<'a> {
     Waiting(&'a Fault),
     /// It can't go on until its queue has room.
     Full { queue: &'a str, most: u64 },
+    /// It can't go on until the broker takes writes.
+    Refused(&'a str),
     /// It goes on, or has ended.
     Fine,
 }
@@ -419,6 +431,12 @@ fn stand(task: &Task, status: &mut TaskStatus, standing: &Standing<'_>, now: Tim
             false,
             "QueueFull",
             format!("it waits for room in the queue {queue}, where {most} messages may wait (limits.maxLength)"),
+        ),
+        Standing::Refused(said) => Finding::new(
+            STALLED,
+            false,
+            BROKER_REFUSES,
+            format!("it waits for the broker, which takes no writes: {said}"),
         ),
         Standing::Fine => Finding::new(STALLED, false, "Understood", "the task is understood"),
     };

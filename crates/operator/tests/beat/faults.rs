@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
+use umbel_api::periodictask::Outcome;
 use umbel_testkit::{Process, Redis, TempDir, eventually, eventually_some, free_port};
 
 use crate::common::{LONG, NAMESPACE, Stage};
@@ -221,6 +222,13 @@ async fn p09_after_a_day_of_downtime_slots_are_made_up_for_as_the_policy_says() 
         })
         .await;
     }
+    // Twenty and more runs at a time are all followed.
+    let more = json!({ "missedRuns": "RunAll", "overlap": "Allow", "catchUpWindow": "10m" });
+    beat.schedule("many", json!({ "every": "15s" }), more).await;
+    eventually(LONG, "it is understood", async || {
+        beat.condition("many", "Scheduled").await.is_some()
+    })
+    .await;
     drop(operator);
     let mut before = Vec::new();
     for (name, _) in all {
@@ -245,6 +253,11 @@ async fn p09_after_a_day_of_downtime_slots_are_made_up_for_as_the_policy_says() 
         assert!(missed.contains(&misses), "{name}: missed {misses}");
         assert!(sent.contains(&count), "{name}: sent {count}");
     }
+    eventually(LONG, "40 runs are open", async || {
+        let status = beat.status("many").await;
+        status.active_runs >= 40 && status.active.len() >= 40
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,6 +296,56 @@ async fn p10_an_edit_at_the_instant_of_a_slot_sends_the_old_or_the_new_and_never
         "{}",
         last.kwargs.as_str()
     );
+}
+
+/// The schedule itself changes, and its slots stay what they are: none is lost between the old and the new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_a_schedule_that_changes_at_the_instant_of_a_slot_loses_none() {
+    let beat = Beat::start().await;
+    let operator = beat.stage.operator(&[], &[]);
+    beat.schedule(
+        "edited",
+        json!({ "cron": "* * * * * *" }),
+        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
+    )
+    .await;
+    beat.sends("edited", 1, LONG).await;
+    let first = order(&beat.sent("edited").await[0]);
+    for round in 0..24_i64 {
+        let at = first + SignedDuration::from_secs(round / 2 + 2) + SignedDuration::from_millis(round * 3 - 36);
+        let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+        tokio::time::sleep(wait).await;
+        let zone = if round % 2 == 0 { "Etc/UTC" } else { "UTC" };
+        beat.change("edited", json!({ "timeZone": zone })).await;
+    }
+    let before = beat.sent("edited").await.len();
+    beat.sends("edited", before + 2, LONG).await;
+    beat.change("edited", json!({ "suspend": true })).await;
+    eventually(LONG, "it is suspended", async || {
+        beat.condition("edited", "Suspended").await == Some(("True".into(), "Suspended".into()))
+    })
+    .await;
+    assert_each_once(&beat.get("edited").await, &beat.sent("edited").await);
+
+    // Nobody leads while a slot comes and the schedule is changed: that slot is counted.
+    let soon = Timestamp::from_second(Timestamp::now().as_second() + 8).expect("a time");
+    beat.schedule("moved", json!({ "at": soon.to_string() }), json!({}))
+        .await;
+    eventually(LONG, "it is understood", async || {
+        beat.status("moved").await.next_schedule_time.is_some()
+    })
+    .await;
+    drop(operator);
+    let wait = Duration::try_from(soon.duration_since(Timestamp::now())).unwrap_or_default();
+    tokio::time::sleep(wait).await;
+    beat.change("moved", json!({ "schedule": { "at": "2099-01-01T00:00:00Z" } }))
+        .await;
+    let _operator = beat.stage.operator(&[], &[]);
+    eventually(LONG, "the slot is missed", async || {
+        beat.status("moved").await.missed == 1
+    })
+    .await;
+    assert_eq!(beat.sent("moved").await.len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -334,6 +397,36 @@ async fn p11_a_schedule_made_anew_under_its_name_has_no_past() {
     assert_each_once(&task, &new);
 }
 
+/// A schedule that is deleted fires no more, also while somebody's finalizer keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p11_what_is_being_deleted_fires_no_more() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let spec = json!({ "missedRuns": "RunAll", "overlap": "Allow" });
+    beat.schedule("kept", json!({ "every": "1s" }), spec.clone()).await;
+    beat.schedule("other", json!({ "every": "1s" }), spec).await;
+    let finalizers = |names: Value| Patch::Merge(json!({ "metadata": { "finalizers": names } }));
+    let params = PatchParams::default();
+    beat.api()
+        .patch("kept", &params, &finalizers(json!(["example.com/keeps"])))
+        .await
+        .expect("accepted");
+    beat.sends("kept", 2, LONG).await;
+    beat.api()
+        .delete("kept", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    let gone = Timestamp::now();
+    let others = beat.sent("other").await.len();
+    beat.sends("other", others + 4, LONG).await;
+    let last = beat.sent("kept").await.iter().map(order).max().expect("a slot");
+    assert!(last <= gone + SignedDuration::from_secs(1), "{last} after {gone}");
+    beat.api()
+        .patch("kept", &params, &finalizers(json!([])))
+        .await
+        .expect("accepted");
+}
+
 /// A run goes on while its leader dies: the next one knows of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p12_what_overlaps_is_known_to_the_next_leader() {
@@ -355,6 +448,65 @@ async fn p12_what_overlaps_is_known_to_the_next_leader() {
     })
     .await;
     assert_eq!(beat.sent("forbid").await.len(), 1, "one at a time, whoever leads");
+}
+
+/// A leader dies while it replaces a run: that run was replaced, whoever writes it down, and did not fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p12_a_run_that_is_replaced_by_a_leader_that_dies_has_not_failed() {
+    let beat = Beat::start().await;
+    let _worker = beat.worker_with("8");
+    let more = json!({
+        "overlap": "Replace", "task": "umbel.sleep", "args": [300], "runOnCreate": true, "maxRuns": 2, "pauseAfterFailures": 1,
+    });
+    for point in [
+        "after-request",
+        "after-revoke",
+        "after-cancel",
+        "before-cancel",
+        "before-fire:2",
+        "after-fire:2",
+    ] {
+        let (point, which) = point.split_once(':').unwrap_or((point, "1"));
+        let failpoint = format!("{point}:abort:{which}");
+        let mut first = beat
+            .stage
+            .operator(&["--id", "one"], &[("UMBEL_FAILPOINT", &failpoint)]);
+        let name = &format!("by-{point}");
+        beat.schedule(name, json!({ "every": "4s" }), more.clone()).await;
+        assert!(!first.wait(LONG).await.success(), "it died at {point}");
+        let second = beat.stage.operator(&["--id", "two"], &[]);
+        eventually(LONG, &format!("{point}: the first run has ended"), async || {
+            let status = beat.status(name).await;
+            status.runs == 2 && !status.recent.is_empty()
+        })
+        .await;
+        let status = beat.status(name).await;
+        let outcomes: Vec<Outcome> = status.recent.iter().map(|run| run.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Replaced], "{point}: {status:?}\n{}", second.log());
+        assert_eq!(
+            (status.active.len(), status.consecutive_failures),
+            (1, 0),
+            "{point}: {status:?}"
+        );
+        // Stopped, whatever the first leader had come to.
+        let task = beat.get(name).await;
+        let slot = status.recent[0].slot.0;
+        let id = umbel_plan::fanout::Occasion::Slot(slot).id(&task.uid().expect("a uid"), "", None);
+        let mut connection = beat.stage.redis.connection().await;
+        eventually(LONG, &format!("{point}: its task was stopped"), async || {
+            let stored: Option<String> = connection
+                .get(format!("celery-task-meta-{id}"))
+                .await
+                .expect("answered");
+            stored.is_some_and(|stored| stored.contains("REVOKED"))
+        })
+        .await;
+        // Its second run goes on; no later leader is to look at it.
+        beat.api()
+            .delete(name, &DeleteParams::default())
+            .await
+            .expect("deleted");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -421,6 +573,26 @@ async fn p16_a_slot_that_is_refused_stays_due() {
     tokio::time::sleep(wait).await;
     let waiting: usize = connection.llen("beats").await.expect("a count");
     assert_eq!(waiting, 0, "the server has no memory for it");
+    beat.has_event("BrokerRefuses").await;
+    assert_eq!(
+        beat.condition("once", "Scheduled").await,
+        Some(("Unknown".into(), "BrokerRefuses".into()))
+    );
+    let task = json!({ "spec": { "taskTemplate": { "queueRef": { "name": "beats" }, "task": "umbel.echo" } } });
+    beat.stage
+        .apply("umbel.dev/v1alpha1", "Task", "tasks", "refused", task)
+        .await;
+    let tasks: Api<umbel_api::Task> = Api::namespaced(beat.stage.client.clone(), NAMESPACE);
+    eventually(LONG, "a Task says so, too", async || {
+        let status = tasks.get("refused").await.expect("it is there").status;
+        let stalled = status.and_then(|status| umbel_api::condition::find(&status.conditions, "Stalled").cloned());
+        stalled.is_some_and(|stalled| (&*stalled.status, &*stalled.reason) == ("False", "BrokerRefuses"))
+    })
+    .await;
+    tasks
+        .delete("refused", &DeleteParams::default())
+        .await
+        .expect("deleted");
     set(&mut connection, "0").await;
     beat.sends("once", 1, LONG).await;
     assert_eq!(order(&beat.sent("once").await[0]), soon);
