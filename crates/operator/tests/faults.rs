@@ -238,6 +238,41 @@ async fn k17_k26_each_fault_is_named_and_nobody_else_is_disturbed() {
     stage.drained("good", LONG).await;
 }
 
+/// A broker that never answered is no other than one that stopped to: the pool's size for that comes after as many failures
+/// as it says, and then soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s17_a_pool_falls_back_after_as_many_failures_as_it_says() {
+    let stage = Stage::start().await;
+    let address = format!("redis://127.0.0.1:{}/0", umbel_testkit::free_port());
+    stage.secret("nobody", &address).await;
+    let _operator = stage.operator(&[], &[]);
+    let broker = json!({ "broker": { "redis": { "urlSecretRef": { "name": "nobody", "key": "url" } } } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "away",
+            json!({ "spec": broker }),
+        )
+        .await;
+    for (name, threshold) in [("soon", 1), ("later", 15), ("never", 1000)] {
+        let fallback = json!({ "policy": "Fallback", "replicas": 2, "failureThreshold": threshold });
+        let spec = json!({ "queues": [{ "name": "away" }], "scaling": { "onBrokerError": fallback } });
+        pool(&stage, name, spec).await.unwrap();
+    }
+    for name in ["soon", "later"] {
+        eventually(LONG, &format!("{name} has its size"), async || {
+            stage.size(name).await == Some(2)
+        })
+        .await;
+        let (_, why, _) = stage.condition(name, "ScalingActive").await.unwrap();
+        assert_eq!(why, "Fallback", "{name}");
+    }
+    let (_, why, _) = stage.condition("never", "ScalingActive").await.unwrap();
+    assert_eq!((stage.size("never").await, why.as_str()), (Some(0), "NoSample"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k15_a_quota_below_the_size_is_quoted_and_stops_no_scale_down() {
     let stage = Stage::start().await;
