@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use umbel_api::Span;
+use umbel_plan::narrow::Level;
 
 /// Sizes fleets of workers by demand, fires schedules, and never stops a busy worker.
 #[derive(Parser, Debug)]
@@ -43,6 +44,9 @@ pub struct Args {
     /// Pull policy of that image
     #[arg(long, env = "UMBEL_WORKER_PULL_POLICY", default_value = "IfNotPresent")]
     worker_pull_policy: String,
+    /// What templates of pools may ask for: privileged, baseline or restricted, as Pod Security Standards have them
+    #[arg(long, env = "UMBEL_POD_TEMPLATES", default_value_t)]
+    pod_templates: Level,
     /// Renew the tokens of joined clusters, in the namespaces where the operator may update Secrets
     #[arg(long, env = "UMBEL_RENEW_TOKENS", default_value_t = true, action = clap::ArgAction::Set)]
     renew_tokens: bool,
@@ -85,6 +89,8 @@ pub struct Release {
     pub worker_image: String,
     /// Pull policy of that image.
     pub worker_pull_policy: String,
+    /// What templates of pools may ask for.
+    pub pod_templates: Level,
     /// Whether tokens of joined clusters are renewed.
     pub renews_tokens: bool,
 }
@@ -133,6 +139,7 @@ impl TryFrom<Args> for Config {
             default_broker_key,
             worker_image,
             worker_pull_policy,
+            pod_templates,
             renew_tokens,
             discover_namespaces,
             admin_addr,
@@ -163,6 +170,7 @@ impl TryFrom<Args> for Config {
                     .then_some((default_broker_secret, default_broker_key)),
                 worker_image,
                 worker_pull_policy,
+                pod_templates,
                 renews_tokens: renew_tokens,
             },
             discover: discover_namespaces
