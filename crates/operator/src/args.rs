@@ -53,6 +53,9 @@ pub struct Args {
     /// Namespaces in which labelled Secrets become target clusters, comma separated; none means that nothing is discovered
     #[arg(long, env = "UMBEL_DISCOVER_NAMESPACES", value_delimiter = ',')]
     discover_namespaces: Vec<String>,
+    /// Of two installs that cover one namespace the other one takes it over when this one has been silent for so long
+    #[arg(long, env = "UMBEL_CLAIM_DURATION", default_value = "5m")]
+    claim_duration: Span,
     /// Where /livez, /readyz and /metrics listen
     #[arg(long, env = "UMBEL_ADMIN_ADDR", default_value = "127.0.0.1:8080")]
     admin_addr: SocketAddr,
@@ -74,6 +77,8 @@ pub struct Config {
     pub sample_interval: Duration,
     /// Namespaces in which labelled Secrets become target clusters.
     pub discover: Vec<String>,
+    /// After so long without renewal another install may take a namespace.
+    pub claim: Duration,
     /// Where the admin port listens.
     pub admin_addr: SocketAddr,
 }
@@ -142,6 +147,7 @@ impl TryFrom<Args> for Config {
             pod_templates,
             renew_tokens,
             discover_namespaces,
+            claim_duration,
             admin_addr,
             id,
         } = args;
@@ -177,6 +183,7 @@ impl TryFrom<Args> for Config {
                 .into_iter()
                 .filter(|name| !name.is_empty())
                 .collect(),
+            claim: claim_duration.get().max(Duration::from_secs(1)),
             sample_interval: sample_interval.get().max(Duration::from_millis(50)),
             admin_addr,
         })

@@ -41,10 +41,13 @@ pub(crate) async fn run(context: Arc<Context>, secrets: Secrets, interval: Durat
     let mut tasks: HashMap<Source, CancellationToken> = HashMap::new();
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut claims = context.claims.changes();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
+            // Its sender is in the context.
+            Ok(()) = claims.changed() => {}
         }
         let wanted: BTreeSet<Source> = context
             .queues()
