@@ -145,6 +145,7 @@ struct Claim {
 }
 
 /// How an attempt ended.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 enum End {
     /// The namespace is ours from when that was sent.
     Ours(Option<Lease>),

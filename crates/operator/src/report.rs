@@ -180,10 +180,11 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         absent,
     } = found;
     let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
-    let mut progress = format!("{ready} of {size} pods are ready");
-    if !absent.is_empty() {
-        progress += &format!("; clusterAccess.names: there is no TargetCluster {}", absent.join(", "));
-    }
+    let missing = match absent.join(", ") {
+        none if none.is_empty() => none,
+        names => format!("; clusterAccess.names: there is no TargetCluster {names}"),
+    };
+    let progress = format!("{ready} of {size} pods are ready{missing}");
     let is_whole = ready >= *size as usize;
     let up = match (refused, replica_failure) {
         (Some((reason, why)), _) => Finding::new(pool_condition::READY, false, *reason, why.clone()),
