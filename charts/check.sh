@@ -43,7 +43,7 @@ grep -q 'kind: ClusterRole' "$out/namespaced.golden" && complain 'charts/check.s
   complain 'charts/check.sh: the password is the same in two installs'
 
 # Mistakes in values are refused, with the name of the value.
-for bad in nosuch=1 operator.replicas=0 image.tag=latest redis.maxMemory=lots 'watchNamespaces={Not_A_Name}' \
+for bad in nosuch=1 podTemplates.level=any operator.replicas=0 image.tag=latest redis.maxMemory=lots 'watchNamespaces={Not_A_Name}' \
   'clusterDiscovery.namespaces={Not_A_Name}' 'watchNamespaces={a},clusterDiscovery.namespaces={b}'; do
   helm template umbel umbel --set "$bad" >"$out/bad" 2>&1 && complain "charts/check.sh: --set $bad is accepted"
   grep -q "${bad%%[.=]*}" "$out/bad" || complain "charts/check.sh: --set $bad is refused without its name"

@@ -49,4 +49,12 @@
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+# Of two installs that cover one namespace one works there: a Lease of this name says which.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [umbel.dev]
+  verbs: [get, update]
 {{- end -}}

@@ -44,6 +44,8 @@ pub const ANNOTATION_DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 pub const ANNOTATION_FENCE: &str = "umbel.dev/fence";
 /// Annotation on a TargetCluster: the uid of the kube-system namespace that it may have from now on.
 pub const ANNOTATION_ACCEPT_IDENTITY: &str = "umbel.dev/accept-identity";
+/// The Lease in each namespace with objects of ours that says whose install works there.
+pub const LEASE_OF_NAMESPACE: &str = "umbel.dev";
 /// Annotation on the leader's Lease: the term of the holder.
 pub const ANNOTATION_TERM: &str = "umbel.dev/term";
 

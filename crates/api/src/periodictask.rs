@@ -188,7 +188,7 @@ pub struct Schedule {
     pub cron: Option<String>,
     /// A fixed distance, counted from `startTime` or else from the creation of this object. Whole seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(pattern(r"^([0-9]{1,7}(h|m|s))+$"))]
+    #[schemars(pattern(r"^([0-9]{1,5}h|[0-9]{1,7}(m|s))+$"))]
     pub every: Option<Span>,
     /// One time.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,10 +12,10 @@ pub struct Span(Duration);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotASpan;
 
-/// The longest text: enough for `9999999h59m59.999s`, too short for what overflows a sum.
+/// The longest text: too short for what overflows a sum.
 pub(crate) const MAX_LENGTH: usize = 32;
-/// What the schema asks for. Bounded digits keep the sum far from overflow.
-pub(crate) const PATTERN: &str = r"^([0-9]{1,7}(\.[0-9]{1,3})?(h|m|s|ms))+$";
+/// What the schema asks for. Bounded digits keep the sum far from overflow, also in the rules, whose durations end at 292 years.
+pub(crate) const PATTERN: &str = r"^([0-9]{1,5}(\.[0-9]{1,3})?h|[0-9]{1,7}(\.[0-9]{1,3})?(m|s|ms))+$";
 
 impl Span {
     /// A span of whole seconds.

@@ -1238,3 +1238,107 @@ async fn kinds_are_taken_defaulted_and_refused() {
         .expect("scaled");
     assert_eq!(scale.spec.and_then(|spec| spec.replicas), Some(4));
 }
+
+/// What a required field is given beside the one that is looked at.
+fn sample(name: &str) -> Value {
+    match name {
+        "queues" => json!([{ "name": "q" }]),
+        "redis" | "broker" => json!({}),
+        "tasks" => json!("*"),
+        "key" => json!("k"),
+        "type" => json!("Pods"),
+        "value" | "periodSeconds" | "count" => json!(1),
+        "start" => json!("0 8 * * *"),
+        "end" => json!("0 9 * * *"),
+        "path" => json!("/x"),
+        "programs" => json!([{ "name": "a", "path": "/x" }]),
+        "namespaces" | "names" | "hosts" | "prefixes" => json!(["a"]),
+        "kinds" => json!(["ConfigMap"]),
+        _ => json!("a"),
+    }
+}
+
+/// A value for `schema` that holds `value` at this way, and what else must be there.
+fn holding(schema: &Value, way: &[String], value: &Value) -> Value {
+    let Some((first, rest)) = way.split_first() else {
+        return value.clone();
+    };
+    if first == "[0]" {
+        return json!([holding(&schema["items"], rest, value)]);
+    }
+    let required = schema["required"].as_array().into_iter().flatten();
+    let names = required.filter_map(Value::as_str);
+    let mut object: serde_json::Map<String, Value> = names.map(|name| (name.to_owned(), sample(name))).collect();
+    object.insert(first.clone(), holding(&schema["properties"][first], rest, value));
+    Value::Object(object)
+}
+
+/// The ways to all numbers, durations, and what may be a number or a text, with what each must not be.
+fn numbers(schema: &Value, way: &[String], found: &mut Vec<(Vec<String>, Value)>) {
+    let mut add = |values: &[Value]| found.extend(values.iter().map(|value| (way.to_vec(), value.clone())));
+    let is_span = schema["pattern"]
+        .as_str()
+        .is_some_and(|pattern| pattern.ends_with("(m|s|ms))+$"));
+    match schema["type"].as_str() {
+        _ if schema["x-kubernetes-int-or-string"] == true => {
+            add(&[
+                json!(-1),
+                json!(2_147_483_648_u64),
+                json!("1y"),
+                json!("-5s"),
+                json!("201%"),
+                json!(""),
+            ]);
+        }
+        Some("integer") => {
+            add(&[json!(-1), json!(0.5), json!("x"), json!(9_223_372_036_854_775_808_u64)]);
+            let most = schema["maximum"].as_f64().expect("a largest one");
+            if most < 2_147_483_648.0 {
+                add(&[json!(2_147_483_648_u64)]);
+            }
+        }
+        Some("string") if is_span => add(&[json!("1y"), json!("-5s"), json!(""), json!(5), json!("9999999h")]),
+        _ => {}
+    }
+    if schema["items"].is_object() {
+        numbers(&schema["items"], &[way, &["[0]".to_owned()]].concat(), found);
+    }
+    for (name, below) in schema["properties"].as_object().into_iter().flatten() {
+        numbers(below, &[way, std::slice::from_ref(name)].concat(), found);
+    }
+}
+
+/// Each number, percentage and duration of a queue and a pool, out of its bounds: the answer names the field.
+#[tokio::test]
+async fn i23_each_number_and_duration_is_refused_in_words_that_name_its_field() {
+    let plane = ControlPlane::start().await;
+    let client = plane.client().await;
+    install(&client).await;
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for (_, definition) in umbel_api::definitions() {
+        let definition = serde_json::to_value(&definition).expect("plain data");
+        let kind = definition["spec"]["names"]["kind"].as_str().expect("a name").to_owned();
+        if kind != "TaskQueue" && kind != "WorkerPool" {
+            continue;
+        }
+        let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let mut all = Vec::new();
+        numbers(schema, &[], &mut all);
+        for (way, value) in all {
+            let spec = holding(schema, &way, &value);
+            let field = format!("spec.{}", way.join(".")).replace(".[0]", "[0]");
+            let name = format!("bad-{tried}");
+            tried += 1;
+            match api(&client, &kind).create(&dry, &object(&kind, &name, &spec)).await {
+                Err(kube::Error::Api(answer)) if answer.code == 422 && answer.message.contains(&field) => {}
+                other => wrong.push(format!("{kind} {field} {value}: {other:?}")),
+            }
+        }
+    }
+    assert!(tried > 150, "{tried} values");
+    assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -17,6 +17,7 @@ use crate::args::Config;
 use crate::beat;
 use crate::brokers::Brokers;
 use crate::celery;
+use crate::claims::{self, Claims};
 use crate::context::Context;
 use crate::controllers;
 use crate::discovery;
@@ -43,6 +44,7 @@ pub async fn run(config: Config) -> Result<()> {
         election,
         sample_interval,
         discover,
+        claim,
         admin_addr,
     } = config;
     let stop = shutdown::token().context("listen for signals")?;
@@ -81,6 +83,7 @@ pub async fn run(config: Config) -> Result<()> {
         brokers: Brokers::new(client.clone(), release.clone()),
         celery: celery::Celery::default(),
         leader: leader.clone(),
+        claims: Claims::new(claim, discover.clone()),
         recorder: Recorder::new(client.clone(), reporter),
         metrics: metrics.clone(),
         release,
@@ -138,6 +141,7 @@ pub async fn run(config: Config) -> Result<()> {
 /// Starts everything that only the leader does.
 fn lead(context: &Arc<Context>, secrets: Secrets, interval: Duration, stop: &CancellationToken) -> JoinSet<()> {
     let mut work = JoinSet::new();
+    work.spawn(claims::run(context.clone(), stop.clone()));
     work.spawn(beat::run(context.clone(), stop.clone()));
     work.spawn(sampler::run(context.clone(), secrets, interval, stop.clone()));
     work.spawn(celery::run(context.clone(), stop.clone()));

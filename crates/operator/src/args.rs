@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use umbel_api::Span;
+use umbel_plan::narrow::Level;
 
 /// Sizes fleets of workers by demand, fires schedules, and never stops a busy worker.
 #[derive(Parser, Debug)]
@@ -43,12 +44,18 @@ pub struct Args {
     /// Pull policy of that image
     #[arg(long, env = "UMBEL_WORKER_PULL_POLICY", default_value = "IfNotPresent")]
     worker_pull_policy: String,
+    /// What templates of pools may ask for: privileged, baseline or restricted, as Pod Security Standards have them
+    #[arg(long, env = "UMBEL_POD_TEMPLATES", default_value_t)]
+    pod_templates: Level,
     /// Renew the tokens of joined clusters, in the namespaces where the operator may update Secrets
     #[arg(long, env = "UMBEL_RENEW_TOKENS", default_value_t = true, action = clap::ArgAction::Set)]
     renew_tokens: bool,
     /// Namespaces in which labelled Secrets become target clusters, comma separated; none means that nothing is discovered
     #[arg(long, env = "UMBEL_DISCOVER_NAMESPACES", value_delimiter = ',')]
     discover_namespaces: Vec<String>,
+    /// Of two installs that cover one namespace the other one takes it over when this one has been silent for so long
+    #[arg(long, env = "UMBEL_CLAIM_DURATION", default_value = "5m")]
+    claim_duration: Span,
     /// Where /livez, /readyz and /metrics listen
     #[arg(long, env = "UMBEL_ADMIN_ADDR", default_value = "127.0.0.1:8080")]
     admin_addr: SocketAddr,
@@ -70,6 +77,8 @@ pub struct Config {
     pub sample_interval: Duration,
     /// Namespaces in which labelled Secrets become target clusters.
     pub discover: Vec<String>,
+    /// After so long without renewal another install may take a namespace.
+    pub claim: Duration,
     /// Where the admin port listens.
     pub admin_addr: SocketAddr,
 }
@@ -85,6 +94,8 @@ pub struct Release {
     pub worker_image: String,
     /// Pull policy of that image.
     pub worker_pull_policy: String,
+    /// What templates of pools may ask for.
+    pub pod_templates: Level,
     /// Whether tokens of joined clusters are renewed.
     pub renews_tokens: bool,
 }
@@ -133,8 +144,10 @@ impl TryFrom<Args> for Config {
             default_broker_key,
             worker_image,
             worker_pull_policy,
+            pod_templates,
             renew_tokens,
             discover_namespaces,
+            claim_duration,
             admin_addr,
             id,
         } = args;
@@ -163,12 +176,14 @@ impl TryFrom<Args> for Config {
                     .then_some((default_broker_secret, default_broker_key)),
                 worker_image,
                 worker_pull_policy,
+                pod_templates,
                 renews_tokens: renew_tokens,
             },
             discover: discover_namespaces
                 .into_iter()
                 .filter(|name| !name.is_empty())
                 .collect(),
+            claim: claim_duration.get().max(Duration::from_secs(1)),
             sample_interval: sample_interval.get().max(Duration::from_millis(50)),
             admin_addr,
         })

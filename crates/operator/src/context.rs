@@ -12,6 +12,7 @@ use umbel_telemetry::chain;
 use crate::args::Release;
 use crate::brokers::{Brokers, Source};
 use crate::celery::Celery;
+use crate::claims::Claims;
 use crate::failpoint;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
@@ -29,6 +30,8 @@ pub struct Context {
     pub celery: Celery,
     /// Our term; no term, no write.
     pub leader: Leader,
+    /// The namespaces that are this install's.
+    pub claims: Claims,
     /// Events.
     pub recorder: Recorder,
     /// Counters.
@@ -49,30 +52,33 @@ impl Context {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).take(now)
     }
 
-    /// All queues.
+    /// All queues in namespaces of ours.
     pub fn queues(&self) -> Vec<Arc<TaskQueue>> {
-        self.scopes
-            .iter()
-            .flat_map(|scope| scope.queues.store.state())
-            .collect()
+        self.claims.ours(self.all_queues())
     }
 
-    /// All pools.
+    /// All queues that are watched.
+    pub fn all_queues(&self) -> Vec<Arc<TaskQueue>> {
+        let scopes = self.scopes.iter();
+        scopes.flat_map(|scope| scope.queues.store.state()).collect()
+    }
+
+    /// All pools in namespaces of ours.
     pub fn pools(&self) -> Vec<Arc<WorkerPool>> {
-        self.scopes.iter().flat_map(|scope| scope.pools.store.state()).collect()
+        let scopes = self.scopes.iter();
+        self.claims.ours(scopes.flat_map(|scope| scope.pools.store.state()))
     }
 
-    /// All schedules.
+    /// All schedules in namespaces of ours.
     pub fn periodic(&self) -> Vec<Arc<PeriodicTask>> {
-        self.scopes
-            .iter()
-            .flat_map(|scope| scope.periodic.store.state())
-            .collect()
+        let scopes = self.scopes.iter();
+        self.claims.ours(scopes.flat_map(|scope| scope.periodic.store.state()))
     }
 
-    /// One schedule.
+    /// One schedule, in a namespace of ours.
     pub fn schedule(&self, namespace: &str, name: &str) -> Option<Arc<PeriodicTask>> {
-        self.scope(namespace)?.periodic.get(namespace, name)
+        let found = self.scope(namespace)?.periodic.get(namespace, name)?;
+        self.claims.holds(namespace).then_some(found)
     }
 
     /// One queue.

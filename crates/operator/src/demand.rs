@@ -15,9 +15,7 @@ use crate::context::Context;
 /// What is known of the demand, now.
 pub fn reading(pool: &WorkerPool, context: &Context, view: &View, now: Timestamp) -> Reading {
     let threshold = pool.spec.scaling.on_broker_error.failure_threshold;
-    if let Some(fault) = &view.fault
-        && (view.failures >= threshold || view.sample.is_none())
-    {
+    if let Some(fault) = view.fault.as_ref().filter(|_| view.failures >= threshold) {
         return Reading::Unreadable { why: fault.to_string() };
     }
     let Some(sample) = &view.sample else {

@@ -178,6 +178,7 @@ pub async fn run(ctx: Arc<Context>, watching: Client, namespace: String, stop: C
         () = ready => {}
     }
     let mut told = BTreeSet::new();
+    let mut claims = ctx.claims.changes();
     loop {
         if told.len() > MOST_TOLD {
             told.clear();
@@ -192,7 +193,7 @@ pub async fn run(ctx: Arc<Context>, watching: Client, namespace: String, stop: C
                 clusters.entry(wanted.name.clone()).or_insert((wanted, secret));
             }
         }
-        if ctx.leader.term().is_some() {
+        if ctx.leader.term().is_some() && ctx.claims.holds(&namespace) {
             for (wanted, secret) in clusters.values() {
                 if let Err(why) = ensure(&ctx, &namespace, wanted).await
                     && told.insert((wanted.uid.clone(), why.clone()))
@@ -212,6 +213,8 @@ pub async fn run(ctx: Arc<Context>, watching: Client, namespace: String, stop: C
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(AGAIN) => {}
+            // Its sender is in the context.
+            Ok(()) = claims.changed() => {}
             change = changes.next() => if change.is_none() { return stop.cancelled().await },
         }
         // With whatever comes right after it.

@@ -16,6 +16,7 @@ pub mod brokers;
 pub mod carry;
 pub mod celery;
 pub mod children;
+pub mod claims;
 pub mod context;
 pub mod controllers;
 pub mod demand;

@@ -65,12 +65,18 @@ pub struct Found<'a> {
     pub remote_control: Option<Finding>,
     /// Whether a stopping pod has as long as its tasks may run.
     pub grace: Finding,
+    /// Target clusters that it names and that are not there.
+    pub absent: &'a [String],
 }
 
 /// Status of a pool that cannot run.
 pub fn invalid(pool: &WorkerPool, reason: &str, message: String, now: Timestamp) -> WorkerPoolStatus {
     let mut status = pool.status.clone().unwrap_or_default();
-    let findings = [Finding::new(pool_condition::READY, false, reason, message)];
+    let held = format!("nothing is decided and the size stays: {message}");
+    let findings = [
+        Finding::new(pool_condition::READY, false, reason, message),
+        Finding::new(pool_condition::SCALING_ACTIVE, false, reason, held),
+    ];
     status.conditions = condition::merge(&status.conditions, &findings, pool.metadata.generation, now);
     status.observed_generation = pool.metadata.generation;
     status
@@ -171,9 +177,14 @@ fn findings(found: &Found<'_>, live: &[&drain::Pod], blocked: Option<String>) ->
         foreign_cost_writer,
         remote_control,
         grace,
+        absent,
     } = found;
     let ready = live.iter().filter(|pod| pod.is_admitted() && pod.ready).count();
-    let progress = format!("{ready} of {size} pods are ready");
+    let missing = match absent.join(", ") {
+        none if none.is_empty() => none,
+        names => format!("; clusterAccess.names: there is no TargetCluster {names}"),
+    };
+    let progress = format!("{ready} of {size} pods are ready{missing}");
     let is_whole = ready >= *size as usize;
     let up = match (refused, replica_failure) {
         (Some((reason, why)), _) => Finding::new(pool_condition::READY, false, *reason, why.clone()),

@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use umbel_api::WorkerPool;
 use umbel_broker::{Broker, BrokerSample, Config, Lookout, Survey, TermAnswer, WorkerRecord};
 use umbel_plan::scaling::Pace;
 use umbel_telemetry::chain;
@@ -40,10 +41,13 @@ pub(crate) async fn run(context: Arc<Context>, secrets: Secrets, interval: Durat
     let mut tasks: HashMap<Source, CancellationToken> = HashMap::new();
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut claims = context.claims.changes();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
+            // Its sender is in the context.
+            Ok(()) = claims.changed() => {}
         }
         let wanted: BTreeSet<Source> = context
             .queues()
@@ -174,13 +178,21 @@ fn period(context: &Context, source: &Source, interval: Duration) -> Duration {
 fn publish(context: &Context, link: &mut Link, seen: Result<Sample, Fault>) {
     let mut changed = None;
     let source = link.source.clone();
+    let pools = if seen.is_err() { context.pools() } else { Vec::new() };
+    let is_awaited = |failures: u32| {
+        let threshold = |pool: &WorkerPool| pool.spec.scaling.on_broker_error.failure_threshold;
+        pools.iter().any(|pool| threshold(pool) == failures)
+    };
     context.brokers.update(&source, |view: &mut View| {
         changed = match &seen {
             Ok(sample) => match view.sample.as_deref().filter(|_| view.fault.is_none()) {
                 Some(old) => changes(old, sample),
                 None => Some(Changed::Everything),
             },
-            Err(fault) => (view.fault.as_ref() != Some(fault) || view.failures < 10).then_some(Changed::Everything),
+            Err(fault) => {
+                let is_news = view.fault.as_ref() != Some(fault) || view.failures < 10;
+                (is_news || is_awaited(view.failures.saturating_add(1))).then_some(Changed::Everything)
+            }
         };
         view.broker.clone_from(&link.broker);
         view.term = link.term;

@@ -238,6 +238,116 @@ async fn k17_k26_each_fault_is_named_and_nobody_else_is_disturbed() {
     stage.drained("good", LONG).await;
 }
 
+/// What the administrator does not allow, and what is another's, is said and never sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a05_i22_hostile_templates_and_secrets_of_clusters_never_reach_the_api() {
+    let stage = Stage::start().await;
+    let _operator = stage.operator(&[], &[]);
+    stage.queue("good").await;
+    let spec = json!({ "spec": { "kubeconfigSecretRef": { "name": "eu-kubeconfig", "key": "value" } } });
+    stage
+        .apply("umbel.dev/v1alpha1", "TargetCluster", "targetclusters", "eu", spec)
+        .await;
+    let of = |more: serde_json::Value| {
+        let mut spec = json!({ "queues": [{ "name": "good" }], "suspend": true });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let template = |more: serde_json::Value| {
+        let mut pod = json!({ "containers": [{ "name": "worker", "image": "x" }] });
+        pod.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        of(json!({ "template": { "spec": pod } }))
+    };
+    let hidden = json!({ "name": "k", "secret": { "secretName": "eu-kubeconfig" } });
+    let refused = [
+        ("net", template(json!({ "hostNetwork": true })), "spec.hostNetwork"),
+        (
+            "disk",
+            template(json!({ "volumes": [{ "name": "root", "hostPath": { "path": "/" } }] })),
+            "spec.volumes[0].hostPath",
+        ),
+        (
+            "init",
+            template(
+                json!({ "initContainers": [{ "name": "i", "image": "x", "securityContext": { "privileged": true } }] }),
+            ),
+            "spec.initContainers[0].securityContext.privileged",
+        ),
+        (
+            "thief",
+            template(json!({ "volumes": [hidden] })),
+            "which is a target cluster's",
+        ),
+    ];
+    for (name, spec, words) in &refused {
+        pool(&stage, name, spec.clone()).await.unwrap();
+        shows(&stage, name, "TemplateRefused", words).await;
+        assert!(stage.deployment(name).await.is_none(), "{name}");
+    }
+    // Of a cluster that the pool has nothing to do with.
+    let secrets = json!({ "secrets": { "names": ["eu-kubeconfig"] } });
+    let sources = json!({ "apply": { "namespaces": ["a"], "kinds": ["ConfigMap"], "sources": { "secrets": ["eu-kubeconfig"] } } });
+    for (name, jobs) in [("args", secrets), ("sources", sources)] {
+        pool(&stage, name, of(json!({ "jobs": jobs }))).await.unwrap();
+        shows(&stage, name, "SecretRefused", "TargetCluster eu").await;
+        assert!(stage.deployment(name).await.is_none(), "{name}");
+    }
+
+    // A pool that was in order keeps what it has, and its sentence speaks of what is now.
+    let calm = json!({ "clusterAccess": { "names": ["eu", "atlantis"] } });
+    pool(&stage, "calm", of(calm)).await.unwrap();
+    eventually(LONG, "it runs, and says which cluster is missing", async || {
+        let found = stage.condition("calm", "Ready").await.unwrap_or_default();
+        found.0 == "True"
+            && found
+                .2
+                .ends_with("clusterAccess.names: there is no TargetCluster atlantis")
+    })
+    .await;
+    let before = stage.deployments_of("calm").await.len();
+    pool(&stage, "calm", refused[0].1.clone()).await.unwrap();
+    shows(&stage, "calm", "TemplateRefused", refused[0].2).await;
+    let (is, why, says) = stage.condition("calm", "ScalingActive").await.unwrap();
+    assert_eq!((is.as_str(), why.as_str()), ("False", "TemplateRefused"), "{says}");
+    assert!(says.contains("the size stays") && says.contains(refused[0].2), "{says}");
+    assert_eq!(stage.deployments_of("calm").await.len(), before);
+}
+
+/// A broker that never answered is no other than one that stopped to: the pool's size for that comes after as many failures
+/// as it says, and then soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s17_a_pool_falls_back_after_as_many_failures_as_it_says() {
+    let stage = Stage::start().await;
+    let address = format!("redis://127.0.0.1:{}/0", umbel_testkit::free_port());
+    stage.secret("nobody", &address).await;
+    let _operator = stage.operator(&[], &[]);
+    let broker = json!({ "broker": { "redis": { "urlSecretRef": { "name": "nobody", "key": "url" } } } });
+    stage
+        .apply(
+            "umbel.dev/v1alpha1",
+            "TaskQueue",
+            "taskqueues",
+            "away",
+            json!({ "spec": broker }),
+        )
+        .await;
+    for (name, threshold) in [("soon", 1), ("later", 15), ("never", 1000)] {
+        let fallback = json!({ "policy": "Fallback", "replicas": 2, "failureThreshold": threshold });
+        let spec = json!({ "queues": [{ "name": "away" }], "scaling": { "onBrokerError": fallback } });
+        pool(&stage, name, spec).await.unwrap();
+    }
+    for name in ["soon", "later"] {
+        eventually(LONG, &format!("{name} has its size"), async || {
+            stage.size(name).await == Some(2)
+        })
+        .await;
+        let (_, why, _) = stage.condition(name, "ScalingActive").await.unwrap();
+        assert_eq!(why, "Fallback", "{name}");
+    }
+    let (_, why, _) = stage.condition("never", "ScalingActive").await.unwrap();
+    assert_eq!((stage.size("never").await, why.as_str()), (Some(0), "NoSample"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k15_a_quota_below_the_size_is_quoted_and_stops_no_scale_down() {
     let stage = Stage::start().await;

@@ -342,6 +342,25 @@ impl Pattern {
         second
     }
 
+    /// The last slot that is not after `until`. Forward from ever further back, as clock changes are judged forwards; the
+    /// rarest slot is that of a 29th of February beside a year 2100.
+    pub(crate) fn latest(&self, until: Timestamp) -> Option<Timestamp> {
+        [
+            SignedDuration::from_mins(1),
+            SignedDuration::from_hours(1),
+            SignedDuration::from_hours(48),
+            SignedDuration::from_hours(24 * 62),
+            SignedDuration::from_hours(24 * 366 * 8),
+        ]
+        .into_iter()
+        .find_map(|back| {
+            let from = until.checked_sub(back).unwrap_or(Timestamp::MIN);
+            std::iter::successors(self.next(from), |slot| self.next(*slot))
+                .take_while(|slot| *slot <= until)
+                .last()
+        })
+    }
+
     /// When the clock shows this time: never, once or twice, as `dst` has it.
     fn instants(&self, shown: DateTime) -> [Option<Timestamp>; 2] {
         let ambiguous = self.zone.to_ambiguous_zoned(shown);

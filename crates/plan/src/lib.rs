@@ -10,6 +10,7 @@ pub mod explain;
 pub mod fanout;
 pub mod flow;
 pub mod grace;
+pub mod narrow;
 pub mod periodic;
 pub mod pool;
 pub mod queue;

@@ -14,6 +14,7 @@ use umbel_api::taskqueue::{DeletionPolicy, Limits, OnFull, Redis};
 use umbel_api::workerpool::{Budget, Consumption, Jobs, Protection, Recycle, Runtime, WorkerPoolSpec};
 use umbel_api::{TargetCluster, TaskQueue, TaskQueueSpec, WorkerPool};
 
+use crate::narrow::{self, Level};
 use crate::scaling::calendar::{CalendarFault, Window};
 
 /// What a pool gets beyond the longest task, to hand back and exit.
@@ -30,6 +31,8 @@ pub struct Defaults<'a> {
     pub pull_policy: &'a str,
     /// The install id, under which workers find the leader's heartbeat.
     pub install: &'a str,
+    /// What the administrator lets templates ask for.
+    pub level: Level,
 }
 
 /// A queue that the pool names, with what is known of its broker.
@@ -214,6 +217,8 @@ pub struct Pool {
     pub template: Value,
     /// Clusters that its jobs may touch, by name.
     pub clusters: Vec<ClusterGrant>,
+    /// Names in `clusterAccess.names` of which there is no TargetCluster.
+    pub absent: Vec<String>,
     /// Jobs that are enabled.
     pub jobs: Jobs,
     /// Its schedules.
@@ -292,6 +297,9 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
         })
         .collect();
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    let granted = |name: &&String| clusters.iter().any(|cluster| cluster.name == **name);
+    let names = cluster_access.iter().flat_map(|access| &access.names);
+    let absent = names.filter(|name| !granted(name)).cloned().collect();
     let arguments = jobs.secrets.iter().flat_map(|secrets| &secrets.names);
     let sources = jobs.apply.iter().filter_map(|apply| apply.sources.as_ref());
     let sources = sources.flat_map(|sources| &sources.secrets);
@@ -331,8 +339,9 @@ pub fn validate(pool: &WorkerPool, referred: &Referred<'_>, defaults: &Defaults<
             .grace_period
             .map_or(first.spec.time_limit.get() + GRACE_MARGIN, umbel_api::Span::get),
         runtime: *runtime,
-        template: template_of(template.as_ref(), defaults)?,
+        template: template_of(template.as_ref(), referred, defaults)?,
         clusters,
+        absent,
         jobs: jobs.clone(),
         windows,
         protection: protection.clone(),
@@ -402,7 +411,7 @@ fn one_broker(queues: &[&QueueFacts<'_>]) -> Result<(String, String), Fault> {
     })
 }
 
-fn template_of(given: Option<&Value>, defaults: &Defaults<'_>) -> Result<Value, Fault> {
+fn template_of(given: Option<&Value>, referred: &Referred<'_>, defaults: &Defaults<'_>) -> Result<Value, Fault> {
     let fault = |why: &str| Fault::Template { why: why.into() };
     let Some(template) = given else {
         return Ok(json!({ "spec": {
@@ -429,5 +438,14 @@ fn template_of(given: Option<&Value>, defaults: &Defaults<'_>) -> Result<Value, 
     if containers.is_empty() || !containers.iter().all(Value::is_object) {
         return Err(fault("spec.containers holds no container"));
     }
-    Ok(template.clone())
+    let clusters = referred.clusters.iter();
+    let secrets = clusters.map(|cluster| cluster.spec.kubeconfig_secret_ref.name.as_str());
+    let refused = narrow::refused(template, defaults.level, &secrets.collect());
+    if refused.is_empty() {
+        return Ok(template.clone());
+    }
+    let level = defaults.level;
+    Err(Fault::Template {
+        why: format!("{} (the administrator's level is {level})", refused.join("; ")),
+    })
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use umbel_api::{TargetCluster, TaskQueue, WorkerPool};
 use umbel_plan::deployment::{Revision, contains};
+use umbel_plan::narrow::Level;
 use umbel_plan::pool::{Defaults, Fault, Pool, QueueFacts, Referred, validate};
 use umbel_plan::{access, deployment, shield};
 
@@ -19,6 +20,7 @@ const DEFAULTS: Defaults<'static> = Defaults {
     image: "umbel:1",
     pull_policy: "Never",
     install: "install",
+    level: Level::Baseline,
 };
 
 fn queue(name: &str, spec: Value) -> TaskQueue {
@@ -315,6 +317,11 @@ fn shares_and_recycling_of_a_pool_reach_the_worker() {
 
 #[test]
 fn rights_are_exactly_the_secrets_of_the_clusters_that_are_covered() {
+    let named = json!({ "clusterAccess": { "names": ["west", "atlantis", "lab", "eldorado"] } });
+    assert_eq!(
+        mail().validate(on_mail(named)).unwrap().absent,
+        ["atlantis", "eldorado"]
+    );
     let none = access::plan(&mail().validate(on_mail(json!({}))).unwrap());
     assert_eq!(none.grant, None);
     let spec = on_mail(json!({ "clusterAccess": { "selector": { "matchLabels": { "env": "prod" } } } }));

@@ -343,6 +343,15 @@ fn small_demand_does_not_start_a_pool_with_a_threshold() {
         let decision = decide(&lazy, &sample(0, waiting, 0, 0), scale(size, 0), &history, T0);
         assert_eq!(decision.replicas, expected, "{waiting} waiting at size {size}");
     }
+    // Slots that stay free are there without any demand, and so with a little.
+    let ready = Limits {
+        min_idle_slots: 1,
+        ..lazy
+    };
+    for waiting in [0, 3, 6] {
+        let decision = decide(&ready, &sample(0, waiting, 0, 0), scale(0, 0), &history, T0);
+        assert_eq!(decision.replicas, 1, "{waiting} waiting");
+    }
 }
 
 #[test]

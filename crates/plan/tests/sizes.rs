@@ -406,6 +406,182 @@ fn schedules_hold_from_start_to_end_in_their_zone() {
 }
 
 #[test]
+fn schedules_hold_also_where_a_start_comes_before_or_with_the_next_end() {
+    let at = |start: &str, end: &str, zone: &str, now: &str| {
+        let one = json!({ "name": "a", "start": start, "end": end, "timeZone": zone, "minReplicas": 1 });
+        let (is_active, changes) = window(one).at(now.parse().unwrap());
+        (is_active, changes.map(|at| at.to_string()).unwrap_or_default())
+    };
+    // 2026-03-28 is a Saturday. (start, end, zone, now, in force, changes)
+    let table = [
+        // Whole days: each ends where the next begins.
+        (
+            "0 0 * * MON-FRI",
+            "0 0 * * TUE-SAT",
+            "UTC",
+            "2026-03-25T12:00:00Z",
+            true,
+            "2026-03-26T00:00:00Z",
+        ),
+        (
+            "0 0 * * MON-FRI",
+            "0 0 * * TUE-SAT",
+            "UTC",
+            "2026-03-26T00:00:00Z",
+            true,
+            "2026-03-27T00:00:00Z",
+        ),
+        (
+            "0 0 * * MON-FRI",
+            "0 0 * * TUE-SAT",
+            "UTC",
+            "2026-03-27T23:59:59.9Z",
+            true,
+            "2026-03-28T00:00:00Z",
+        ),
+        (
+            "0 0 * * MON-FRI",
+            "0 0 * * TUE-SAT",
+            "UTC",
+            "2026-03-28T00:00:00Z",
+            false,
+            "2026-03-30T00:00:00Z",
+        ),
+        (
+            "0 0 * * MON-FRI",
+            "0 0 * * *",
+            "UTC",
+            "2026-03-25T12:00:00Z",
+            true,
+            "2026-03-26T00:00:00Z",
+        ),
+        // A second start changes nothing.
+        (
+            "0 8,12 * * *",
+            "0 18 * * *",
+            "UTC",
+            "2026-03-25T09:00:00Z",
+            true,
+            "2026-03-25T18:00:00Z",
+        ),
+        (
+            "0 8,12 * * *",
+            "0 18 * * *",
+            "UTC",
+            "2026-03-25T12:00:00Z",
+            true,
+            "2026-03-25T18:00:00Z",
+        ),
+        (
+            "0 8,12 * * *",
+            "0 18 * * *",
+            "UTC",
+            "2026-03-25T18:00:00Z",
+            false,
+            "2026-03-26T08:00:00Z",
+        ),
+        // Over a weekend, and over a new year.
+        (
+            "0 18 * * FRI",
+            "0 6 * * MON",
+            "UTC",
+            "2026-03-29T12:00:00Z",
+            true,
+            "2026-03-30T06:00:00Z",
+        ),
+        (
+            "0 18 * * FRI",
+            "0 6 * * MON",
+            "UTC",
+            "2026-03-30T06:00:00Z",
+            false,
+            "2026-04-03T18:00:00Z",
+        ),
+        (
+            "0 0 20 12 *",
+            "0 0 7 1 *",
+            "UTC",
+            "2026-01-03T00:00:00Z",
+            true,
+            "2026-01-07T00:00:00Z",
+        ),
+        (
+            "0 0 20 12 *",
+            "0 0 7 1 *",
+            "UTC",
+            "2026-06-01T00:00:00Z",
+            false,
+            "2026-12-20T00:00:00Z",
+        ),
+        (
+            "0 0 29 2 *",
+            "0 0 1 3 *",
+            "UTC",
+            "2027-06-01T00:00:00Z",
+            false,
+            "2028-02-29T00:00:00Z",
+        ),
+        // The clock jumps from 2:00 to 3:00 in Berlin on the 29th of March, and is at 2:00 twice on the 25th of October.
+        (
+            "30 2 * * *",
+            "0 4 * * *",
+            "Europe/Berlin",
+            "2026-03-29T00:59:59Z",
+            false,
+            "2026-03-29T01:00:00Z",
+        ),
+        (
+            "30 2 * * *",
+            "0 4 * * *",
+            "Europe/Berlin",
+            "2026-03-29T01:00:00Z",
+            true,
+            "2026-03-29T02:00:00Z",
+        ),
+        (
+            "0 22 * * *",
+            "30 2 * * *",
+            "Europe/Berlin",
+            "2026-03-29T00:59:59Z",
+            true,
+            "2026-03-29T01:00:00Z",
+        ),
+        (
+            "0 22 * * *",
+            "30 2 * * *",
+            "Europe/Berlin",
+            "2026-03-29T01:00:00Z",
+            false,
+            "2026-03-29T20:00:00Z",
+        ),
+        (
+            "0 22 * * *",
+            "30 2 * * *",
+            "Europe/Berlin",
+            "2026-10-25T00:29:59Z",
+            true,
+            "2026-10-25T00:30:00Z",
+        ),
+        (
+            "0 22 * * *",
+            "30 2 * * *",
+            "Europe/Berlin",
+            "2026-10-25T01:30:00Z",
+            false,
+            "2026-10-25T21:00:00Z",
+        ),
+    ];
+    for (start, end, zone, now, is_active, changes) in table {
+        let seen = at(start, end, zone, now);
+        assert_eq!(
+            seen,
+            (is_active, changes.to_owned()),
+            "{start} to {end} in {zone} at {now}"
+        );
+    }
+}
+
+#[test]
 fn schedules_replace_the_bounds_and_name_themselves() {
     let sales = json!({ "name": "sales", "start": "0 9 * * *", "end": "0 12 * * *", "timeZone": "Europe/Berlin", "minReplicas": 6, "maxReplicas": 20 });
     let quiet = json!({ "name": "quiet", "start": "0 10 * * *", "end": "0 11 * * *", "timeZone": "Europe/Berlin", "maxReplicas": 5 });

@@ -74,7 +74,7 @@ pub enum Mode {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.type != 'Utilization' || (type(self.value) == int && self.value >= 1 && self.value <= 100)").message("Utilization is a number of percent from 1 to 100").field_path(".value"))]
 #[x_kube(validation = Rule::new("self.type != 'BacklogPerReplica' || (type(self.value) == int && self.value >= 1 && self.value <= 1000000000)").message("BacklogPerReplica is a number of messages from 1 to 1000000000").field_path(".value"))]
-#[x_kube(validation = Rule::new("self.type == 'Utilization' || self.type == 'BacklogPerReplica' || (type(self.value) == string && string(self.value).matches('^([0-9]{1,7}([.][0-9]{1,3})?(h|m|s|ms)){1,4}$') && duration(string(self.value)) >= duration('1s') && duration(string(self.value)) <= duration('168h'))").message("DrainTime and Latency are durations from 1s to 168h, such as 5m").field_path(".value"))]
+#[x_kube(validation = Rule::new("self.type == 'Utilization' || self.type == 'BacklogPerReplica' || (type(self.value) == string && string(self.value).matches('^([0-9]{1,5}([.][0-9]{1,3})?h|[0-9]{1,7}([.][0-9]{1,3})?(m|s|ms)){1,4}$') && duration(string(self.value)) >= duration('1s') && duration(string(self.value)) <= duration('168h'))").message("DrainTime and Latency are durations from 1s to 168h, such as 5m").field_path(".value"))]
 pub struct Target {
     /// What is measured.
     #[serde(default, rename = "type")]

@@ -170,6 +170,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     let mut work: JoinSet<(Arc<str>, Entry)> = JoinSet::new();
     let mut watch = Watch::default();
     let mut wakes = ctx.brokers.wakes();
+    let mut claims = ctx.claims.changes();
     loop {
         while work.len() < CONCURRENCY
             && let Some((uid, task, entry)) = agenda.next(Instant::now())
@@ -194,6 +195,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
                 note_changes(&ctx, &mut agenda, &all);
             }
             Some(done) = work.join_next() => settle(&mut agenda, done),
+            // Its sender is in the context.
+            Ok(()) = claims.changed() => agenda.refresh(ctx.periodic(), Instant::now()),
             wake = wakes.recv() => {
                 let recovered = match wake {
                     Ok(wake) => watch.note(&wake.source, &ctx.brokers.view(&wake.source)),
@@ -258,7 +261,8 @@ async fn look(
         // Somebody's finalizer keeps it: it fires no more.
         return entry.again_in(LOOK);
     }
-    let Some(term) = ctx.leader.term() else {
+    let is_ours = ctx.claims.holds(&task.namespace().unwrap_or_default());
+    let Some(term) = ctx.leader.term().filter(|_| is_ours) else {
         return entry.again_in(SOON);
     };
     let old = entry.status.take().or_else(|| task.status.clone()).unwrap_or_default();

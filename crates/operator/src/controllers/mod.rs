@@ -54,8 +54,17 @@ pub async fn drive<K, F, R>(
     let counted = move |object: Arc<K>, context: Arc<Context>| {
         let (metrics, forgive) = (metrics.clone(), forgive.clone());
         let reference = ObjectRef::from_obj(object.as_ref());
-        let run = reconcile(object, context);
+        let namespace = object.meta().namespace.clone().unwrap_or_default();
+        let run = match context.claims.rest(&namespace) {
+            None => Ok(reconcile(object, context)),
+            Some(rest) => Err(rest),
+        };
         Box::pin(async move {
+            // Another install's, or not known yet.
+            let run = match run {
+                Ok(run) => run,
+                Err(rest) => return Ok(Action::requeue(rest)),
+            };
             let started = Instant::now();
             let result = run.await;
             metrics.reconciled(name, started.elapsed(), result.is_ok());

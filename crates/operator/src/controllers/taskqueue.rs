@@ -119,7 +119,7 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
     let (mut claims, mut unseen) = (Vec::new(), Vec::new());
     let name = queue.queue_name();
     // Those of other names claim something else.
-    for other in ctx.queues().iter().filter(|other| other.queue_name() == name) {
+    for other in ctx.all_queues().iter().filter(|other| other.queue_name() == name) {
         let seen = claim(&ctx, other);
         if (seen.is_none() || mine.is_none()) && ctx.brokers.source(other).is_ok() {
             unseen.push(claim_on(String::new(), other));
@@ -287,7 +287,7 @@ async fn allow(ctx: &Context, queue: &TaskQueue) -> bool {
 /// Lifts what a deleted queue allowed its workers, or nobody would know why they take nothing. Of two objects for one
 /// queue the other one says what it allows.
 fn lift(ctx: &Context, gone: &TaskQueue) {
-    if ctx.leader.term().is_none() {
+    if ctx.leader.term().is_none() || !ctx.claims.holds(&gone.namespace().unwrap_or_default()) {
         return;
     }
     let (name, queue) = (gone.name_any(), gone.queue_name());
@@ -304,7 +304,12 @@ fn lift(ctx: &Context, gone: &TaskQueue) {
         );
     };
     let is_same = |other: Claim| other.broker == mine.broker && other.queue == mine.queue;
-    if ctx.queues().iter().filter_map(|other| claim(ctx, other)).any(is_same) {
+    if ctx
+        .all_queues()
+        .iter()
+        .filter_map(|other| claim(ctx, other))
+        .any(is_same)
+    {
         return;
     }
     tokio::spawn(async move {

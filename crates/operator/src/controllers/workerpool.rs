@@ -279,6 +279,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
         image: &context.release.worker_image,
         pull_policy: &context.release.worker_pull_policy,
         install: context.leader.install(),
+        level: context.release.pod_templates,
     };
     let valid = match validate(pool, &refers.referred(), &defaults) {
         Ok(valid) => valid,
@@ -372,6 +373,7 @@ async fn reconcile(pool: &WorkerPool, context: &Context, memory: &mut Memory) ->
             .zip(workers.as_ref())
             .map(|((source, _), workers)| context.celery.finding(source, workers)),
         grace: grace::finding(valid.grace, pods().filter_map(observe::grace).min(), time_limit),
+        absent: &valid.absent,
     };
     let status = report::status(pool, &found, &memory.news, now);
     context.metrics.pool(
@@ -632,7 +634,11 @@ impl Refers {
             })
             .collect();
         let source = queues.first().and_then(|(_, source, _)| source.clone().ok());
-        let clusters = if pool.spec.cluster_access.is_some() {
+        // Their Secrets are no pool's, also of those that it does not reach.
+        let spec = &pool.spec;
+        let sources = spec.jobs.apply.as_ref().and_then(|apply| apply.sources.as_ref());
+        let names_secrets = spec.template.is_some() || spec.jobs.secrets.is_some() || sources.is_some();
+        let clusters = if spec.cluster_access.is_some() || names_secrets {
             context.clusters(&namespace)
         } else {
             Vec::new()

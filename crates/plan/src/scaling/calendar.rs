@@ -1,7 +1,7 @@
 //! Other bounds at certain times of the calendar.
 //!
 //! A schedule is in force from each `start` to the next `end`. At the instant of a start it begins, at that of an end it
-//! is over. Clock changes follow the rules of [`crate::cron`].
+//! is over; where both come at one instant it goes on. Clock changes follow the rules of [`crate::cron`].
 
 use jiff::{Timestamp, tz::TimeZone};
 use umbel_api::{periodictask::Dst, workerpool::Calendar};
@@ -98,16 +98,14 @@ impl Window {
         })
     }
 
-    /// Whether it is in force, and when that changes.
+    /// Whether it is in force, and when that may change.
     pub fn at(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
-        let start = self.start.next(now);
-        let end = self.end.next(now);
-        match (start, end) {
-            // Next comes an end, so a start was the last to come.
-            (Some(start), Some(end)) if end < start => (true, Some(end)),
-            (None, Some(end)) => (true, Some(end)),
-            (start, _) => (false, start),
-        }
+        let end = |start: Timestamp| self.end.next(start);
+        let is_active = self
+            .start
+            .latest(now)
+            .is_some_and(|start| end(start).is_none_or(|end| end > now));
+        (is_active, if is_active { end(now) } else { self.start.next(now) })
     }
 }
 

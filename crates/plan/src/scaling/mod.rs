@@ -469,8 +469,9 @@ fn freely(limits: &Limits, reading: &Reading, scale: Scale, history: &History, n
         bound,
         ..proposal(wanted, recommended, reason)
     };
-    if current == 0 && recommended > 0 && demand.total() > 0 && demand.total() <= u64::from(limits.activation_threshold)
-    {
+    // A pool that keeps slots free never sleeps.
+    let sleeps = current == 0 && limits.min_idle_slots == 0;
+    if sleeps && demand.total() > 0 && demand.total() <= u64::from(limits.activation_threshold) {
         return bounded(limits, proposal(0, None, Reason::BelowActivation));
     }
     let (mut wanted, until) = if recommended == current {
