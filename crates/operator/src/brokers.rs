@@ -98,6 +98,8 @@ pub enum Fault {
         server: String,
         /// What it said.
         why: String,
+        /// It answers, and takes no writes.
+        is_refusal: bool,
     },
     /// Another term stands there; ours is being told anew or raised.
     #[error("the broker has the term {term}, which is not ours")]
@@ -108,6 +110,11 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether the broker answers and takes no writes.
+    pub const fn is_refusal(&self) -> bool {
+        matches!(self, Self::Unreachable { is_refusal: true, .. })
+    }
+
     /// The fault as a condition's reason.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -302,6 +309,7 @@ impl Brokers {
             _ => Err(Fault::Unreachable {
                 server: source.to_string(),
                 why: "not contacted yet".into(),
+                is_refusal: false,
             }),
         }
     }

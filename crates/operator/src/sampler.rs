@@ -18,6 +18,7 @@ use umbel_broker::{Broker, BrokerSample, Config, Lookout, Survey, TermAnswer, Wo
 use umbel_plan::scaling::Pace;
 use umbel_telemetry::chain;
 
+use crate::beat::is_refusal;
 use crate::brokers::{Access, Changed, Fault, Parts, Sample, Source, View};
 use crate::context::Context;
 use crate::secrets::{Secrets, Watch};
@@ -150,6 +151,7 @@ async fn watch(
             Err(Fault::Unreachable {
                 server: link.server(),
                 why: format!("no answer within {PATIENCE:?}"),
+                is_refusal: false,
             })
         });
         if let Ok(sample) = &mut seen {
@@ -376,6 +378,7 @@ impl Link {
         Fault::Unreachable {
             server: self.server(),
             why: chain(error).to_string(),
+            is_refusal: is_refusal(error.trouble()),
         }
     }
 
@@ -500,6 +503,7 @@ impl Link {
         let broker = Broker::connect(&config).await.map_err(|error| Fault::Unreachable {
             server,
             why: chain(&error).to_string(),
+            is_refusal: false,
         })?;
         self.broker = Some(broker);
         (self.lookout, self.refused_at) = (Some(Lookout::new(config)), None);

@@ -165,11 +165,14 @@ pub(crate) struct Beginning {
     pub(crate) unknown: Vec<String>,
     /// Left out, as they can't be reached.
     pub(crate) unreachable: Vec<String>,
+    /// Left out, as somebody has suspended them.
+    pub(crate) suspended: Vec<String>,
 }
 
 impl Beginning {
-    /// Events about `object` of clusters that are named in vain and, in the words of `left_out`, of those that are left out.
-    pub(crate) async fn tell<K>(&self, ctx: &Context, object: &K, left_out: impl FnOnce(String) -> String)
+    /// Events about `object` of clusters that are named in vain and of those that are left out, in the words of `left_out`
+    /// for their names and the cause.
+    pub(crate) async fn tell<K>(&self, ctx: &Context, object: &K, left_out: impl Fn(&str, &str) -> String)
     where
         K: Resource<DynamicType = ()>,
     {
@@ -178,8 +181,12 @@ impl Beginning {
             ctx.event(object, EventType::Warning, "UnknownCluster", note).await;
         }
         if !self.unreachable.is_empty() {
-            let note = left_out(self.unreachable.join(", "));
+            let note = left_out(&self.unreachable.join(", "), "not reachable (unreachable: Skip)");
             ctx.event(object, EventType::Warning, "ClustersLeftOut", note).await;
+        }
+        if !self.suspended.is_empty() {
+            let note = left_out(&self.suspended.join(", "), "suspended");
+            ctx.event(object, EventType::Normal, "ClustersSuspended", note).await;
         }
     }
 }
@@ -224,6 +231,7 @@ impl Sender<'_> {
             },
             unknown: Vec::new(),
             unreachable: Vec::new(),
+            suspended: Vec::new(),
         };
         let choice = template.targets.as_ref().map(|targets| choose(targets, &candidates));
         let choice = choice.unwrap_or_default();
@@ -231,6 +239,7 @@ impl Sender<'_> {
             Plan::new(template, &choice.chosen, &choice.given_up).map_err(|fault| Halt::Stall(fault.into()))?;
         beginning.unknown = choice.unknown;
         beginning.unreachable = choice.unreachable;
+        beginning.suspended = choice.suspended;
         Ok(beginning)
     }
 

@@ -460,6 +460,7 @@ async fn p07_schedules_follow_their_specs_and_one_that_cannot_stalls_alone() {
         .map(|message| message.header("umbel_cluster").and_then(|cluster| cluster.text()))
         .collect();
     assert_eq!(clusters, ["eu", "us", "eu", "us"].map(|name| Some(name.to_owned())));
+    beat.has_event("ClustersSuspended").await;
     let first = &sent[0];
     assert_eq!(first.header("trace").and_then(|trace| trace.text()), Some("abc".into()));
     assert_eq!(first.time_limit.hard, Some(30.0));

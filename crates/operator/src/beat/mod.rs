@@ -67,6 +67,8 @@ const CONCURRENCY: usize = 64;
 const LOOK: Duration = Duration::from_secs(10);
 /// … and at one that waits for a repair, so that it goes on within 5 s.
 const LOOK_STALLED: Duration = Duration::from_secs(3);
+/// Slots of a long absence come in parts, one in so long: whoever works on them, and beside them, is not flooded.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// Wait after something did not work that may work at once.
 const SOON: Duration = Duration::from_millis(250);
 /// Open runs are looked after when they are older by a quarter, but not oftener than this.
@@ -349,7 +351,13 @@ async fn beat(
 ) -> Duration {
     let view = ctx.brokers.view(&understood.address.source);
     if let Some(fault) = &view.fault {
-        stand(task, status, &Standing::Waiting(fault), Timestamp::now());
+        let said = fault.to_string();
+        let standing = if fault.is_refusal() {
+            Standing::Refused(&said)
+        } else {
+            Standing::Waiting(fault)
+        };
+        stand(task, status, &standing, Timestamp::now());
         return SOON;
     }
     let (Ok(broker), Some(now)) = (ctx.brokers.writable(&understood.address.source, term), view.now()) else {
@@ -546,11 +554,7 @@ impl Beat<'_> {
             }
             self.fire(Occasion::Slot(slot), now, entry, status).await?;
         }
-        if is_full {
-            Err(Halt::Again(Duration::ZERO))
-        } else {
-            Ok(())
-        }
+        if is_full { Err(Halt::Again(CATCH_UP)) } else { Ok(()) }
     }
 
     /// A slot was due by the schedule as it was before it changed. If neither that was fired nor a slot of the present one has
@@ -681,7 +685,7 @@ impl Beat<'_> {
         let Sender { broker, term, .. } = sender;
         let slot = occasion.at();
         let beginning = sender.begin(&task.spec.task_template).await?;
-        let left_out = |names| format!("the slot {slot} leaves out {names}: not reachable (unreachable: Skip)");
+        let left_out = |names: &str, why: &str| format!("the slot {slot} leaves out {names}: {why}");
         beginning.tell(ctx, *task, left_out).await;
         let is_again = entry.mark.as_ref().is_some_and(|mark| mark.forgotten == Some(slot));
         let (messages, plan) = match sender.first(&beginning.plan, &understood.address, occasion, now, is_again) {

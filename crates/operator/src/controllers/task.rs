@@ -171,7 +171,13 @@ async fn expire(ctx: &Context, task: &Task, status: &TaskStatus) -> Result<Actio
 async fn go_on(ctx: &Context, task: &Task, address: &Address, term: u64, status: &mut TaskStatus) -> Duration {
     let view = ctx.brokers.view(&address.source);
     if let Some(fault) = &view.fault {
-        stand(task, status, &Standing::Waiting(fault), Timestamp::now());
+        let said = fault.to_string();
+        let standing = if fault.is_refusal() {
+            Standing::Refused(&said)
+        } else {
+            Standing::Waiting(fault)
+        };
+        stand(task, status, &standing, Timestamp::now());
         return SOON;
     }
     let (Ok(broker), Some(now)) = (ctx.brokers.writable(&address.source, term), view.now()) else {
@@ -309,7 +315,7 @@ impl Work<'_> {
             occasion,
         } = self;
         let beginning = sender.begin(&task.spec.task_template).await?;
-        let left_out = |names| format!("left out as they are not reachable (unreachable: Skip): {names}");
+        let left_out = |names: &str, why: &str| format!("leaves out {names}: {why}");
         beginning.tell(ctx, *task, left_out).await;
         let (messages, kept) = match sender.first(&beginning.plan, address, *occasion, now, status.start_time.is_some())
         {

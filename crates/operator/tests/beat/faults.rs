@@ -12,7 +12,7 @@ use umbel_api::periodictask::Outcome;
 use umbel_testkit::{Process, Redis, TempDir, eventually, eventually_some, free_port};
 
 use crate::common::{LONG, NAMESPACE, Stage};
-use crate::{Beat, assert_each_once, order};
+use crate::{Beat, assert_each_once, order, sent_at};
 
 /// The broker forgets that a slot was sent, and its result is still there: it is sent again, and nobody runs it twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,7 +224,8 @@ async fn p09_after_a_day_of_downtime_slots_are_made_up_for_as_the_policy_says() 
     }
     // Twenty and more runs at a time are all followed.
     let more = json!({ "missedRuns": "RunAll", "overlap": "Allow", "catchUpWindow": "10m" });
-    beat.schedule("many", json!({ "every": "15s" }), more).await;
+    beat.schedule("many", json!({ "every": "15s" }), more.clone()).await;
+    beat.schedule("flood", json!({ "every": "5s" }), more).await;
     eventually(LONG, "it is understood", async || {
         beat.condition("many", "Scheduled").await.is_some()
     })
@@ -258,6 +259,18 @@ async fn p09_after_a_day_of_downtime_slots_are_made_up_for_as_the_policy_says() 
         status.active_runs >= 40 && status.active.len() >= 40
     })
     .await;
+    // 120 slots of the window come in parts.
+    let mut times = Vec::new();
+    eventually(LONG, "the flood is sent", async || {
+        let sent: Vec<_> = beat.sent("flood").await.iter().map(sent_at).collect();
+        let latest = *sent.last().expect("some");
+        let is_made_up_for = |at: &Timestamp| latest.duration_since(*at) < SignedDuration::from_hours(1);
+        times = sent.into_iter().filter(is_made_up_for).collect();
+        times.len() >= 110
+    })
+    .await;
+    let first = times.partition_point(|at| at.duration_since(times[0]) < SignedDuration::from_millis(900));
+    assert!(first <= 51, "{first} slots at once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
