@@ -164,6 +164,8 @@ pub struct About<'a> {
     pub is_paused: bool,
     /// `spec.limits.maxLength`.
     pub most: Option<u64>,
+    /// `spec.timeZone`.
+    pub time_zone: &'a str,
     /// Whether it is being deleted, and its messages are to go first.
     pub waits_to_purge: bool,
 }
@@ -207,6 +209,12 @@ pub fn status(
                 format!("{who} owns the queue {:?} on this broker", owner.queue),
             )
         }
+        (None, _) if is_unknown_zone(about.time_zone) => Finding::new(
+            READY,
+            false,
+            "UnknownTimeZone",
+            format!("spec.timeZone {:?} is not in the time zone database", about.time_zone),
+        ),
         (None, Seen::Nothing) => Finding::new(READY, Status::Unknown, "NotAskedYet", "the broker was not asked yet"),
         (None, Seen::Fault { reason, why }) => Finding::new(READY, false, reason, why),
         (None, Seen::Answer { queue: Err(key), .. }) => Finding::new(READY, false, "WrongKeyType", key),
@@ -285,6 +293,10 @@ pub fn status(
         return old.clone();
     }
     new
+}
+
+fn is_unknown_zone(name: &str) -> bool {
+    !name.is_empty() && jiff::tz::TimeZone::get(name).is_err()
 }
 
 /// The numbers of a status, and nothing else.
@@ -591,6 +603,29 @@ mod tests {
             );
         }
         assert_eq!(worth(&fine, &away, Some(Duration::ZERO)), Worth::Now);
+    }
+
+    #[test]
+    fn a_queue_with_a_time_zone_that_nobody_knows_says_so() {
+        for (time_zone, reason) in [
+            ("UTC", "NotAskedYet"),
+            ("Europe/Berlin", "NotAskedYet"),
+            ("Mars/Olympus", "UnknownTimeZone"),
+        ] {
+            let about = About {
+                time_zone,
+                ..About::default()
+            };
+            let status = status(
+                &TaskQueueStatus::default(),
+                &Seen::Nothing,
+                None,
+                &about,
+                Timestamp::UNIX_EPOCH,
+            );
+            let ready = find(&status.conditions, READY).expect("it is there");
+            assert_eq!(ready.reason, reason, "{time_zone}: {}", ready.message);
+        }
     }
 
     #[test]

@@ -156,6 +156,7 @@ async fn reconcile(queue: Arc<TaskQueue>, ctx: Arc<Context>, written: Arc<Writte
         generation: queue.metadata.generation,
         is_paused: queue.spec.paused,
         most,
+        time_zone: &queue.spec.time_zone,
         // Else it would have been gone above.
         waits_to_purge: queue.metadata.deletion_timestamp.is_some(),
     };
