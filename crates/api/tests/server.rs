@@ -1113,15 +1113,19 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
     ]
 }
 
+fn dry_run() -> PostParams {
+    PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    }
+}
+
 #[tokio::test]
 async fn kinds_are_taken_defaulted_and_refused() {
     let plane = ControlPlane::start().await;
     let client = plane.client().await;
     install(&client).await;
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
+    let dry = dry_run();
     let strict = |kind: &str| api(&client, kind);
 
     for (index, (kind, spec)) in accepted().into_iter().enumerate() {
@@ -1314,10 +1318,7 @@ async fn i23_each_number_and_duration_is_refused_in_words_that_name_its_field() 
     let plane = ControlPlane::start().await;
     let client = plane.client().await;
     install(&client).await;
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
+    let dry = dry_run();
     let (mut tried, mut wrong) = (0, Vec::new());
     for (_, definition) in umbel_api::definitions() {
         let definition = serde_json::to_value(&definition).expect("plain data");

@@ -84,6 +84,14 @@ impl Trouble {
         }
     }
 
+    /// The server answers, and takes no writes: no later answer is to be expected until somebody has acted.
+    pub fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Trouble::OutOfMemory | Trouble::Misconfigured | Trouble::NoReplicas | Trouble::NoPermission
+        )
+    }
+
     /// First and longest pause before the next try.
     fn pauses(self) -> (Duration, Duration) {
         let (first, longest) = match self {

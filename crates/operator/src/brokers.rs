@@ -17,6 +17,7 @@ use umbel_api::TaskQueue;
 use umbel_broker::{Broker, Pem, QueueDepth, QueueFault, Survey, Tls, WorkerRecord};
 use umbel_plan::flow::Flow;
 use umbel_plan::scaling::Pace;
+use umbel_telemetry::chain;
 
 use crate::args::Release;
 
@@ -110,11 +111,6 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether the broker answers and takes no writes.
-    pub const fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unreachable { is_refusal: true, .. })
-    }
-
     /// The fault as a condition's reason.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -122,6 +118,43 @@ impl Fault {
             Self::Secret { .. } => "SecretNotUsable",
             Self::Unreachable { .. } => "BrokerUnreachable",
             Self::Term { .. } => "OtherTerm",
+        }
+    }
+}
+
+/// The reason by which something waits for a broker that takes no writes.
+pub const BROKER_REFUSES: &str = "BrokerRefuses";
+
+/// What something waits for that needs a broker.
+#[derive(Clone, Debug)]
+pub struct Awaited {
+    /// A condition's reason.
+    pub reason: &'static str,
+    /// How a sentence goes on behind "the broker".
+    pub words: String,
+}
+
+impl Awaited {
+    /// The end of a fault.
+    pub fn end_of(fault: &Fault) -> Self {
+        match fault {
+            Fault::Unreachable { is_refusal: true, .. } => Self::writes(fault),
+            fault => Self {
+                reason: fault.reason(),
+                words: format!(": {fault}"),
+            },
+        }
+    }
+
+    /// That it takes writes again, where this error is of that kind.
+    pub fn after(error: &umbel_broker::Error) -> Option<Self> {
+        error.trouble().is_refusal().then(|| Self::writes(chain(error)))
+    }
+
+    fn writes(said: impl fmt::Display) -> Self {
+        Self {
+            reason: BROKER_REFUSES,
+            words: format!(", which takes no writes: {said}"),
         }
     }
 }

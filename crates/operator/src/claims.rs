@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{ObjectMeta, PostParams};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::PostParams;
 use kube::runtime::events::EventType;
 use kube::{Api, Resource};
 use tokio::sync::{Notify, watch};
@@ -28,7 +26,7 @@ use umbel_telemetry::chain;
 use crate::apply::{code, words};
 use crate::context::Context;
 use crate::failpoint;
-use crate::leader::{Seen, Verdict, evaluate};
+use crate::leader::{Seen, Verdict, evaluate, write_over};
 
 /// Another install's Lease is looked at this often.
 const LOOK: Duration = Duration::from_secs(10);
@@ -273,7 +271,7 @@ impl Claim {
             _ if is_empty && found.is_none() => return End::Released,
             Verdict::Take if is_empty => return End::Released,
             Verdict::Renew if is_empty => {
-                let free = lease(found, namespace, "", context.claims.duration);
+                let free = lease(found.as_ref(), namespace, "", context.claims.duration);
                 let freed =
                     failpoint::around("release-namespace", api.replace(LEASE_OF_NAMESPACE, &params, &free)).await;
                 return match freed {
@@ -287,7 +285,7 @@ impl Claim {
                 failpoint::around("claim-namespace", api.create(&params, &ours)).await
             }
             Verdict::Take | Verdict::Renew => {
-                let ours = lease(found, namespace, me, context.claims.duration);
+                let ours = lease(found.as_ref(), namespace, me, context.claims.duration);
                 failpoint::around("claim-namespace", api.replace(LEASE_OF_NAMESPACE, &params, &ours)).await
             }
         };
@@ -333,27 +331,8 @@ fn has_objects(context: &Context, namespace: &str) -> bool {
 }
 
 /// The Lease as it is to stand there.
-fn lease(found: Option<Lease>, namespace: &str, holder: &str, duration: Duration) -> Lease {
-    let found = found.unwrap_or_default();
-    let mut spec = found.spec.unwrap_or_default();
-    let now = MicroTime(Timestamp::now());
-    if spec.holder_identity.as_deref() != Some(holder) {
-        let before = spec.lease_transitions.unwrap_or(0);
-        spec = LeaseSpec {
-            holder_identity: Some(holder.to_owned()),
-            acquire_time: Some(now.clone()),
-            lease_transitions: Some(before.saturating_add(1)),
-            ..LeaseSpec::default()
-        };
-    }
-    spec.lease_duration_seconds = Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX).max(1));
-    spec.renew_time = Some(now);
-    Lease {
-        metadata: ObjectMeta {
-            name: Some(LEASE_OF_NAMESPACE.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..found.metadata
-        },
-        spec: Some(spec),
-    }
+fn lease(found: Option<&Lease>, namespace: &str, holder: &str, duration: Duration) -> Lease {
+    let before = found.and_then(|lease| lease.spec.as_ref()?.holder_identity.as_deref());
+    let taken = (before != Some(holder)).then_some(1);
+    write_over(found, (namespace, LEASE_OF_NAMESPACE), holder, duration, taken)
 }

@@ -396,38 +396,51 @@ impl Campaign {
     }
 
     fn lease(&self, old: Option<&Lease>, term: u64, take: bool) -> Lease {
-        let now = MicroTime(Timestamp::now());
-        let spec = old.and_then(|lease| lease.spec.clone()).unwrap_or_default();
-        let mut metadata = match old {
-            Some(lease) => lease.metadata.clone(),
-            None => ObjectMeta {
-                name: Some(self.election.name.clone()),
-                namespace: Some(self.election.namespace.clone()),
-                ..ObjectMeta::default()
-            },
-        };
-        metadata.managed_fields = None;
-        metadata
-            .annotations
-            .get_or_insert_default()
-            .insert(ANNOTATION_TERM.to_owned(), term.to_string());
-        let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(take && old.is_some());
-        let seconds = i32::try_from(self.election.duration.as_secs().max(1)).unwrap_or(i32::MAX);
-        Lease {
-            metadata,
-            spec: Some(LeaseSpec {
-                acquire_time: if take {
-                    Some(now.clone())
-                } else {
-                    spec.acquire_time.clone()
-                },
-                renew_time: Some(now),
-                holder_identity: Some(self.election.holder.clone()),
-                lease_duration_seconds: Some(seconds),
-                lease_transitions: Some(transitions),
-                ..spec
-            }),
-        }
+        let Election {
+            namespace,
+            name,
+            holder,
+            duration,
+            ..
+        } = &self.election;
+        let taken = take.then(|| i32::from(old.is_some()));
+        let mut lease = write_over(old, (namespace, name), holder, *duration, taken);
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(ANNOTATION_TERM.to_owned(), term.to_string());
+        lease
+    }
+}
+
+/// A Lease as its holder writes it over the one that stood there: renewed, or taken, which counts as so many transitions.
+pub(crate) fn write_over(
+    old: Option<&Lease>,
+    (namespace, name): (&str, &str),
+    holder: &str,
+    duration: Duration,
+    taken: Option<i32>,
+) -> Lease {
+    let now = MicroTime(Timestamp::now());
+    let spec = old.and_then(|lease| lease.spec.clone()).unwrap_or_default();
+    let mut metadata = match old {
+        Some(lease) => lease.metadata.clone(),
+        None => ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+    };
+    metadata.managed_fields = None;
+    let transitions = spec.lease_transitions.unwrap_or(0);
+    Lease {
+        metadata,
+        spec: Some(LeaseSpec {
+            acquire_time: taken.map(|_| now.clone()).or_else(|| spec.acquire_time.clone()),
+            renew_time: Some(now),
+            holder_identity: Some(holder.to_owned()),
+            lease_duration_seconds: Some(i32::try_from(duration.as_secs().max(1)).unwrap_or(i32::MAX)),
+            lease_transitions: Some(transitions.saturating_add(taken.unwrap_or(0))),
+            ..spec
+        }),
     }
 }
 

@@ -18,7 +18,6 @@ use umbel_broker::{Broker, BrokerSample, Config, Lookout, Survey, TermAnswer, Wo
 use umbel_plan::scaling::Pace;
 use umbel_telemetry::chain;
 
-use crate::beat::is_refusal;
 use crate::brokers::{Access, Changed, Fault, Parts, Sample, Source, View};
 use crate::context::Context;
 use crate::secrets::{Secrets, Watch};
@@ -378,7 +377,7 @@ impl Link {
         Fault::Unreachable {
             server: self.server(),
             why: chain(error).to_string(),
-            is_refusal: is_refusal(error.trouble()),
+            is_refusal: error.trouble().is_refusal(),
         }
     }
 

@@ -170,6 +170,15 @@ impl Beat {
         .await;
     }
 
+    /// Holds a schedule, and waits until it says so.
+    async fn suspend(&self, name: &str) {
+        self.change(name, json!({ "suspend": true })).await;
+        eventually(LONG, "it is suspended", async || {
+            self.condition(name, "Suspended").await == Some(("True".into(), "Suspended".into()))
+        })
+        .await;
+    }
+
     async fn is_stalled(&self, name: &str, reason: &str) {
         eventually(LONG, &format!("{name} is stalled: {reason}"), async || {
             self.condition(name, "Stalled").await == Some(("True".into(), reason.into()))
@@ -384,11 +393,7 @@ async fn leaders_die(beat: &Beat, rounds: usize, operator: impl Fn(&str, &[(&str
     thaw(&mut frozen).await;
     let after = beat.sent("tick").await.len();
     beat.sends("tick", after + 3, LONG).await;
-    beat.change("tick", json!({ "suspend": true })).await;
-    eventually(LONG, "it is suspended", async || {
-        beat.condition("tick", "Suspended").await == Some(("True".into(), "Suspended".into()))
-    })
-    .await;
+    beat.suspend("tick").await;
     let sent = beat.sent("tick").await;
     assert_each_once(&beat.get("tick").await, &sent);
     let status = beat.status("tick").await;

@@ -30,16 +30,16 @@ use umbel_api::names::RUN_NOW;
 use umbel_api::names::periodic_condition::{SCHEDULED, STALLED};
 use umbel_api::periodictask::{MissedRuns, Overlap};
 use umbel_api::{PeriodicTask, PeriodicTaskStatus};
-use umbel_broker::{Durability, FireAnswer, Replicas, Slot, Trouble};
+use umbel_broker::{Durability, FireAnswer, Replicas, Slot};
 use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::{MOST_AT_ONCE, PUNCTUAL, Verdict, due, last_due, next_wake, overlap};
 use umbel_telemetry::chain;
 
-use crate::brokers::{Source, View};
+use crate::brokers::{Awaited, BROKER_REFUSES, Source, View};
 use crate::context::Context;
 use crate::controllers::periodictask::{
-    BROKER_REFUSES, QUEUE_FULL, Standing, Understood, in_force, is_paused, note_dealt_with, note_fired, note_over,
-    runs_left, stand, uid, understand, write,
+    QUEUE_FULL, Standing, Understood, in_force, is_paused, note_dealt_with, note_fired, note_over, runs_left, stand,
+    uid, understand, write,
 };
 use crate::failpoint;
 use crate::send::{Halt, Sender, Stall};
@@ -351,13 +351,12 @@ async fn beat(
 ) -> Duration {
     let view = ctx.brokers.view(&understood.address.source);
     if let Some(fault) = &view.fault {
-        let said = fault.to_string();
-        let standing = if fault.is_refusal() {
-            Standing::Refused(&said)
-        } else {
-            Standing::Waiting(fault)
-        };
-        stand(task, status, &standing, Timestamp::now());
+        stand(
+            task,
+            status,
+            &Standing::Waiting(&Awaited::end_of(fault)),
+            Timestamp::now(),
+        );
         return SOON;
     }
     let (Ok(broker), Some(now)) = (ctx.brokers.writable(&understood.address.source, term), view.now()) else {
@@ -382,14 +381,9 @@ async fn beat(
     if let Err(error) = beat.run(&view, (since, edited), now, entry, status).await {
         return match error {
             Halt::Broker(error) => {
-                let said = chain(&error).to_string();
-                tracing::warn!(
-                    task = task.name_any(),
-                    error = said,
-                    "slot not fired: the broker did not answer"
-                );
-                if is_refusal(error.trouble()) {
-                    stand(task, status, &Standing::Refused(&said), now);
+                tracing::warn!(task = task.name_any(), error = %chain(&error), "slot not fired: the broker did not answer");
+                if let Some(awaited) = Awaited::after(&error) {
+                    stand(task, status, &Standing::Waiting(&awaited), now);
                 }
                 SOON
             }
@@ -828,14 +822,6 @@ fn until(slot: Timestamp, now: Timestamp) -> Duration {
 
 fn before(slot: Timestamp) -> Timestamp {
     slot.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(slot)
-}
-
-/// The broker answers, and takes nothing: no later answer is to be expected until somebody has acted.
-pub(crate) fn is_refusal(trouble: Trouble) -> bool {
-    matches!(
-        trouble,
-        Trouble::OutOfMemory | Trouble::Misconfigured | Trouble::NoReplicas | Trouble::NoPermission
-    )
 }
 
 /// An Event when a schedule stalls, and when its slots wait for room.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryFuture};
+use futures::{FutureExt, StreamExt, TryFuture};
 use kube::Resource;
 use kube::runtime::controller::{self, Action, Config, applier};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -54,17 +54,13 @@ pub async fn drive<K, F, R>(
     let counted = move |object: Arc<K>, context: Arc<Context>| {
         let (metrics, forgive) = (metrics.clone(), forgive.clone());
         let reference = ObjectRef::from_obj(object.as_ref());
-        let namespace = object.meta().namespace.clone().unwrap_or_default();
-        let run = match context.claims.rest(&namespace) {
-            None => Ok(reconcile(object, context)),
-            Some(rest) => Err(rest),
-        };
-        Box::pin(async move {
+        let namespace = object.meta().namespace.as_deref().unwrap_or_default();
+        if let Some(rest) = context.claims.rest(namespace) {
             // Another install's, or not known yet.
-            let run = match run {
-                Ok(run) => run,
-                Err(rest) => return Ok(Action::requeue(rest)),
-            };
+            return std::future::ready(Ok(Action::requeue(rest))).boxed();
+        }
+        let run = reconcile(object, context);
+        async move {
             let started = Instant::now();
             let result = run.await;
             metrics.reconciled(name, started.elapsed(), result.is_ok());
@@ -75,7 +71,8 @@ pub async fn drive<K, F, R>(
                     .remove(&reference);
             }
             result
-        })
+        }
+        .boxed()
     };
     let policy = move |object: Arc<K>, error: &<F as TryFuture>::Error, _| {
         let reference = ObjectRef::from_obj(object.as_ref());

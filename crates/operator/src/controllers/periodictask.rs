@@ -18,15 +18,13 @@ use umbel_plan::cron::{Timetable, fingerprint};
 use umbel_plan::fanout::Occasion;
 use umbel_plan::periodic::Policy;
 
-use crate::brokers::Fault;
+use crate::brokers::Awaited;
 use crate::context::Context;
 use crate::failpoint;
 use crate::send::{Address, Stall, address};
 
 /// The reason by which slots wait for room.
 pub(crate) const QUEUE_FULL: &str = "QueueFull";
-/// The reason by which slots wait for a broker that takes no writes.
-pub(crate) const BROKER_REFUSES: &str = "BrokerRefuses";
 /// Open runs that a status names, of slots and of requests; older ones are not followed to their end.
 const MOST_ACTIVE: usize = 100;
 /// A schedule that was changed may have had a slot that nobody has fired yet: what came due less than this ago is looked at
@@ -206,12 +204,10 @@ pub(crate) fn note_dealt_with(status: &mut PeriodicTaskStatus, slot: Timestamp) 
 pub(crate) enum Standing<'a> {
     /// It can't fire until a person repairs something.
     Stalled(&'a Stall),
-    /// It can't fire until the broker answers.
-    Waiting(&'a Fault),
+    /// It can't fire until the broker answers, or takes writes.
+    Waiting(&'a Awaited),
     /// It can't fire until its queue has room.
     Full { queue: &'a str, most: u64 },
-    /// It can't fire until the broker takes writes.
-    Refused(&'a str),
     /// It is held by its spec.
     Suspended,
     /// So many runs failed in a row that it is held.
@@ -226,23 +222,17 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
         Standing::Stalled(stall) => {
             Finding::new(SCHEDULED, false, stall.word(), "nothing fires until this is repaired")
         }
-        Standing::Waiting(fault) => Finding::new(
+        Standing::Waiting(awaited) => Finding::new(
             SCHEDULED,
             Status::Unknown,
-            fault.reason(),
-            format!("slots wait for the broker: {fault}"),
+            awaited.reason,
+            format!("slots wait for the broker{}", awaited.words),
         ),
         Standing::Full { queue, most } => Finding::new(
             SCHEDULED,
             Status::Unknown,
             QUEUE_FULL,
             format!("slots wait for room in the queue {queue}, where {most} messages may wait (limits.maxLength)"),
-        ),
-        Standing::Refused(said) => Finding::new(
-            SCHEDULED,
-            Status::Unknown,
-            BROKER_REFUSES,
-            format!("slots wait for the broker, which takes no writes: {said}"),
         ),
         Standing::Suspended => Finding::new(SCHEDULED, false, "Suspended", "spec.suspend holds the schedule"),
         Standing::Paused(failures) => Finding::new(
@@ -262,7 +252,6 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
         Standing::Stalled(stall) => Finding::new(STALLED, true, stall.word(), stall.to_string()),
         Standing::Waiting(_)
         | Standing::Full { .. }
-        | Standing::Refused(_)
         | Standing::Suspended
         | Standing::Paused(_)
         | Standing::Scheduled(_) => Finding::new(STALLED, false, "Understood", "the schedule is understood"),
@@ -301,7 +290,7 @@ pub(crate) fn stand(task: &PeriodicTask, status: &mut PeriodicTaskStatus, standi
     status.next_schedule_time = match standing {
         Standing::Scheduled(next) => next.map(Time),
         // It is still the next one, whenever that will be.
-        Standing::Waiting(_) | Standing::Full { .. } | Standing::Refused(_) => status.next_schedule_time.take(),
+        Standing::Waiting(_) | Standing::Full { .. } => status.next_schedule_time.take(),
         Standing::Stalled(_) | Standing::Suspended | Standing::Paused(_) => None,
     };
 }

@@ -28,10 +28,8 @@ use umbel_plan::fanout::Occasion;
 use umbel_telemetry::chain;
 
 use crate::apply;
-use crate::beat::is_refusal;
-use crate::brokers::Fault;
+use crate::brokers::Awaited;
 use crate::context::Context;
-use crate::controllers::periodictask::BROKER_REFUSES;
 use crate::failpoint;
 use crate::send::{Address, Halt, Progress, Sender, Stall, address, redis_time};
 
@@ -171,13 +169,12 @@ async fn expire(ctx: &Context, task: &Task, status: &TaskStatus) -> Result<Actio
 async fn go_on(ctx: &Context, task: &Task, address: &Address, term: u64, status: &mut TaskStatus) -> Duration {
     let view = ctx.brokers.view(&address.source);
     if let Some(fault) = &view.fault {
-        let said = fault.to_string();
-        let standing = if fault.is_refusal() {
-            Standing::Refused(&said)
-        } else {
-            Standing::Waiting(fault)
-        };
-        stand(task, status, &standing, Timestamp::now());
+        stand(
+            task,
+            status,
+            &Standing::Waiting(&Awaited::end_of(fault)),
+            Timestamp::now(),
+        );
         return SOON;
     }
     let (Ok(broker), Some(now)) = (ctx.brokers.writable(&address.source, term), view.now()) else {
@@ -204,14 +201,9 @@ async fn go_on(ctx: &Context, task: &Task, address: &Address, term: u64, status:
             wait
         }
         Err(Halt::Broker(error)) => {
-            let said = chain(&error).to_string();
-            tracing::warn!(
-                task = task.name_any(),
-                error = said,
-                "task not looked after: the broker did not answer"
-            );
-            if is_refusal(error.trouble()) {
-                stand(task, status, &Standing::Refused(&said), now);
+            tracing::warn!(task = task.name_any(), error = %chain(&error), "task not looked after: the broker did not answer");
+            if let Some(awaited) = Awaited::after(&error) {
+                stand(task, status, &Standing::Waiting(&awaited), now);
             }
             SOON
         }
@@ -413,12 +405,10 @@ fn end(status: &mut TaskStatus, phase: Phase, at: Timestamp) {
 enum Standing<'a> {
     /// It can't go on until a person repairs something.
     Stalled(&'a Stall),
-    /// It can't go on until the broker answers.
-    Waiting(&'a Fault),
+    /// It can't go on until the broker answers, or takes writes.
+    Waiting(&'a Awaited),
     /// It can't go on until its queue has room.
     Full { queue: &'a str, most: u64 },
-    /// It can't go on until the broker takes writes.
-    Refused(&'a str),
     /// It goes on, or has ended.
     Fine,
 }
@@ -426,23 +416,17 @@ enum Standing<'a> {
 fn stand(task: &Task, status: &mut TaskStatus, standing: &Standing<'_>, now: Timestamp) {
     let stalled = match standing {
         Standing::Stalled(stall) => Finding::new(STALLED, true, stall.word(), stall.to_string()),
-        Standing::Waiting(fault) => Finding::new(
+        Standing::Waiting(awaited) => Finding::new(
             STALLED,
             false,
-            fault.reason(),
-            format!("it waits for the broker: {fault}"),
+            awaited.reason,
+            format!("it waits for the broker{}", awaited.words),
         ),
         Standing::Full { queue, most } => Finding::new(
             STALLED,
             false,
             "QueueFull",
             format!("it waits for room in the queue {queue}, where {most} messages may wait (limits.maxLength)"),
-        ),
-        Standing::Refused(said) => Finding::new(
-            STALLED,
-            false,
-            BROKER_REFUSES,
-            format!("it waits for the broker, which takes no writes: {said}"),
         ),
         Standing::Fine => Finding::new(STALLED, false, "Understood", "the task is understood"),
     };

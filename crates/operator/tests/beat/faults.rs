@@ -9,6 +9,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use umbel_api::periodictask::Outcome;
+use umbel_protocol::message::TaskMessage;
 use umbel_testkit::{Process, Redis, TempDir, eventually, eventually_some, free_port};
 
 use crate::common::{LONG, NAMESPACE, Stage};
@@ -137,11 +138,7 @@ async fn p05_refused_statuses_neither_lose_nor_double_a_slot() {
         beat.status("tick").await.runs > 0
     })
     .await;
-    beat.change("tick", json!({ "suspend": true })).await;
-    eventually(LONG, "it is suspended", async || {
-        beat.condition("tick", "Suspended").await == Some(("True".into(), "Suspended".into()))
-    })
-    .await;
+    beat.suspend("tick").await;
     let sent = beat.sent("tick").await;
     assert_each_once(&beat.get("tick").await, &sent);
     assert_eq!(beat.status("tick").await.runs, sent.len() as u64);
@@ -273,36 +270,33 @@ async fn p09_after_a_day_of_downtime_slots_are_made_up_for_as_the_policy_says() 
     assert!(first <= 51, "{first} slots at once");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p10_an_edit_at_the_instant_of_a_slot_sends_the_old_or_the_new_and_never_both() {
-    let beat = Beat::start().await;
-    let _operator = beat.stage.operator(&[], &[]);
-    beat.schedule(
-        "edited",
-        json!({ "every": "1s" }),
-        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
-    )
-    .await;
+/// Makes the schedule `edited`, with a slot a second, and edits it around twelve of them: some milliseconds before each, at
+/// it, after it. Each slot was sent once; answers all that was.
+async fn edit_around_slots(beat: &Beat, schedule: Value, edit: impl Fn(i64) -> Value) -> Vec<TaskMessage> {
+    let more = json!({ "missedRuns": "RunAll", "overlap": "Allow" });
+    beat.schedule("edited", schedule, more).await;
     beat.sends("edited", 1, LONG).await;
     let first = order(&beat.sent("edited").await[0]);
-    // Around each second: some milliseconds before it, at it, after it.
     for round in 0..24_i64 {
         let at = first + SignedDuration::from_secs(round / 2 + 2) + SignedDuration::from_millis(round * 3 - 36);
         let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
         tokio::time::sleep(wait).await;
-        let kwargs: Value = json!({ "of": "edited", "version": round });
-        beat.change("edited", json!({ "taskTemplate": { "kwargs": kwargs } }))
-            .await;
+        beat.change("edited", edit(round)).await;
     }
     let before = beat.sent("edited").await.len();
     beat.sends("edited", before + 2, LONG).await;
-    beat.change("edited", json!({ "suspend": true })).await;
-    eventually(LONG, "it is suspended", async || {
-        beat.condition("edited", "Suspended").await == Some(("True".into(), "Suspended".into()))
-    })
-    .await;
+    beat.suspend("edited").await;
     let sent = beat.sent("edited").await;
     assert_each_once(&beat.get("edited").await, &sent);
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_an_edit_at_the_instant_of_a_slot_sends_the_old_or_the_new_and_never_both() {
+    let beat = Beat::start().await;
+    let _operator = beat.stage.operator(&[], &[]);
+    let edit = |round| json!({ "taskTemplate": { "kwargs": { "of": "edited", "version": round } } });
+    let sent = edit_around_slots(&beat, json!({ "every": "1s" }), edit).await;
     let last = sent.last().expect("a message");
     assert!(
         last.kwargs.as_str().contains("\"version\": 23") || last.kwargs.as_str().contains("\"version\":23"),
@@ -316,29 +310,8 @@ async fn p10_an_edit_at_the_instant_of_a_slot_sends_the_old_or_the_new_and_never
 async fn p10_a_schedule_that_changes_at_the_instant_of_a_slot_loses_none() {
     let beat = Beat::start().await;
     let operator = beat.stage.operator(&[], &[]);
-    beat.schedule(
-        "edited",
-        json!({ "cron": "* * * * * *" }),
-        json!({ "missedRuns": "RunAll", "overlap": "Allow" }),
-    )
-    .await;
-    beat.sends("edited", 1, LONG).await;
-    let first = order(&beat.sent("edited").await[0]);
-    for round in 0..24_i64 {
-        let at = first + SignedDuration::from_secs(round / 2 + 2) + SignedDuration::from_millis(round * 3 - 36);
-        let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-        tokio::time::sleep(wait).await;
-        let zone = if round % 2 == 0 { "Etc/UTC" } else { "UTC" };
-        beat.change("edited", json!({ "timeZone": zone })).await;
-    }
-    let before = beat.sent("edited").await.len();
-    beat.sends("edited", before + 2, LONG).await;
-    beat.change("edited", json!({ "suspend": true })).await;
-    eventually(LONG, "it is suspended", async || {
-        beat.condition("edited", "Suspended").await == Some(("True".into(), "Suspended".into()))
-    })
-    .await;
-    assert_each_once(&beat.get("edited").await, &beat.sent("edited").await);
+    let edit = |round| json!({ "timeZone": if round % 2 == 0 { "Etc/UTC" } else { "UTC" } });
+    edit_around_slots(&beat, json!({ "cron": "* * * * * *" }), edit).await;
 
     // Nobody leads while a slot comes and the schedule is changed: that slot is counted.
     let soon = Timestamp::from_second(Timestamp::now().as_second() + 8).expect("a time");
@@ -369,11 +342,7 @@ async fn p11_a_schedule_made_anew_under_its_name_has_no_past() {
     beat.schedule("again", json!({ "every": "1s" }), spec.clone()).await;
     beat.sends("again", 2, LONG).await;
     // Held, nothing is made up for.
-    beat.change("again", json!({ "suspend": true })).await;
-    eventually(LONG, "it is suspended", async || {
-        beat.condition("again", "Suspended").await == Some(("True".into(), "Suspended".into()))
-    })
-    .await;
+    beat.suspend("again").await;
     let held = beat.sent("again").await;
     let resumed = held.last().map(order).expect("a slot") + SignedDuration::from_secs(4);
     let wait = Duration::try_from(resumed.duration_since(Timestamp::now())).unwrap_or_default();
