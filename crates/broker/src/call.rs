@@ -181,11 +181,7 @@ impl<'a> Args<'a> {
             source,
         };
         // Errors arrive inside the value, as any other reply.
-        let value = match connection
-            .req_packed_command(&self.cmd)
-            .await
-            .and_then(Value::extract_error)
-        {
+        let value = match connection.send(&self.cmd).await.and_then(Value::extract_error) {
             Err(err) if err.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
                 let mut whole = Cmd::new();
                 whole.arg("EVAL").arg(&self.script.body);
@@ -195,10 +191,7 @@ impl<'a> Args<'a> {
                         whole.arg(bytes);
                     }
                 }
-                connection
-                    .req_packed_command(&whole)
-                    .await
-                    .and_then(Value::extract_error)
+                connection.send(&whole).await.and_then(Value::extract_error)
             }
             other => other,
         }

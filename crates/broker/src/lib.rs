@@ -38,6 +38,7 @@ mod connect;
 mod control;
 mod dead;
 mod depth;
+mod direct;
 mod documents;
 mod elsewhere;
 mod error;
@@ -97,7 +98,7 @@ pub use reserve::{Batch, Blocked, Hello, Policy, QueueLists, Reserved, Reserver,
 pub use results::{ResultStore, StoredResult, result_prefix};
 pub use revoke::{REVOKED_KEPT, Revocations};
 pub use route::{Binding, ExchangeKind, route};
-pub use settle::{AckGroup, End, FollowUp, Settlement};
+pub use settle::{AckGroup, Acks, End, FollowUp, Settlement};
 pub use survey::{Durability, Survey};
 pub use sweep::{GivenUp, JanitorReport, Overdue, Promoted, Reclaim, Reclaimed, SweepAnswer, Sweeper};
 pub use targets::{TargetCall, TargetLimits, TargetRules, TargetSaid, TargetState, TargetWord};

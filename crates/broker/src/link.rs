@@ -28,7 +28,7 @@ impl Drop for Driver {
 }
 
 /// Where a watched connection was led when it was made.
-struct Watch {
+pub(crate) struct Watch {
     place: Arc<Place>,
     state: watch::Receiver<State>,
     born: State,
@@ -52,18 +52,29 @@ fn moved() -> RedisError {
 }
 
 /// Where calls go.
-pub(crate) trait Line: ConnectionLike {
+pub(crate) trait Line {
+    /// One call and its answer. Errors of the server are values.
+    async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value>;
+
     /// The shared connection behind it: given up when an answer shows that it cannot be trusted any longer.
     fn link(&self) -> Option<Link>;
 }
 
 impl Line for Connection {
+    async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        self.req_packed_command(cmd).await
+    }
+
     fn link(&self) -> Option<Link> {
         None
     }
 }
 
 impl Line for Link {
+    async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        self.req_packed_command(cmd).await
+    }
+
     fn link(&self) -> Option<Link> {
         Some(self.clone())
     }
@@ -93,6 +104,11 @@ impl Connection {
         }
     }
 
+    /// What it rests on, where that may change.
+    pub(crate) fn watch(&self) -> Option<Arc<Watch>> {
+        self.watch.clone()
+    }
+
     /// Is it time for another one?
     fn is_stale(&self) -> bool {
         self.watch.as_ref().is_some_and(|watch| {
@@ -115,7 +131,7 @@ impl Connection {
 }
 
 /// The reply, unless the primary moves before it is there: a server that hangs would keep us waiting.
-async fn unless_moved<T>(watch: &Watch, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+pub(crate) async fn unless_moved<T>(watch: &Watch, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     watch.place.look();
     if let Some(stale) = watch.stale() {
         return Err(stale);

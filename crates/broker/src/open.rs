@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::address::{Address, Place as Where};
+use crate::direct::{Direct, Lent};
 use crate::link::{Connection, Driver};
 use crate::place::{Primary, State};
 use crate::tls::{self, Pem, Tls};
@@ -103,6 +104,9 @@ pub(crate) async fn tcp(config: &Config, address: &Address, host: &str, port: u1
     // we wait for a reply; the kernel would repeat its packets for a quarter of an hour.
     let patience = u32::try_from(config.response_timeout.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&tcp, patience).map_err(io::Error::from)?;
+    // What rests for long is not to be forgotten by a router in between, and its end is noticed before it is needed.
+    rustix::net::sockopt::set_socket_keepalive(&tcp, true).map_err(io::Error::from)?;
+    rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE).map_err(io::Error::from)?;
     let Some(tls) = tls else {
         return Ok(Stream(Box::pin(tcp)));
     };
@@ -185,8 +189,13 @@ impl Config {
         options: &AsyncConnectionConfig,
         is_resp3: bool,
         born: Born,
+        lent: Option<&Lent>,
     ) -> RedisResult<Connection> {
         let Opened { stream, mut info, name } = opened;
+        let stream = match lent {
+            Some(lent) => Stream(Box::pin(lent.lend(stream))),
+            None => stream,
+        };
         if is_resp3 {
             info = info.set_protocol(ProtocolVersion::RESP3);
         }
@@ -234,7 +243,13 @@ impl Config {
         Err(Refusal::error(trouble, format!("the server says: {words}")))
     }
 
-    async fn open_as(&self, options: AsyncConnectionConfig, is_resp3: bool) -> RedisResult<Connection> {
+    /// What the client library speaks by is left in `lent`.
+    async fn open_as(
+        &self,
+        options: AsyncConnectionConfig,
+        is_resp3: bool,
+        lent: Option<&Lent>,
+    ) -> RedisResult<Connection> {
         let options = options
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(self.response_timeout));
@@ -243,7 +258,7 @@ impl Config {
             Where::Tcp(host, port) => {
                 let attempt = async {
                     let opened = self.dial(&address, host, *port).await?;
-                    let greeted = self.greet(opened, &options, is_resp3, Born::In(state)).await;
+                    let greeted = self.greet(opened, &options, is_resp3, Born::In(state), lent).await;
                     self.with_parting_words(greeted, &address, host, *port).await
                 };
                 return self.in_time(attempt).await;
@@ -255,7 +270,7 @@ impl Config {
                         info: Config::settings(&address),
                         name: String::new(),
                     };
-                    self.greet(opened, &options, is_resp3, Born::In(state)).await
+                    self.greet(opened, &options, is_resp3, Born::In(state), lent).await
                 };
                 return self.in_time(attempt).await;
             }
@@ -266,7 +281,9 @@ impl Config {
         for primary in places {
             let attempt = async {
                 let opened = self.dial(&address, &primary.host, primary.port).await?;
-                let greeted = self.greet(opened, &options, is_resp3, Born::At(primary.clone())).await;
+                let greeted = self
+                    .greet(opened, &options, is_resp3, Born::At(primary.clone()), lent)
+                    .await;
                 self.with_parting_words(greeted, &address, &primary.host, primary.port)
                     .await
             };
@@ -291,7 +308,21 @@ impl Config {
 
     /// One plain connection, with the client library's errors.
     pub(crate) async fn open(&self) -> RedisResult<Connection> {
-        self.open_as(AsyncConnectionConfig::new(), false).await
+        self.open_as(AsyncConnectionConfig::new(), false, None).await
+    }
+
+    /// The same with one owner, who sends one call after the other.
+    pub(crate) async fn direct(&self) -> Result<Direct, Error> {
+        let lent = Lent::default();
+        let greeted = self.open_as(AsyncConnectionConfig::new(), false, Some(&lent)).await;
+        let greeted = greeted.map_err(|source| self.unconnected(source))?;
+        // Before the library lets go of it.
+        let stream = lent.take_back().ok_or_else(|| {
+            let source = Refusal::error(Trouble::Connection, "the connection ended with its greeting");
+            self.unconnected(source)
+        })?;
+        let watch = greeted.watch();
+        Ok(Direct::new(stream, watch, self.response_timeout))
     }
 
     /// One plain connection that is never re-established behind our back.
@@ -302,7 +333,7 @@ impl Config {
     /// The same in RESP3, where the server reports by itself.
     pub(crate) async fn reporting(&self, push: impl AsyncPushSender) -> Result<Connection, Error> {
         let options = AsyncConnectionConfig::new().set_push_sender(push);
-        self.open_as(options, true)
+        self.open_as(options, true, None)
             .await
             .map_err(|source| self.unconnected(source))
     }
@@ -388,6 +419,8 @@ async fn check_role(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     }
 }
 
+/// After so long a rest a connection shows the network that it is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// For so long a server that has hung up is listened to.
 const PARTING: Duration = Duration::from_millis(200);
 /// A greeting that fails says why; the whole attempt ends a little later.

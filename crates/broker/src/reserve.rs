@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::call::{Args, HELLO, RESERVE, RESERVE_SUSPECT, Reply, TAKER};
-use crate::link::Connection;
+use crate::direct::Direct;
 use crate::{Config, Error, Keys};
 
 /// Who reserves.
@@ -156,7 +156,7 @@ pub struct Reserver {
     lease: Duration,
     largest: usize,
     dead_kept: u64,
-    session: Option<(Connection, i64)>,
+    session: Option<(Direct, i64)>,
     hello: Option<Hello>,
 }
 
@@ -221,10 +221,14 @@ impl Reserver {
     /// # Cancellation
     /// Safe: the next call starts over.
     pub async fn ensure(&mut self, held: impl FnOnce() -> Vec<Arc<str>>) -> Result<(), Error> {
-        if self.session.is_some() {
-            return Ok(());
+        // A server that went away while nothing was asked of it: found out here, nothing has to fail first.
+        if let Some((connection, _)) = &mut self.session {
+            if !connection.is_over() {
+                return Ok(());
+            }
+            self.session = None;
         }
-        let mut connection = self.config.connection().await?;
+        let mut connection = self.config.direct().await?;
         let mut args = Args::new(&HELLO, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(i32::from(self.identity.is_standalone))
@@ -456,13 +460,22 @@ impl Reserver {
     /// # Errors
     /// As [`Reserver::reserve`].
     pub async fn becomes_taker(&mut self, queue: &str, seconds: u64) -> Result<bool, Error> {
-        let Some((connection, _)) = &self.session else {
+        // As above: a dropped future leaves no session behind.
+        let Some((mut connection, epoch)) = self.session.take() else {
             return Ok(false);
         };
         let args = Args::new(&TAKER, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(queue)
             .arg(seconds);
-        Ok(args.call(&mut connection.clone()).await?.count()? == 1)
+        let answer = match args.call(&mut connection).await {
+            Ok(answer) => answer.count(),
+            Err(err) if err.is_connection() => return Err(err),
+            Err(err) => Err(err),
+        };
+        if !matches!(answer, Err(Error::Reply { .. })) {
+            self.session = Some((connection, epoch));
+        }
+        Ok(answer? == 1)
     }
 }

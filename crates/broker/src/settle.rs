@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE};
 use crate::control::failed;
-use crate::{Broker, Error, StoredResult};
+use crate::direct::Direct;
+use crate::{Broker, Config, Error, Keys, StoredResult};
 
 /// Where a delivery ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -220,6 +221,67 @@ pub struct AckGroup {
     pub results: Vec<(String, Vec<u8>)>,
 }
 
+fn ack<'a>(keys: &Keys, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Args<'a> {
+    let mut args = Args::new(&ACK, keys.scope())
+        .arg(worker)
+        .arg(ttl)
+        .arg(i32::from(has_counted));
+    for AckGroup { queue, leases, results } in groups {
+        args.push(&**queue);
+        args.push(leases.len());
+        args.push(i32::from(!results.is_empty()));
+        for (lid, _) in leases {
+            args.push(&**lid);
+        }
+        if has_counted {
+            for (_, id) in leases {
+                args.push(id);
+            }
+        }
+        for (key, document) in results {
+            args.push(key);
+            args.push(document.as_slice());
+        }
+    }
+    args
+}
+
+/// Acknowledges by a connection that nobody else uses, made with the first call and anew after each that failed.
+pub struct Acks {
+    config: Config,
+    keys: Keys,
+    connection: tokio::sync::Mutex<Option<Direct>>,
+}
+
+impl Acks {
+    /// As [`Broker::ack`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::Connect`].
+    ///
+    /// # Cancellation
+    /// As there; the connection is given up.
+    pub async fn ack(&self, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Result<u64, Error> {
+        let args = ack(&self.keys, worker, ttl, has_counted, groups);
+        let mut place = self.connection.lock().await;
+        // Taken out while the call is on its way: a dropped future leaves no answer behind.
+        let kept = place
+            .take()
+            .and_then(|mut connection| (!connection.is_over()).then_some(connection));
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => self.config.direct().await?,
+        };
+        let answer = match args.call(&mut connection).await {
+            Ok(answer) => Ok(answer.count()?),
+            Err(err) if err.is_connection() => return Err(err),
+            Err(refused) => Err(refused),
+        };
+        *place = Some(connection);
+        answer
+    }
+}
+
 impl Broker {
     /// Acknowledges many deliveries of one worker that ended well, with their results. `has_counted` says that deliveries
     /// are counted somewhere: then the counts of these tasks are cleared. Returns how many leases were lost.
@@ -230,28 +292,17 @@ impl Broker {
     /// # Cancellation
     /// As an error: it may or may not have happened.
     pub async fn ack(&self, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Result<u64, Error> {
-        let mut args = Args::new(&ACK, self.keys.scope())
-            .arg(worker)
-            .arg(ttl)
-            .arg(i32::from(has_counted));
-        for AckGroup { queue, leases, results } in groups {
-            args.push(&**queue);
-            args.push(leases.len());
-            args.push(i32::from(!results.is_empty()));
-            for (lid, _) in leases {
-                args.push(&**lid);
-            }
-            if has_counted {
-                for (_, id) in leases {
-                    args.push(id);
-                }
-            }
-            for (key, document) in results {
-                args.push(key);
-                args.push(document.as_slice());
-            }
-        }
+        let args = ack(&self.keys, worker, ttl, has_counted, groups);
         args.call(&mut self.connection.clone()).await?.count()
+    }
+
+    /// The same by a connection of their own.
+    pub fn acks(&self) -> Acks {
+        Acks {
+            config: self.config.clone(),
+            keys: self.keys.clone(),
+            connection: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Ends deliveries. Returns the lease ids that were lost.

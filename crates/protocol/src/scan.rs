@@ -266,9 +266,10 @@ impl<'a> Scanner<'a> {
 
 /// First position from `at` whose byte ends a run of plain string bytes: quote, backslash or control character.
 ///
-/// Eight bytes a step, because most of a message is one long string. The lowest marked byte of a word is exact; the
-/// borrows of the subtractions only ever disturb higher ones.
-fn plain_run(bytes: &[u8], mut at: usize) -> usize {
+/// Eight bytes a step, as most strings are short. The lowest marked byte of a word is exact; the borrows of the
+/// subtractions only ever disturb higher ones.
+pub(crate) fn plain_run(bytes: &[u8], mut at: usize) -> usize {
+    let short = at.saturating_add(SHORT);
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
     while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
@@ -283,6 +284,9 @@ fn plain_run(bytes: &[u8], mut at: usize) -> usize {
             return at + (found.trailing_zeros() / 8) as usize;
         }
         at += 8;
+        if at >= short {
+            return at + long_run(&bytes[at..]);
+        }
     }
     while bytes
         .get(at)
@@ -291,6 +295,32 @@ fn plain_run(bytes: &[u8], mut at: usize) -> usize {
         at += 1;
     }
     at
+}
+
+/// A string that goes on after so many bytes is long.
+const SHORT: usize = 64;
+
+/// As [`plain_run`], from the beginning of these bytes, of a string that is long.
+fn long_run(bytes: &[u8]) -> usize {
+    let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+    let run = &bytes[..end];
+    // Without a way out of the loop, so that it is done many bytes at a time; as a rule there is none.
+    if run.iter().fold(false, |any, byte| any | (*byte < 0x20)) {
+        return run.iter().position(|byte| *byte < 0x20).unwrap_or(end);
+    }
+    end
+}
+
+/// Where the number ends that begins at `at`; `None` if none does.
+pub(crate) fn number_end(text: &str, at: usize) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let bounds = Bounds { depth: 0, keys: 0 };
+    let mut scanner = Scanner {
+        at,
+        ..Scanner::new(text, bounds)
+    };
+    let is_number = matches!(bytes.get(at), Some(b'-' | b'0'..=b'9'));
+    (is_number && scanner.number().is_ok()).then_some(scanner.at)
 }
 
 fn unescape(raw: &str) -> String {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Broker, ClusterReport, QueueLists, Reserver, ResultStore, Waker, WorkerIdentity};
+use umbel_protocol::message::Reader;
 use umbel_telemetry::admin::Readiness;
 use umbel_telemetry::chain;
 use umbel_telemetry::metrics::Registry;
@@ -297,6 +298,7 @@ fn worker_name(config: &Config) -> String {
 fn settler(shared: &Arc<Shared>) -> Settler {
     Settler {
         broker: shared.broker.clone(),
+        acks: shared.broker.acks(),
         results: shared.results.clone(),
         store: shared.store.clone(),
         is_compressed: shared.config.results.compression.is_some(),
@@ -354,6 +356,7 @@ fn consumer(shared: &Arc<Shared>, quiet: CancellationToken, backoff: Duration) -
             runners: Arc::default(),
             starting: Vec::new(),
             asking: Vec::new(),
+            reader: Reader::default(),
             has_left: false,
             is_slow: false,
         },

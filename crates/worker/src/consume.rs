@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use umbel_broker::{Admission as SelfAdmission, Batch, Blocked, Broker, QueueLists, Reserved, Reserver, Waker};
 use umbel_protocol::control::Consumed;
+use umbel_protocol::message::Reader;
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -93,6 +94,7 @@ pub(crate) struct Decider {
     pub(crate) starting: Vec<Start>,
     /// Messages of a batch that must ask before they run.
     pub(crate) asking: Vec<Asking>,
+    pub(crate) reader: Reader,
     /// Messages were left to the next hello, which hands back what is not named.
     pub(crate) has_left: bool,
     /// Did the last batch have to ask somebody? Then the next one stays in Redis, for others, until this one is decided on.

@@ -17,6 +17,7 @@ use umbel_telemetry::{chain, task};
 
 use crate::admit::{Admission, UnknownTask, admit};
 use crate::app::Shared;
+use crate::args::Config;
 use crate::canvas;
 use crate::consume::{Decider, Held};
 use crate::facts;
@@ -97,7 +98,8 @@ impl Decider {
                 bytes: self.shared.config.max_message,
                 ..Limits::default()
             };
-            match self.shared.config.codec.decode(&raw, &limits, &self.shared.config.zone) {
+            let Config { codec, zone, .. } = &self.shared.config;
+            match self.reader.decode(&raw, &limits, zone, codec) {
                 Ok(message) => {
                     let message = Arc::new(message);
                     let delivery = Delivery {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc};
-use umbel_broker::{AckGroup, Broker, Counted, End, Error, FollowUp, Part, ResultStore, Settlement, Trouble};
+use umbel_broker::{AckGroup, Acks, Broker, Counted, End, Error, FollowUp, Part, ResultStore, Settlement, Trouble};
 use umbel_telemetry::chain;
 
 use crate::app::Shared;
@@ -56,6 +56,7 @@ const REFUSED: usize = 64;
 
 pub(crate) struct Settler {
     pub(crate) broker: Broker,
+    pub(crate) acks: Acks,
     pub(crate) results: Option<ResultStore>,
     pub(crate) store: ResultStore,
     /// Are documents compressed? Then the scripts cannot see which are final.
@@ -200,7 +201,7 @@ impl Settler {
         }
         let lost = self
             .repeat("ack", || {
-                self.broker.ack(&self.worker, self.result_ttl, has_counted, &groups)
+                self.acks.ack(&self.worker, self.result_ttl, has_counted, &groups)
             })
             .await;
         self.finish(groups.iter().flat_map(|group| &group.leases).map(|(lid, _)| lid), lost);

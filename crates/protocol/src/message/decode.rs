@@ -50,8 +50,19 @@ pub fn decode_with(
     zone: &TimeZone,
     bodies: &dyn Bodies,
 ) -> Result<TaskMessage, Malformed> {
+    decode_by(raw, limits, zone, bodies, split)
+}
+
+/// As [`decode_with`], by this division of the envelope.
+pub(super) fn decode_by<'a>(
+    raw: &'a [u8],
+    limits: &Limits,
+    zone: &TimeZone,
+    bodies: &dyn Bodies,
+    split: impl FnOnce(&'a str, &Limits, &mut Envelope<'a>) -> Result<(), JsonError>,
+) -> Result<TaskMessage, Malformed> {
     let mut envelope = Envelope::default();
-    read(raw, limits, zone, bodies, &mut envelope).map_err(|reason| envelope.malformed(reason, limits))
+    read(raw, limits, zone, bodies, &mut envelope, split).map_err(|reason| envelope.malformed(reason, limits))
 }
 
 /// What a message that [`decode_with`] refuses says of itself: who it is, its place in a workflow, and what hangs on it.
@@ -113,7 +124,7 @@ pub fn salvage(raw: &[u8], limits: &Limits, bodies: &dyn Bodies) -> Option<TaskM
     assemble(
         &headers,
         &properties,
-        envelope.all_headers,
+        (envelope.all_headers, envelope.may_have_own),
         &call,
         limits,
         &TimeZone::UTC,
@@ -187,16 +198,59 @@ pub(super) fn heading(raw: &[u8]) -> Result<Heading, Malformed> {
 
 /// The spans of the values that count, as they stand in the message.
 #[derive(Default)]
-struct Envelope<'a> {
+pub(super) struct Envelope<'a> {
     body: Option<&'a str>,
     content_type: Option<&'a str>,
     content_encoding: Option<&'a str>,
     all_headers: Option<&'a str>,
     headers: Headers<'a>,
     properties: Properties<'a>,
+    /// May there be headers of our own? None: nobody has looked.
+    pub(super) may_have_own: Option<bool>,
 }
 
-impl Envelope<'_> {
+/// How many spans an [`Envelope`] has.
+pub(super) const SPANS: usize = 26;
+
+impl<'a> Envelope<'a> {
+    /// All spans, always in this order.
+    pub(super) fn spans(&mut self) -> [&mut Option<&'a str>; SPANS] {
+        let (headers, properties) = (&mut self.headers, &mut self.properties);
+        [
+            &mut self.body,
+            &mut self.content_type,
+            &mut self.content_encoding,
+            &mut self.all_headers,
+            &mut headers.task,
+            &mut headers.id,
+            &mut headers.eta,
+            &mut headers.expires,
+            &mut headers.group,
+            &mut headers.group_index,
+            &mut headers.retries,
+            &mut headers.timelimit,
+            &mut headers.root_id,
+            &mut headers.parent_id,
+            &mut headers.argsrepr,
+            &mut headers.kwargsrepr,
+            &mut headers.origin,
+            &mut headers.ignore_result,
+            &mut headers.compression,
+            &mut properties.correlation_id,
+            &mut properties.reply_to,
+            &mut properties.priority,
+            &mut properties.body_encoding,
+            &mut properties.exchange,
+            &mut properties.routing_key,
+            &mut properties.redelivered,
+        ]
+    }
+
+    /// All headers, as they stand in the message.
+    pub(super) fn all_headers(&self) -> Option<&'a str> {
+        self.all_headers
+    }
+
     fn malformed(&self, reason: Reason, limits: &Limits) -> Malformed {
         let known = |value| text(value).filter(|text| is_name(text, limits)).map(Cow::into_owned);
         Malformed {
@@ -251,6 +305,7 @@ fn read<'a>(
     zone: &TimeZone,
     bodies: &dyn Bodies,
     envelope: &mut Envelope<'a>,
+    split: impl FnOnce(&'a str, &Limits, &mut Envelope<'a>) -> Result<(), JsonError>,
 ) -> Result<TaskMessage, Reason> {
     if raw.len() > limits.bytes {
         return Err(Reason::Size {
@@ -280,7 +335,7 @@ fn read<'a>(
         return assemble(
             &headers,
             &envelope.properties,
-            envelope.all_headers,
+            (envelope.all_headers, envelope.may_have_own),
             &call,
             limits,
             zone,
@@ -292,7 +347,7 @@ fn read<'a>(
     assemble(
         &envelope.headers,
         &envelope.properties,
-        envelope.all_headers,
+        (envelope.all_headers, envelope.may_have_own),
         &call,
         limits,
         zone,
@@ -303,6 +358,13 @@ fn bounds(limits: &Limits) -> Bounds {
     Bounds {
         depth: limits.depth,
         keys: limits.keys,
+    }
+}
+
+pub(super) fn envelope_bounds(limits: &Limits) -> Bounds {
+    Bounds {
+        depth: limits.depth,
+        keys: limits.keys.min(ENVELOPE_KEYS),
     }
 }
 
@@ -319,12 +381,8 @@ fn utf8<'a>(bytes: &'a [u8], part: &'static str) -> Result<&'a str, Reason> {
 }
 
 /// One pass over the envelope. On an error `envelope` keeps what was seen, so that the message can be named.
-fn split<'a>(message: &'a str, limits: &Limits, envelope: &mut Envelope<'a>) -> Result<(), JsonError> {
-    let envelope_bounds = Bounds {
-        depth: limits.depth,
-        keys: limits.keys.min(ENVELOPE_KEYS),
-    };
-    let mut scanner = Scanner::new(message, envelope_bounds);
+pub(super) fn split<'a>(message: &'a str, limits: &Limits, envelope: &mut Envelope<'a>) -> Result<(), JsonError> {
+    let mut scanner = Scanner::new(message, envelope_bounds(limits));
     scanner.object(|inner, key| {
         match &*key.unescaped() {
             "body" => envelope.body = Some(inner.value()?),
@@ -473,8 +531,9 @@ fn undo_encoding<'a>(envelope: &Envelope<'a>) -> Result<Cow<'a, [u8]>, Reason> {
             Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
             Cow::Owned(text) => Cow::Owned(text.into_bytes()),
         }),
-        Some("base64") => BASE64
-            .decode(body.as_bytes())
+        Some("base64") => base64_simd::STANDARD
+            .decode_to_vec(body.as_bytes())
+            .or_else(|_| BASE64.decode(body.as_bytes()))
             .or_else(|_| {
                 // Line breaks, as MIME writers put them.
                 let joined: Vec<u8> = body.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
@@ -492,8 +551,31 @@ fn undo_encoding<'a>(envelope: &Envelope<'a>) -> Result<Cow<'a, [u8]>, Reason> {
     }
 }
 
+/// What Celery writes behind positional arguments where there is nothing else: no others, and no workflow.
+const NOTHING_ELSE: &str = r#", {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]"#;
+
+/// The arguments of a body that has nothing else, as most have; `None` where it has, or is broken.
+fn only_args<'a>(body: &'a str, limits: &Limits) -> Option<&'a str> {
+    let inside = body.strip_prefix('[')?.strip_suffix(NOTHING_ELSE)?;
+    let bounds = Bounds {
+        depth: limits.depth.checked_sub(1)?,
+        keys: limits.keys.checked_sub(4)?,
+    };
+    let mut scanner = Scanner::new(inside, bounds);
+    let args = scanner.value().ok()?;
+    scanner.end().ok()?;
+    Some(args)
+}
+
 /// `[args, kwargs, embed]`, without decoding any of the three.
 fn split_body<'a>(body: &'a str, limits: &Limits) -> Result<Call<'a>, Reason> {
+    if let Some(args) = only_args(body, limits) {
+        return Ok(Call {
+            args: Cow::Borrowed(args),
+            kwargs: Cow::Borrowed(&NOTHING_ELSE[2..4]),
+            embed: Some(Cow::Borrowed(&NOTHING_ELSE[6..NOTHING_ELSE.len() - 1])),
+        });
+    }
     let broken = |source| Reason::Json { part: "body", source };
     let mut scanner = Scanner::new(body, bounds(limits));
     let mut parts: [&str; 3] = [""; 3];
@@ -530,7 +612,7 @@ fn split_body<'a>(body: &'a str, limits: &Limits) -> Result<Call<'a>, Reason> {
 fn assemble(
     headers: &Headers<'_>,
     properties: &Properties<'_>,
-    all_headers: Option<&str>,
+    (all_headers, may_have_own): (Option<&str>, Option<bool>),
     call: &Call<'_>,
     limits: &Limits,
     zone: &TimeZone,
@@ -569,7 +651,7 @@ fn assemble(
         queue: name(properties.routing_key, "properties.delivery_info.routing_key")?.unwrap_or_default(),
         exchange: name(properties.exchange, "properties.delivery_info.exchange")?.unwrap_or_default(),
         redelivered: properties.redelivered == Some("true"),
-        has_own_headers: all_headers.is_some_and(super::may_have_own),
+        has_own_headers: may_have_own.unwrap_or_else(|| all_headers.is_some_and(super::may_have_own)),
         headers: all_headers.map_or_else(Json::empty_object, Json::trusted),
     })
 }

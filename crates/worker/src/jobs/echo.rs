@@ -15,7 +15,8 @@ impl Job for Echo {
     }
 
     fn run<'a>(&'a self, _ctx: &'a JobContext, args: Arguments) -> BoxFuture<'a, Outcome> {
-        let text = format!("{{\"args\": {}, \"kwargs\": {}}}", args.args, args.kwargs);
+        let (args, kwargs) = (args.args.as_str(), args.kwargs.as_str());
+        let text = ["{\"args\": ", args, ", \"kwargs\": ", kwargs, "}"].concat();
         let outcome = match Json::parse(&text) {
             Ok(value) => Outcome::Done(value),
             Err(err) => Outcome::Failed(Failure::permanent(
