@@ -305,7 +305,7 @@ fn long_run(bytes: &[u8]) -> usize {
     let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
     let run = &bytes[..end];
     // Without a way out of the loop, so that it is done many bytes at a time; as a rule there is none.
-    if run.iter().fold(false, |any, byte| any | (*byte < 0x20)) {
+    if run.iter().fold(0, |any, byte| any | u8::from(*byte < 0x20)) > 0 {
         return run.iter().position(|byte| *byte < 0x20).unwrap_or(end);
     }
     end

@@ -31,8 +31,12 @@ fn both(reader: &mut Reader, raw: &[u8], limits: &Limits) -> Result<TaskMessage,
             };
             assert_eq!(&read, plain, "{}", String::from_utf8_lossy(raw));
         }
-        (Err(plain), Err(read)) => assert_eq!(format!("{read:?}"), format!("{plain:?}")),
-        _ => panic!("{read:?} and {plain:?} for {}", String::from_utf8_lossy(raw)),
+        _ => assert_eq!(
+            format!("{read:?}"),
+            format!("{plain:?}"),
+            "{}",
+            String::from_utf8_lossy(raw)
+        ),
     }
     plain
 }

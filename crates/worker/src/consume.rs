@@ -263,13 +263,15 @@ impl Consumer {
             is_woken = self.wait().await;
             // What a limit holds back is not to be seen by a look.
             if is_woken && self.blocked.is_none() {
-                let rest = reported.elapsed();
-                reported = Instant::now();
-                let hesitation = self.shared.fleet.hesitate(self.in_vain, rest, crate::random());
+                let hesitation = self
+                    .shared
+                    .fleet
+                    .hesitate(self.in_vain, reported.elapsed(), crate::random());
                 if !hesitation.is_zero() {
                     tokio::time::sleep(hesitation).await;
                     is_woken = false; // A look first: most likely somebody else has it by now.
                 }
+                reported = Instant::now(); // Who hesitates does not hear of others meanwhile: that is no rest.
             }
         }
     }
@@ -542,7 +544,7 @@ impl Consumer {
         let patience = if self.waker.is_tracking() {
             // Until it is admitted it asks for a leader now and then, too.
             if self.is_open {
-                self.shared.fleet.stretch(IDLE)
+                self.shared.fleet.looks(IDLE)
             } else {
                 IDLE
             }

@@ -10,10 +10,12 @@ const MOST: u32 = 4;
 
 /// So many workers are a crowd: those for whom nothing was left wait before they look again.
 const CROWD: u64 = 100;
-/// In so long Redis answers one look, with room for all else that it does.
-const A_LOOK: Duration = Duration::from_micros(400);
+/// In a crowd an idle worker looks so many times more seldom than one alone.
+const CROWD_LOOKS: u32 = 12;
+/// In so long Redis answers one look and a machine that many of them share gets around to it, with room for all else.
+const A_LOOK: Duration = Duration::from_micros(1200);
 /// Longest wait before a look.
-const LONGEST: Duration = Duration::from_millis(400);
+const LONGEST: Duration = Duration::from_millis(1200);
 /// A message that comes after so long a rest is looked for at once: it may be the first of many.
 const REST: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,12 @@ impl Fleet {
     pub(crate) fn stretch(&self, every: Duration) -> Duration {
         let times = self.workers.load(Ordering::Relaxed) / FEW;
         every * u32::try_from(times).unwrap_or(MOST).clamp(1, MOST)
+    }
+
+    /// How long an idle worker waits between two looks, where one alone would wait for `every` and is told of changes.
+    pub(crate) fn looks(&self, every: Duration) -> Duration {
+        let times = if self.is_crowd() { CROWD_LOOKS } else { 1 };
+        (every * times).max(self.stretch(every))
     }
 
     /// Are there so many that each does less?
@@ -78,16 +86,25 @@ mod tests {
     }
 
     #[test]
+    fn in_a_crowd_the_idle_look_seldom() {
+        let (fleet, every) = (Fleet::default(), Duration::from_secs(5));
+        for (workers, expected) in [(1, 5), (8, 10), (99, 20), (100, 60), (u64::MAX, 60)] {
+            fleet.met(workers);
+            assert_eq!(fleet.looks(every), Duration::from_secs(expected), "{workers} workers");
+        }
+    }
+
+    #[test]
     fn in_a_crowd_those_for_whom_nothing_was_left_hesitate() {
         let fleet = Fleet::default();
         for (workers, was_in_vain, rest, luck, expected) in [
             (99, true, 100, 1.0, 0),
             (100, false, 100, 1.0, 0),
             (100, true, 100, 0.0, 0),
-            (100, true, 100, 1.0, 40),
+            (100, true, 100, 1.0, 120),
             (100, true, 1001, 1.0, 0),
-            (1000, true, 1000, 0.5, 200),
-            (u64::MAX, true, 100, 1.0, 400),
+            (1000, true, 1000, 0.5, 600),
+            (u64::MAX, true, 100, 1.0, 1200),
         ] {
             fleet.met(workers);
             let wait = fleet.hesitate(was_in_vain, Duration::from_millis(rest), luck);
