@@ -23,6 +23,8 @@ use crate::open::Stream;
 const KEPT: usize = 256 << 10;
 /// Room for the next bytes of a reply: a kernel has seldom more at a time.
 const ROOM: usize = 64 << 10;
+/// Room that is made at a time for what is only announced.
+const MOST: usize = 4 << 20;
 /// Arrays in arrays; our scripts answer two.
 const DEPTH: usize = 16;
 
@@ -59,7 +61,7 @@ impl Direct {
         self.inbox.clear();
         let mut extent = Extent::default();
         while !extent.is_whole(&self.inbox)? {
-            self.inbox.reserve(ROOM.max(extent.missing(&self.inbox)));
+            self.inbox.reserve(extent.missing(&self.inbox).clamp(ROOM, MOST));
             if self.stream.read_buf(&mut self.inbox).await? == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server ended the connection").into());
             }
@@ -139,7 +141,7 @@ impl Extent {
                 }
                 b'*' => {
                     self.at = next;
-                    self.values += usize::try_from(number(rest)?).unwrap_or(0);
+                    self.values = self.values.saturating_add(usize::try_from(number(rest)?).unwrap_or(0));
                 }
                 _ => self.at = next,
             }
