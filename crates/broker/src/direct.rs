@@ -48,6 +48,11 @@ impl Direct {
         }
     }
 
+    /// Does it lead to the wrong place, or rest on credentials that are no more?
+    pub(crate) fn is_stale(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.is_stale())
+    }
+
     /// Has the server ended it, or said something that nobody asked? Looks at what has come so far.
     pub(crate) fn is_over(&mut self) -> bool {
         self.stream.read_u8().now_or_never().is_some()

@@ -47,6 +47,14 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Is it time for another connection?
+    pub(crate) fn is_stale(&self) -> bool {
+        self.place.look();
+        self.stale().is_some()
+    }
+}
+
 fn moved() -> RedisError {
     Refusal::error(Trouble::ReadOnly, "the primary has moved: connecting anew")
 }
@@ -111,10 +119,7 @@ impl Connection {
 
     /// Is it time for another one?
     fn is_stale(&self) -> bool {
-        self.watch.as_ref().is_some_and(|watch| {
-            watch.place.look();
-            watch.stale().is_some()
-        })
+        self.watch.as_ref().is_some_and(|watch| watch.is_stale())
     }
 
     /// Resolves when it leads to the wrong place; never, where that cannot be.

@@ -5,11 +5,15 @@
 //! script that removes the lease last. A lease that is gone changes nothing and is answered as lost.
 //! When a reply is lost the caller repeats the call; *lost* then also means "settled the first time".
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use tokio::sync::{Mutex, watch};
 
 use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE};
 use crate::control::failed;
 use crate::direct::Direct;
+use crate::link::Driver;
+use crate::place::State;
 use crate::{Broker, Config, Error, Keys, StoredResult};
 
 /// Where a delivery ends.
@@ -248,9 +252,21 @@ fn ack<'a>(keys: &Keys, worker: &str, ttl: u64, has_counted: bool, groups: &[Ack
 
 /// Acknowledges by a connection that nobody else uses, made with the first call and anew after each that failed.
 pub struct Acks {
+    /// Gives up a connection that has become stale while nobody calls: an old password is not used any longer.
+    _watching: Option<Driver>,
     config: Config,
     keys: Keys,
-    connection: tokio::sync::Mutex<Option<Direct>>,
+    connection: Arc<Mutex<Option<Direct>>>,
+}
+
+async fn watch(connection: Weak<Mutex<Option<Direct>>>, mut state: watch::Receiver<State>) {
+    while state.changed().await.is_ok() {
+        let Some(place) = connection.upgrade() else { return };
+        let mut connection = place.lock().await;
+        if connection.as_ref().is_some_and(Direct::is_stale) {
+            *connection = None;
+        }
+    }
 }
 
 impl Acks {
@@ -298,10 +314,13 @@ impl Broker {
 
     /// The same by a connection of their own.
     pub fn acks(&self) -> Acks {
+        let (place, connection) = (&self.config.place, Arc::<Mutex<_>>::default());
+        let watching = || Driver::new(watch(Arc::downgrade(&connection), place.follow()));
         Acks {
+            _watching: place.is_watched().then(watching),
             config: self.config.clone(),
             keys: self.keys.clone(),
-            connection: tokio::sync::Mutex::default(),
+            connection,
         }
     }
 
