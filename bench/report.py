@@ -59,8 +59,9 @@ What limits the figures that are not met, by `perf`:
   list has changed, and a script moves the message under a lease. After the 5 to 55 ms of rest between two messages caches are
   cold, and all code takes about three times as long: of some 700 µs the push and its report take 170, the worker's way from
   the report to its call 130, the script with its 17 commands 190, reading and starting the task 150. Little of it is waiting: the
-  loop on a thread and a connection of its own, without any change of threads, took 50 µs less and a tenth of the
-  throughput, so it is not done.
+  loop on a thread and a connection of its own, without any change of threads, took 50 to 140 µs less and a tenth to a
+  seventh of the throughput (two designs), so it is not done. No better: to poll for the reply instead of sleeping, and
+  to let the run go first where it was started.
 * **Redis CPU, one slot.** Two calls a message, each about 20 µs in the kernel for reading, writing and waiting; the 25 commands in the two scripts
   take as much again as both. Many slots share calls, one cannot.
 

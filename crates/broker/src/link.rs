@@ -19,6 +19,10 @@ impl Driver {
     pub(crate) fn new(driver: impl Future<Output = ()> + Send + 'static) -> Driver {
         Driver(tokio::spawn(driver))
     }
+
+    pub(crate) fn is_at_work(&self) -> bool {
+        !self.0.is_finished()
+    }
 }
 
 impl Drop for Driver {
@@ -45,9 +49,7 @@ impl Watch {
             Refusal::error(Trouble::Connection, reason)
         })
     }
-}
 
-impl Watch {
     /// Is it time for another connection?
     pub(crate) fn is_stale(&self) -> bool {
         self.place.look();
@@ -186,7 +188,7 @@ struct Failure {
 }
 
 struct Shared {
-    /// Gives up a connection that has become stale while nobody calls: an old password is not used any longer.
+    /// See [`watching`].
     _watching: Option<Driver>,
     config: Config,
     current: RwLock<Option<Connection>>,
@@ -204,11 +206,16 @@ impl Link {
     /// Connects, and fails at once where that is not possible.
     pub(crate) async fn connect(config: &Config) -> RedisResult<Link> {
         let first = config.open().await?;
-        Ok(Link(Arc::new_cyclic(|shared| Shared {
-            _watching: config
-                .place
-                .is_watched()
-                .then(|| Driver::new(watch(Weak::clone(shared), config.place.follow()))),
+        Ok(Link(Arc::new_cyclic(|shared: &Weak<Shared>| Shared {
+            _watching: {
+                let shared = Weak::clone(shared);
+                watching(&config.place, move || {
+                    let Some(shared) = shared.upgrade() else { return false };
+                    let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
+                    current.take_if(|connection| connection.is_stale());
+                    true
+                })
+            },
             config: config.clone(),
             current: RwLock::new(Some(first)),
             connecting: tokio::sync::Mutex::new(None),
@@ -279,14 +286,13 @@ impl Link {
     }
 }
 
-async fn watch(shared: Weak<Shared>, mut state: watch::Receiver<State>) {
-    while state.changed().await.is_ok() {
-        let Some(shared) = shared.upgrade() else { return };
-        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(Connection::is_stale) {
-            *current = None;
-        }
-    }
+/// Sees to it that a connection which has become stale while nobody calls is given up: an old password is not used any
+/// longer. `give_up` does it where there is one; false: nobody is left who could have one.
+pub(crate) fn watching(place: &Arc<Place>, give_up: impl Fn() -> bool + Send + 'static) -> Option<Driver> {
+    let mut state = place.is_watched().then(|| place.follow())?;
+    Some(Driver::new(async move {
+        while state.changed().await.is_ok() && give_up() {}
+    }))
 }
 
 /// Callers have pauses of their own; this one only keeps them from being a flood.

@@ -469,13 +469,16 @@ impl Reserver {
             .arg(queue)
             .arg(seconds);
         let answer = match args.call(&mut connection).await {
-            Ok(answer) => answer.count(),
-            Err(err) if err.is_connection() => return Err(err),
-            Err(err) => Err(err),
+            Ok(answer) => answer,
+            Err(err) => {
+                if !err.is_connection() {
+                    self.session = Some((connection, epoch));
+                }
+                return Err(err);
+            }
         };
-        if !matches!(answer, Err(Error::Reply { .. })) {
-            self.session = Some((connection, epoch));
-        }
-        Ok(answer? == 1)
+        let is_taker = answer.count()? == 1;
+        self.session = Some((connection, epoch));
+        Ok(is_taker)
     }
 }

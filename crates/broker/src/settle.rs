@@ -5,16 +5,13 @@
 //! script that removes the lease last. A lease that is gone changes nothing and is answered as lost.
 //! When a reply is lost the caller repeats the call; *lost* then also means "settled the first time".
 
-use std::sync::{Arc, Weak};
-
-use tokio::sync::{Mutex, watch};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::call::{ACK, Args, EARLY, FOLLOW, RENEW, SETTLE};
 use crate::control::failed;
 use crate::direct::Direct;
-use crate::link::Driver;
-use crate::place::State;
-use crate::{Broker, Config, Error, Keys, StoredResult};
+use crate::link::{Driver, watching};
+use crate::{Broker, Error, Keys, StoredResult};
 
 /// Where a delivery ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -250,22 +247,27 @@ fn ack<'a>(keys: &Keys, worker: &str, ttl: u64, has_counted: bool, groups: &[Ack
     args
 }
 
-/// Acknowledges by a connection that nobody else uses, made with the first call and anew after each that failed.
+/// Acknowledges by a connection that nobody else uses. Where there is none, the call goes by the shared one and does not
+/// wait; after one that went well so, a connection is made beside.
 pub struct Acks {
-    /// Gives up a connection that has become stale while nobody calls: an old password is not used any longer.
     _watching: Option<Driver>,
-    config: Config,
-    keys: Keys,
-    connection: Arc<Mutex<Option<Direct>>>,
+    broker: Broker,
+    kept: Kept,
+    connecting: Mutex<Option<Driver>>,
 }
 
-async fn watch(connection: Weak<Mutex<Option<Direct>>>, mut state: watch::Receiver<State>) {
-    while state.changed().await.is_ok() {
-        let Some(place) = connection.upgrade() else { return };
-        let mut connection = place.lock().await;
-        if connection.as_ref().is_some_and(Direct::is_stale) {
-            *connection = None;
-        }
+/// The connection while no call is on its way.
+type Kept = Arc<Mutex<Option<Direct>>>;
+
+fn locked<T>(place: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner) // It is there or not, after any panic.
+}
+
+fn keep(kept: &Kept, connection: Direct) {
+    let mut place = locked(kept);
+    // Under the lock: one that becomes stale after this is found here by who gives up.
+    if !connection.is_stale() {
+        *place = Some(connection);
     }
 }
 
@@ -273,28 +275,42 @@ impl Acks {
     /// As [`Broker::ack`].
     ///
     /// # Errors
-    /// As there, and [`Error::Connect`].
+    /// As there.
     ///
     /// # Cancellation
     /// As there; the connection is given up.
     pub async fn ack(&self, worker: &str, ttl: u64, has_counted: bool, groups: &[AckGroup]) -> Result<u64, Error> {
-        let args = ack(&self.keys, worker, ttl, has_counted, groups);
-        let mut place = self.connection.lock().await;
         // Taken out while the call is on its way: a dropped future leaves no answer behind.
-        let kept = place
-            .take()
-            .and_then(|mut connection| (!connection.is_over()).then_some(connection));
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => self.config.direct().await?,
+        let mut kept = locked(&self.kept).take();
+        kept.take_if(Direct::is_over);
+        let Some(mut connection) = kept else {
+            let lost = self.broker.ack(worker, ttl, has_counted, groups).await?;
+            self.connect();
+            return Ok(lost);
         };
-        let answer = match args.call(&mut connection).await {
+        let args = ack(&self.broker.keys, worker, ttl, has_counted, groups);
+        let lost = match args.call(&mut connection).await {
             Ok(answer) => Ok(answer.count()?),
             Err(err) if err.is_connection() => return Err(err),
             Err(refused) => Err(refused),
         };
-        *place = Some(connection);
-        answer
+        keep(&self.kept, connection);
+        lost
+    }
+
+    fn connect(&self) {
+        let mut connecting = locked(&self.connecting);
+        if connecting.as_ref().is_some_and(Driver::is_at_work) {
+            return;
+        }
+        let (config, kept) = (self.broker.config.clone(), Arc::clone(&self.kept));
+        *connecting = Some(Driver::new(async move {
+            match config.direct().await {
+                Ok(connection) => keep(&kept, connection),
+                // The next call goes by the shared one, too.
+                Err(err) => tracing::debug!(error = %err, "no connection of their own for acknowledgements"),
+            }
+        }));
     }
 }
 
@@ -314,13 +330,18 @@ impl Broker {
 
     /// The same by a connection of their own.
     pub fn acks(&self) -> Acks {
-        let (place, connection) = (&self.config.place, Arc::<Mutex<_>>::default());
-        let watching = || Driver::new(watch(Arc::downgrade(&connection), place.follow()));
+        let kept = Kept::default();
+        let place = Arc::downgrade(&kept);
+        let give_up = move || {
+            let Some(kept) = place.upgrade() else { return false };
+            locked(&kept).take_if(|connection| connection.is_stale());
+            true
+        };
         Acks {
-            _watching: place.is_watched().then(watching),
-            config: self.config.clone(),
-            keys: self.keys.clone(),
-            connection,
+            _watching: watching(&self.config.place, give_up),
+            broker: self.clone(),
+            kept,
+            connecting: Mutex::default(),
         }
     }
 

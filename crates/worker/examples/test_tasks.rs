@@ -8,6 +8,10 @@ use umbel_testkit::redis::{self, AsyncCommands};
 use umbel_testkit::{Event, Log};
 use umbel_worker::{Ack, Arguments, Failure, JobContext, Json, Lost, Retry, Signature, Stop, TaskOptions, Worker};
 
+// As umbel-worker has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn history() -> Option<&'static Log> {
     static LOG: OnceLock<Option<Log>> = OnceLock::new();
     LOG.get_or_init(Log::of_this_process).as_ref()

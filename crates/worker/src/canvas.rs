@@ -14,7 +14,7 @@ use umbel_broker::{Counted, Error, FollowUp, Part, ResultStore, claim_token};
 use umbel_codec::TooLarge;
 use umbel_protocol::canvas::{self, Aftermath, Builtin, ChordEnd, ChordPart, Outgoing, Sender, Signature, timings};
 use umbel_protocol::json::Json;
-use umbel_protocol::message::{Malformed, NewTask, TaskMessage};
+use umbel_protocol::message::{Malformed, NO_EMBED, NewTask, TaskMessage};
 use umbel_protocol::result;
 use umbel_telemetry::chain;
 
@@ -46,8 +46,7 @@ pub(crate) fn with_sender<T>(shared: &Shared, message: &TaskMessage, make: impl 
 
 /// Does nothing hang on the message? Celery writes the same text for most of them.
 pub(crate) fn is_alone(message: &TaskMessage) -> bool {
-    const NOTHING: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
-    message.embed.as_ref().is_none_or(|embed| embed.as_str() == NOTHING)
+    message.embed.as_ref().is_none_or(|embed| embed.as_str() == NO_EMBED)
 }
 
 /// What follows when another task takes the place of this one, or why that cannot be.

@@ -94,6 +94,7 @@ pub(crate) struct Decider {
     pub(crate) starting: Vec<Start>,
     /// Messages of a batch that must ask before they run.
     pub(crate) asking: Vec<Asking>,
+    /// Knows how the last messages were laid out.
     pub(crate) reader: Reader,
     /// Messages were left to the next hello, which hands back what is not named.
     pub(crate) has_left: bool,

@@ -39,8 +39,11 @@ impl Fleet {
 
     /// How long an idle worker waits between two looks, where one alone would wait for `every` and is told of changes.
     pub(crate) fn looks(&self, every: Duration) -> Duration {
-        let times = if self.is_crowd() { CROWD_LOOKS } else { 1 };
-        (every * times).max(self.stretch(every))
+        if self.is_crowd() {
+            every * CROWD_LOOKS
+        } else {
+            self.stretch(every)
+        }
     }
 
     /// Are there so many that each does less?

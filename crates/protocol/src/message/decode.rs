@@ -10,6 +10,7 @@ use super::body::JSON;
 use super::field::{
     count, instant, is_name, named, optional_name, present, priority, required, shaped, text, time_limit,
 };
+use super::parts::NO_EMBED;
 use super::reason::quoted;
 use super::{Bodies, Body, Limits, Malformed, OnlyJson, Reason, TaskMessage, legacy};
 use crate::json::{Json, JsonError};
@@ -551,15 +552,13 @@ fn undo_encoding<'a>(envelope: &Envelope<'a>) -> Result<Cow<'a, [u8]>, Reason> {
     }
 }
 
-/// What Celery writes behind positional arguments where there is nothing else: no others, and no workflow.
-const NOTHING_ELSE: &str = r#", {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]"#;
-
 /// The arguments of a body that has nothing else, as most have; `None` where it has, or is broken.
 fn only_args<'a>(body: &'a str, limits: &Limits) -> Option<&'a str> {
-    let inside = body.strip_prefix('[')?.strip_suffix(NOTHING_ELSE)?;
+    let rest = body.strip_suffix(']')?.strip_suffix(NO_EMBED)?;
+    let inside = rest.strip_suffix(", {}, ")?.strip_prefix('[')?;
     let bounds = Bounds {
         depth: limits.depth.checked_sub(1)?,
-        keys: limits.keys.checked_sub(4)?,
+        keys: limits.keys.checked_sub(4)?, // Those of the embed.
     };
     let mut scanner = Scanner::new(inside, bounds);
     let args = scanner.value().ok()?;
@@ -572,8 +571,8 @@ fn split_body<'a>(body: &'a str, limits: &Limits) -> Result<Call<'a>, Reason> {
     if let Some(args) = only_args(body, limits) {
         return Ok(Call {
             args: Cow::Borrowed(args),
-            kwargs: Cow::Borrowed(&NOTHING_ELSE[2..4]),
-            embed: Some(Cow::Borrowed(&NOTHING_ELSE[6..NOTHING_ELSE.len() - 1])),
+            kwargs: Cow::Borrowed("{}"),
+            embed: Some(Cow::Borrowed(NO_EMBED)),
         });
     }
     let broken = |source| Reason::Json { part: "body", source };

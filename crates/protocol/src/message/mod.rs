@@ -20,7 +20,7 @@ pub use decode::{body, decode, decode_with, header, salvage};
 pub use encode::{BodyEncoding, NewTask, expiration};
 pub use layout::Reader;
 pub use names::OWN_HEADERS;
-pub use parts::TaskParts;
+pub use parts::{NO_EMBED, TaskParts};
 pub use reason::{Malformed, Reason, quoted};
 pub use retry::{Retry, next_try, retry, with_headers};
 

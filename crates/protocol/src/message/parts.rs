@@ -11,7 +11,7 @@ use crate::json::Json;
 use crate::write::{self, Sink as _};
 
 /// What Celery writes when a task has no callbacks, chain or chord.
-const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
+pub const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
 /// What Celery writes when a call names neither times nor limits.
 const UNCONDITIONAL: &str = concat!(
