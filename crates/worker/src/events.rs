@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const TOLD: usize = 10_000;
 /// Interval of heartbeats while somebody watches tasks, and else.
 const BEATS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// For so long one that nobody waits for is put off, so that it goes along with something else.
+const PUT_OFF: Duration = Duration::from_millis(500);
 
 /// Where events go in.
 pub(crate) struct Events {
@@ -48,7 +50,17 @@ pub(crate) struct Events {
     many: Notify,
     clock: Arc<RedisClock>,
     beat_now: Notify,
+    beats: tokio::sync::Mutex<Beats>,
     told: Mutex<Told>,
+}
+
+/// Heartbeats, as far as they have come.
+struct Beats {
+    next: Instant,
+    /// Was the worker told of as there?
+    is_known: bool,
+    /// Did anybody hear the last one?
+    is_heard: bool,
 }
 
 /// Events on their way out.
@@ -92,6 +104,11 @@ impl Events {
             many: Notify::new(),
             clock,
             beat_now: Notify::new(),
+            beats: tokio::sync::Mutex::new(Beats {
+                next: Instant::now(),
+                is_known: false,
+                is_heard: false,
+            }),
             told: Mutex::default(),
         }
     }
@@ -221,37 +238,67 @@ pub(crate) async fn publish(shared: Arc<Shared>) {
 
 /// Tells for ever that the worker lives.
 pub(crate) async fn beat(shared: Arc<Shared>) {
-    let mut is_known = false;
-    let mut is_heard = false;
+    let events = &shared.events;
+    let mut is_asked = true;
     loop {
-        let freq = if is_heard && shared.events.is_on.load(Ordering::Relaxed) {
-            BEATS.0
-        } else {
-            BEATS.1
-        };
-        let beat = describe(&shared, freq);
-        let event = if is_known {
-            Event::WorkerHeartbeat(beat)
-        } else {
-            Event::WorkerOnline(beat)
-        };
-        match shared
-            .broker
-            .publish_events(&[shared.events.single(&event)], PATIENCE)
-            .await
-        {
-            Ok(listeners) => {
-                is_known = true;
-                let was_heard = std::mem::replace(&mut is_heard, listeners > 0);
-                if is_heard && !was_heard && shared.events.is_on.load(Ordering::Relaxed) {
-                    continue; // They were told of the longer interval.
-                }
+        let at = {
+            let mut beats = events.beats.lock().await;
+            if is_asked || beats.latest() <= Instant::now() {
+                beats.tell(&shared).await;
             }
-            Err(err) => tracing::debug!(error = %chain(&err), "heartbeat event not published"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(freq) => {}
-            () = shared.events.beat_now.notified() => {}
+            beats.latest()
+        };
+        is_asked = tokio::select! {
+            () = tokio::time::sleep_until(at.into()) => false,
+            () = events.beat_now.notified() => true,
+        };
+    }
+}
+
+/// Tells it where that is due within so long and nobody listens: with what the worker says to Redis just now it costs
+/// nobody a call of its own.
+pub(crate) async fn beat_along(shared: &Shared, within: Duration) {
+    if let Ok(mut beats) = shared.events.beats.try_lock()
+        && beats.goes_along(Instant::now(), within)
+    {
+        beats.tell(shared).await;
+    }
+}
+
+impl Beats {
+    /// Does the next one, due within so long, go along with what is sent now?
+    fn goes_along(&self, now: Instant, within: Duration) -> bool {
+        self.is_known && !self.is_heard && self.next <= now + within
+    }
+
+    /// When the next one is told by itself.
+    fn latest(&self) -> Instant {
+        self.next + if self.is_heard { Duration::ZERO } else { PUT_OFF }
+    }
+
+    async fn tell(&mut self, shared: &Shared) {
+        let is_on = || shared.events.is_on.load(Ordering::Relaxed);
+        loop {
+            let freq = if self.is_heard && is_on() { BEATS.0 } else { BEATS.1 };
+            self.next = Instant::now() + freq;
+            let beat = describe(shared, freq);
+            let event = if self.is_known {
+                Event::WorkerHeartbeat(beat)
+            } else {
+                Event::WorkerOnline(beat)
+            };
+            let event = [shared.events.single(&event)];
+            match shared.broker.publish_events(&event, PATIENCE).await {
+                Ok(listeners) => {
+                    self.is_known = true;
+                    let was_heard = std::mem::replace(&mut self.is_heard, listeners > 0);
+                    if self.is_heard && !was_heard && is_on() {
+                        continue; // They were told of the longer interval.
+                    }
+                }
+                Err(err) => tracing::debug!(error = %chain(&err), "heartbeat event not published"),
+            }
+            return;
         }
     }
 }
@@ -334,6 +381,27 @@ mod tests {
             events.task(|| started("1"));
         }
         assert_eq!(events.dropped.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn a_heartbeat_that_nobody_hears_goes_along_with_another_call() {
+        let (now, five) = (Instant::now(), Duration::from_secs(5));
+        for (next, is_known, is_heard, goes_along, put_off) in [
+            (5000, true, false, true, 500),
+            (5001, true, false, false, 500),
+            (0, true, false, true, 500),
+            (0, true, true, false, 0),     // Who listens was told when it comes.
+            (0, false, false, false, 500), // The first one says that the worker is there.
+        ] {
+            let next = now + Duration::from_millis(next);
+            let beats = Beats {
+                next,
+                is_known,
+                is_heard,
+            };
+            assert_eq!(beats.goes_along(now, five), goes_along, "{is_known} {is_heard}");
+            assert_eq!(beats.latest() - next, Duration::from_millis(put_off));
+        }
     }
 
     #[test]

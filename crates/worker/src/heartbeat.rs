@@ -21,7 +21,11 @@ pub(crate) async fn run(broker: Broker, shared: Arc<Shared>) {
     let mut is_warned = false;
     loop {
         let every = if shared.fleet.is_crowd() { EVERY.1 } else { EVERY.0 };
-        match broker.heartbeat(&describe(&shared), every).await {
+        let beat = describe(&shared);
+        // Both at once: Redis reads them in one go.
+        let along = crate::events::beat_along(&shared, every / 2);
+        let ((), beaten) = tokio::join!(biased; along, broker.heartbeat(&beat, every));
+        match beaten {
             Ok(()) => is_warned = false,
             Err(err) => {
                 shared.metrics.broker_failed(&err);
