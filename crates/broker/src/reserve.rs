@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::call::{Args, HELLO, RESERVE, RESERVE_SUSPECT, Reply, TAKER};
+use crate::call::{Answer, Args, HELLO, RESERVE, RESERVE_SUSPECT, Reply, TAKER};
 use crate::direct::Direct;
 use crate::{Config, Error, Keys};
 
@@ -147,6 +147,27 @@ pub struct Hello {
 /// Messages in one call: Lua unpacks two values for each onto a stack of 8,000.
 const MOST: usize = 1000;
 
+/// A connection that has said hello, and the epoch that it got.
+type Session = (Direct, i64);
+
+/// Calls by a session, and answers with it what the server says. Where it refuses, nothing was done: the session goes back
+/// to its `place`. One whose connection has failed is given up.
+async fn ask(
+    place: &mut Option<Session>,
+    (mut connection, epoch): Session,
+    args: &Args<'_>,
+) -> Result<(Answer, Session), Error> {
+    match args.call(&mut connection).await {
+        Ok(answer) => Ok((answer, (connection, epoch))),
+        Err(err) => {
+            if !err.is_connection() {
+                *place = Some((connection, epoch));
+            }
+            Err(err)
+        }
+    }
+}
+
 /// The one connection of a worker that takes messages.
 pub struct Reserver {
     config: Config,
@@ -156,7 +177,7 @@ pub struct Reserver {
     lease: Duration,
     largest: usize,
     dead_kept: u64,
-    session: Option<(Direct, i64)>,
+    session: Option<Session>,
     hello: Option<Hello>,
 }
 
@@ -276,7 +297,7 @@ impl Reserver {
     ) -> Result<Reserved, Error> {
         self.ensure(held).await?;
         // Taken out while the call is on its way: a dropped future leaves no session behind.
-        let Some((mut connection, epoch)) = self.session.take() else {
+        let Some((connection, epoch)) = self.session.take() else {
             return Ok(Reserved::Busy);
         };
         let mut args = Args::new(&RESERVE, self.keys.scope())
@@ -295,27 +316,19 @@ impl Reserver {
             }
         }
         let sent = Instant::now();
-        let value = match args.call(&mut connection).await {
-            Ok(value) => value,
-            Err(err) => {
-                if !err.is_connection() {
-                    self.session = Some((connection, epoch)); // The server answered: nothing was taken.
-                }
-                return Err(err);
-            }
-        };
+        let (value, session) = ask(&mut self.session, (connection, epoch), &args).await?;
         let mut reply = value.reply()?;
         match reply.text()?.as_str() {
             "ok" => {}
             "gate" => {
-                self.session = Some((connection, epoch));
+                self.session = Some(session);
                 return Ok(Reserved::Gate(reply.text()?));
             }
             // Unknown here, or a newer epoch: say hello again.
             _ => return Ok(Reserved::Gate("new".into())),
         }
         let batch = self.read_batch(&mut reply, sent, queues)?;
-        self.session = Some((connection, epoch));
+        self.session = Some(session);
         Ok(Reserved::Batch(batch))
     }
 
@@ -392,7 +405,7 @@ impl Reserver {
         held: impl FnOnce() -> Vec<Arc<str>>,
     ) -> Result<Reserved, Error> {
         self.ensure(held).await?;
-        let Some((mut connection, epoch)) = self.session.take() else {
+        let Some((connection, epoch)) = self.session.take() else {
             return Ok(Reserved::Busy);
         };
         let mut args = Args::new(&RESERVE_SUSPECT, self.keys.scope())
@@ -404,15 +417,7 @@ impl Reserver {
             args.push(&*queue.queue);
         }
         let sent = Instant::now();
-        let value = match args.call(&mut connection).await {
-            Ok(value) => value,
-            Err(err) => {
-                if !err.is_connection() {
-                    self.session = Some((connection, epoch));
-                }
-                return Err(err);
-            }
-        };
+        let (value, session) = ask(&mut self.session, (connection, epoch), &args).await?;
         let mut reply = value.reply()?;
         let mut taken = Vec::new();
         let (mut term, mut now) = (0, None);
@@ -434,16 +439,16 @@ impl Reserver {
             }
             "none" => {}
             "busy" => {
-                self.session = Some((connection, epoch));
+                self.session = Some(session);
                 return Ok(Reserved::Busy);
             }
             "gate" => {
-                self.session = Some((connection, epoch));
+                self.session = Some(session);
                 return Ok(Reserved::Gate("closed".into()));
             }
             _ => return Ok(Reserved::Gate("new".into())),
         }
-        self.session = Some((connection, epoch));
+        self.session = Some(session);
         Ok(Reserved::Batch(Batch {
             term,
             sent,
@@ -461,24 +466,16 @@ impl Reserver {
     /// As [`Reserver::reserve`].
     pub async fn becomes_taker(&mut self, queue: &str, seconds: u64) -> Result<bool, Error> {
         // As above: a dropped future leaves no session behind.
-        let Some((mut connection, epoch)) = self.session.take() else {
+        let Some((connection, epoch)) = self.session.take() else {
             return Ok(false);
         };
         let args = Args::new(&TAKER, self.keys.scope())
             .arg(&self.identity.worker)
             .arg(queue)
             .arg(seconds);
-        let answer = match args.call(&mut connection).await {
-            Ok(answer) => answer,
-            Err(err) => {
-                if !err.is_connection() {
-                    self.session = Some((connection, epoch));
-                }
-                return Err(err);
-            }
-        };
+        let (answer, session) = ask(&mut self.session, (connection, epoch), &args).await?;
         let is_taker = answer.count()? == 1;
-        self.session = Some((connection, epoch));
+        self.session = Some(session);
         Ok(is_taker)
     }
 }

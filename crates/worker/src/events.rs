@@ -5,7 +5,8 @@
 //! waits for them: what the buffer or Redis has no room for is dropped and counted.
 //!
 //! Heartbeats say in `freq` when the next one comes, and receivers count a worker as alive for twice as long: every 10 s,
-//! or every 2 s while task events are on and somebody listens.
+//! or every 2 s while task events are on and somebody listens. While nobody does they come up to half a second late, or
+//! sooner, with another call.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -277,28 +278,25 @@ impl Beats {
     }
 
     async fn tell(&mut self, shared: &Shared) {
-        let is_on = || shared.events.is_on.load(Ordering::Relaxed);
-        loop {
-            let freq = if self.is_heard && is_on() { BEATS.0 } else { BEATS.1 };
-            self.next = Instant::now() + freq;
-            let beat = describe(shared, freq);
-            let event = if self.is_known {
-                Event::WorkerHeartbeat(beat)
-            } else {
-                Event::WorkerOnline(beat)
-            };
-            let event = [shared.events.single(&event)];
-            match shared.broker.publish_events(&event, PATIENCE).await {
-                Ok(listeners) => {
-                    self.is_known = true;
-                    let was_heard = std::mem::replace(&mut self.is_heard, listeners > 0);
-                    if self.is_heard && !was_heard && is_on() {
-                        continue; // They were told of the longer interval.
-                    }
+        let events = &shared.events;
+        let is_on = || events.is_on.load(Ordering::Relaxed);
+        let freq = if self.is_heard && is_on() { BEATS.0 } else { BEATS.1 };
+        self.next = Instant::now() + freq;
+        let beat = describe(shared, freq);
+        let event = if self.is_known {
+            Event::WorkerHeartbeat(beat)
+        } else {
+            Event::WorkerOnline(beat)
+        };
+        match shared.broker.publish_events(&[events.single(&event)], PATIENCE).await {
+            Ok(listeners) => {
+                self.is_known = true;
+                let was_heard = std::mem::replace(&mut self.is_heard, listeners > 0);
+                if self.is_heard && !was_heard && is_on() {
+                    events.beat(); // They were told of the longer interval.
                 }
-                Err(err) => tracing::debug!(error = %chain(&err), "heartbeat event not published"),
             }
-            return;
+            Err(err) => tracing::debug!(error = %chain(&err), "heartbeat event not published"),
         }
     }
 }
